@@ -1,0 +1,453 @@
+"""What the theory speaks about, measured: similarity statistics, alignment, uniformity, tolerance, rank, hardness.
+
+Every function takes raw (unnormalised) projections, one row per sample, and normalises inside unless it says otherwise.
+Work is done in float64 wherever the device has it (float32 on MPS), whatever the dtype of the input and whatever
+autocast says: the variances of interest are differences of nearly equal sums. Results are 0-dim tensors of that wide
+dtype on the input's device. What the shapes decide raises ``ValueError``; rows that are not finite give a result
+that is not finite, because looking at them would synchronise the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from varloss import _checks, _numerics
+from varloss._checks import Negatives
+
+__all__ = [
+    "SimilarityStatistics",
+    "alignment",
+    "effective_rank",
+    "relative_penalty_entropy",
+    "similarity_statistics",
+    "sphere_cosine_quantile",
+    "tolerance",
+    "uniformity",
+    "wasserstein_uniformity",
+]
+
+# Rows of a similarity tile: 1024 rows against 50 000 columns are 400 MB in float64, and large enough to keep a
+# matrix product efficient.
+_BLOCK_ROWS = 1024
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class SimilarityStatistics(NamedTuple):
+    """Mean and population variance of three kinds of cosine similarities; see ``similarity_statistics``.
+
+    Attributes:
+        positive_mean: Mean of u_i·v_i.
+        positive_var: Population variance of u_i·v_i.
+        cross_mean: Mean of u_i·v_j over i ≠ j, the cross-view negatives.
+        cross_var: Their population variance, the quantity VRN reduces.
+        within_mean: Mean of u_i·u_j and v_i·v_j over i ≠ j, the within-view negatives of both views pooled.
+        within_var: Their population variance about the pooled mean.
+    """
+
+    positive_mean: Tensor
+    positive_var: Tensor
+    cross_mean: Tensor
+    cross_var: Tensor
+    within_mean: Tensor
+    within_var: Tensor
+
+
+def _without_autocast(function: _Function) -> _Function:
+    """Run ``function`` with autocast off on the device of its first argument: wide stays wide."""
+
+    @functools.wraps(function)
+    def wrapper(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(z, Tensor):
+            raise TypeError(f"{function.__name__} takes tensors, got {type(z).__name__}")
+        with torch.autocast(z.device.type, enabled=False):
+            return function(z, *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _rows(minimum: int, why: str, **named: Tensor) -> list[Tensor]:
+    """Check matrices of equal width and at least ``minimum`` rows and return them in the widest dtype."""
+    _checks.embeddings(**named)
+    for name, z in named.items():
+        if z.shape[0] < minimum:
+            raise ValueError(f"{why} needs at least {minimum} rows; {name} has {z.shape[0]}.")
+    return [_numerics.widest(_numerics.wide(z)) for z in named.values()]
+
+
+def _unit_rows(z: Tensor, minimum: int, why: str) -> Tensor:
+    return _numerics.unit(_rows(minimum, why, z=z)[0])
+
+
+def _unit_views(z0: Tensor, z1: Tensor, minimum: int, why: str) -> tuple[Tensor, Tensor]:
+    u, v = _rows(minimum, why, z0=z0, z1=z1)
+    if z0.shape != z1.shape:
+        raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
+    return _numerics.unit(u), _numerics.unit(v)
+
+
+def _positive(name: str, value: float) -> float:
+    number = _checks.real(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be greater than 0; got {value}.")
+    return number
+
+
+def _blocks(count: int, rows: int = _BLOCK_ROWS) -> Iterator[slice]:
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
+
+
+class _Moments(NamedTuple):
+    """Sums from which ``SimilarityStatistics`` follow; they add up over disjoint sets of pairs."""
+
+    positive_sum: Tensor
+    positive_sum_sq: Tensor
+    cross_sum: Tensor
+    cross_sum_sq: Tensor
+    within_sum: Tensor
+    within_sum_sq: Tensor
+
+
+class _Grams(NamedTuple):
+    """Sums over samples from which the ``_Moments`` of ALL their pairs follow; they add up over samples."""
+
+    gram_u: Tensor
+    gram_v: Tensor
+    sum_u: Tensor
+    sum_v: Tensor
+    diagonal: Tensor  # (6,): sums of S_ii, A_ii, B_ii and of their squares
+
+
+def _grams(u: Tensor, v: Tensor) -> _Grams:
+    products = torch.stack([(u * v).sum(1), (u * u).sum(1), (v * v).sum(1)])
+    diagonal = torch.cat([products.sum(1), products.square().sum(1)])
+    return _Grams(u.T @ u, v.T @ v, u.sum(0), v.sum(0), diagonal)
+
+
+def _moments(grams: _Grams) -> _Moments:
+    gram_u, gram_v, sum_u, sum_v, diagonal = grams
+    s, a, b, ss, aa, bb = diagonal.unbind()
+    # sum_ij (u_i·v_j)^2 = <U'U, V'V>_F and sum_ij u_i·v_j = (sum u)·(sum v); the diagonal goes as it was summed.
+    return _Moments(
+        positive_sum=s,
+        positive_sum_sq=ss,
+        cross_sum=sum_u @ sum_v - s,
+        cross_sum_sq=(gram_u * gram_v).sum() - ss,
+        within_sum=sum_u @ sum_u - a + sum_v @ sum_v - b,
+        within_sum_sq=gram_u.square().sum() - aa + gram_v.square().sum() - bb,
+    )
+
+
+def _statistics(moments: _Moments, positives: Tensor | int, pairs: Tensor | int) -> SimilarityStatistics:
+    """``pairs`` counts ordered cross-view pairs; the within-view pairs of both views together are twice as many."""
+
+    def mean_and_variance(total: Tensor, total_sq: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor]:
+        mean = total / count
+        # Rounding may leave a variance of -1e-17.
+        return mean, (total_sq / count - mean.square()).clamp_min(0)
+
+    return SimilarityStatistics(
+        *mean_and_variance(moments.positive_sum, moments.positive_sum_sq, positives),
+        *mean_and_variance(moments.cross_sum, moments.cross_sum_sq, pairs),
+        *mean_and_variance(moments.within_sum, moments.within_sum_sq, 2 * pairs),
+    )
+
+
+@_without_autocast
+def similarity_statistics(z0: Tensor, z1: Tensor) -> SimilarityStatistics:
+    r"""Mean and population variance of positive, cross-view negative and within-view negative similarities.
+
+    With u, v the normalised rows of ``z0``, ``z1``::
+
+        S, A, B = u @ v.T, u @ u.T, v @ v.T
+        off = ~torch.eye(N, dtype=torch.bool)
+        S.diagonal().mean(), S.diagonal().var(correction=0)
+        S[off].mean(),       S[off].var(correction=0)
+        W = torch.cat([A[off], B[off]]);  W.mean(), W.var(correction=0)
+
+    The sums over pairs are taken in closed form, sum_ij S_ij² = <U'U, V'V>_F, so time is O(N D²) and memory
+    O(N D + D²): no N x N matrix exists, N = 50 000 is fine. Nothing synchronises the device. Variances carry an
+    absolute error of about 1e-15 (that of fp32 on MPS, which has no float64). Variance 0, mean near 1 is collapse.
+
+    Args:
+        z0: (N, D) projections of the first view, N ≥ 2, any floating dtype.
+        z1: (N, D) projections of the second view; row i belongs to the same sample as row i of ``z0``.
+
+    Returns:
+        ``SimilarityStatistics`` of six 0-dim tensors (cosines, so dimensionless), float64 (float32 on MPS). The
+        sample indices are taken to be distinct: every i ≠ j is a negative pair.
+
+    Raises:
+        TypeError: Not floating-point tensors.
+        ValueError: Shapes that differ or are not (N, D), or N < 2 (no negative pair).
+
+    Reference: the quantities of Lee et al., ICML 2025 (arXiv 2506.09781), Sections 4 and 5.
+    """
+    u, v = _unit_views(z0, z1, 2, "a negative pair")
+    n = u.shape[0]
+    return _statistics(_moments(_grams(u, v)), n, n * (n - 1))
+
+
+@_without_autocast
+def alignment(z0: Tensor, z1: Tensor, *, alpha: float = 2.0) -> Tensor:
+    r"""Alignment E ||u_i - v_i||^alpha; 0 when both views coincide, smaller is better aligned.
+
+    ::
+
+        (u - v).norm(dim=1).pow(alpha).mean()
+
+    For alpha = 2 it equals 2 - 2·E[u_i·v_i]. Differentiable.
+
+    Args:
+        z0: (N, D) projections of the first view, N ≥ 1.
+        z1: (N, D) projections of the second view.
+        alpha: Exponent, > 0.
+
+    Raises:
+        TypeError: Not floating-point tensors.
+        ValueError: Shapes that differ or are not (N, D), N < 1, alpha ≤ 0.
+
+    Reference: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.1.
+    """
+    alpha = _positive("alpha", alpha)
+    u, v = _unit_views(z0, z1, 1, "alignment")
+    squared = (u - v).square().sum(1)
+    # The square root of 0 has an infinite slope: an even power needs none.
+    return (squared if alpha == 2 else squared.pow(alpha / 2)).mean()
+
+
+@_without_autocast
+def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
+    r"""Uniformity log E_{i<j} exp(-t ||x_i - x_j||²); between -4t and 0, smaller is more uniform.
+
+    ::
+
+        torch.pdist(x).square().mul(-t).exp().mean().log()
+
+    Self pairs are excluded. Wang & Liu report its negative (3.93753 for the uniform sphere in 128 dimensions at t = 2).
+    Works through tiles of 1024 rows: memory O(1024·N). Differentiable (autograd then keeps the tiles).
+
+    Args:
+        z: (N, D) projections, N ≥ 2.
+        t: Scale of the Gaussian kernel, > 0.
+
+    Raises:
+        TypeError: Not a floating-point tensor.
+        ValueError: Not (N, D), N < 2 (no pair), t ≤ 0.
+
+    Reference: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.2.
+    """
+    t = _positive("t", t)
+    x = _unit_rows(z, 2, "uniformity")
+    n = x.shape[0]
+    totals = []
+    for block in _blocks(n - 1):
+        # Rows against themselves and everything after them: the strict upper triangle is i < j. The last row has none.
+        exponent = -2 * t * (1 - x[block] @ x[block.start :].T)
+        lower = torch.ones_like(exponent, dtype=torch.bool).tril()
+        totals.append(exponent.masked_fill(lower, -torch.inf).flatten().logsumexp(0))
+    return torch.stack(totals).logsumexp(0) - math.log(n * (n - 1) / 2)
+
+
+def _class_sums(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Per class: (C, D) sum of rows, (C,) number of rows, (C,) sum of squared norms. They add up over samples."""
+    sums = x.new_zeros(classes, x.shape[1]).index_add(0, labels, x)
+    counts = x.new_zeros(classes).index_add(0, labels, torch.ones_like(x[:, 0]))
+    squares = x.new_zeros(classes).index_add(0, labels, x.square().sum(1))
+    return sums, counts, squares
+
+
+def _tolerance(sums: Tensor, counts: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cosines of ordered same-label pairs, and their number."""
+    return (sums.square().sum(1) - squares).sum(), (counts * (counts - 1)).sum()
+
+
+@_without_autocast
+def tolerance(z: Tensor, labels: Tensor) -> Tensor:
+    r"""Tolerance: mean cosine over pairs i ≠ j that carry the SAME label; large = samples of a class stay together.
+
+    ::
+
+        same = labels[:, None] == labels[None, :]
+        same.fill_diagonal_(False)
+        (x @ x.T)[same].mean()
+
+    This is the conditional mean. Wang & Liu print E[x·y · 1(same label)], which with 10 classes cannot exceed 0.1
+    and so cannot give the .372 of their table. Computed from class sums, sum_{i≠j} x_i·x_j = |Σx|² - Σ|x|², in O(N D).
+
+    Args:
+        z: (N, D) projections or features, N ≥ 2.
+        labels: (N,) integer labels, any values.
+
+    Raises:
+        TypeError: ``z`` not floating-point or ``labels`` not integer.
+        ValueError: Shapes do not fit, or no two samples share a label (which only the values can tell: this function
+            synchronises the device).
+
+    Reference: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Section 4.
+    """
+    x = _unit_rows(z, 2, "tolerance")
+    _checks.ids("labels", labels, z, "z")
+    values, inverse = torch.unique(labels, return_inverse=True)
+    total, pairs = _tolerance(*_class_sums(x, inverse, values.numel()))
+    if pairs.item() == 0:
+        raise ValueError(f"tolerance needs two samples with the same label, all {z.shape[0]} labels differ")
+    return total / pairs
+
+
+def sphere_cosine_quantile(q: Tensor, dim: int) -> Tensor:
+    r"""Quantile function of the cosine between two independent uniform points on the sphere in R^dim.
+
+    The cosine is x = 2·Beta((dim-1)/2, (dim-1)/2) - 1; written x = sin(φ), φ has the density ∝ cos(φ)^(dim-2) on
+    [-π/2, π/2], which is bounded for every dim ≥ 2 (that of x is not for dim = 2). Its distribution function is
+    tabulated by Simpson's rule and inverted by Newton's method from the table. Absolute error below 1e-10.
+
+    Args:
+        q: Probabilities in [0, 1], any shape, floating-point.
+        dim: Dimension of the space, ≥ 2.
+
+    Returns:
+        Quantiles in [-1, 1], shape of ``q``, in float64 (float32 on MPS).
+
+    Raises:
+        ValueError: dim < 2 (on a line the cosine is ±1 and has no density).
+    """
+    power = _checks.whole("dim", dim, 2) - 2
+    # cos(φ)^k <= exp(-kφ²/2): beyond 10/sqrt(k) less than 1e-21 of the mass is left.
+    limit = min(math.pi / 2, 10 / math.sqrt(power)) if power else math.pi / 2
+    level = _numerics.widest(q).clamp(0, 1)
+    tiny = torch.finfo(level.dtype).tiny
+    cells = 4096
+    step = 2 * limit / cells
+
+    def density(phi: Tensor) -> Tensor:
+        return torch.cos(phi).pow(power)
+
+    grid = torch.linspace(-limit, limit, cells + 1, dtype=level.dtype, device=level.device)
+    middle = grid[:-1] + step / 2
+    mass = (density(grid[:-1]) + 4 * density(middle) + density(grid[1:])) * (step / 6)
+    cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
+    target = level * cumulative[-1]
+    cell = (torch.searchsorted(cumulative, target, right=True) - 1).clamp(0, cells - 1)
+    left, below = grid[cell], cumulative[cell]
+    # Linear interpolation, then Newton within the cell; the density vanishes only at ±π/2, where clamping holds it.
+    phi = left + step * ((target - below) / mass[cell].clamp_min(tiny)).clamp(0, 1)
+    for _ in range(2):
+        part = (density(left) + 4 * density((left + phi) / 2) + density(phi)) * ((phi - left) / 6)
+        slope = density(phi).clamp_min(tiny)
+        phi = torch.minimum(torch.maximum(phi - (below + part - target) / slope, left), left + step)
+    # The tails beyond the table matter at the two ends alone.
+    x = torch.sin(phi)
+    return torch.where(level <= 0, -1.0, torch.where(level >= 1, 1.0, x)).to(x.dtype)
+
+
+@_without_autocast
+def wasserstein_uniformity(z: Tensor) -> Tensor:
+    r"""W1 distance between the cosines of all pairs i < j and the law they would have on the uniform sphere.
+
+    ::
+
+        cosines = sorted(x_i·x_j for i < j);  P = len(cosines)
+        mean_k |cosines[k] - Q((k + ½)/P)|,   Q = quantiles of 2·Beta((D-1)/2, (D-1)/2) - 1
+
+    0 is uniform; collapse to a point gives 1. The quantiles are analytic for every D (``sphere_cosine_quantile``),
+    where the published code is written for D = 128. Memory O(N²/2): about 0.4 GB at N = 10 000.
+
+    Args:
+        z: (N, D) projections, N ≥ 2, D ≥ 2.
+
+    Raises:
+        TypeError: Not a floating-point tensor.
+        ValueError: Not (N, D), N < 2 or D < 2.
+
+    Reference: Lee et al., ICML 2025 (arXiv 2506.09781), evaluation of uniformity.
+    """
+    x = _unit_rows(z, 2, "Wasserstein uniformity")
+    if x.shape[1] < 2:
+        raise ValueError("Wasserstein uniformity needs D >= 2: in one dimension cosines are ±1 and have no density")
+    tiles = (x[block] @ x[block.start :].T for block in _blocks(x.shape[0]))
+    cosines = torch.cat([tile[torch.ones_like(tile, dtype=torch.bool).triu(1)] for tile in tiles])
+    pairs = cosines.numel()
+    levels = (torch.arange(pairs, dtype=cosines.dtype, device=cosines.device) + 0.5) / pairs
+    return (cosines.sort().values - sphere_cosine_quantile(levels, x.shape[1])).abs().mean()
+
+
+@_without_autocast
+def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
+    r"""Effective rank exp(H(p)), p_k = sigma_k / Σ sigma, of the uncentred embedding matrix; between 1 and min(N, D).
+
+    ::
+
+        sigma = torch.linalg.svdvals(z);  p = sigma / sigma.sum()
+        torch.exp(-(p * p.log()).sum())          # with 0·log 0 = 0
+
+    Args:
+        z: (N, D) embeddings, N ≥ 1. Taken as they are, as RankMe does.
+        normalize: Scale the rows to unit length first.
+
+    Raises:
+        TypeError: Not a floating-point tensor.
+        ValueError: Not (N, D), N < 1, or all entries 0 (no direction to count; synchronises the device, as the
+            singular value decomposition does anyway).
+
+    Reference: Roy & Vetterli, EUSIPCO 2007; for label-free quality Garrido et al., ICML 2023 (arXiv 2210.02885).
+    """
+    (x,) = _rows(1, "effective rank", z=z)
+    if normalize:
+        x = _numerics.unit(x)
+    singular = torch.linalg.svdvals(x)
+    total = singular.sum()
+    if total.item() == 0:
+        raise ValueError("effective rank is undefined for an embedding matrix of zeros")
+    p = singular / total
+    entropy: Tensor = torch.special.entr(p).sum()
+    return entropy.exp()
+
+
+@_without_autocast
+def relative_penalty_entropy(
+    z0: Tensor, z1: Tensor, *, temperature: float = 0.5, negatives: Negatives = "cross"
+) -> Tensor:
+    r"""Mean entropy (nats) of the relative penalties r_ij = softmax over negatives j of s_ij / temperature.
+
+    ::
+
+        for every anchor: r = softmax(similarities to its negatives / temperature)
+        mean over anchors of -(r * r.log()).sum()
+
+    r_ij is the share of anchor i's repulsion that negative j receives. A low entropy means that a few hard negatives
+    take it all; it grows strictly with the temperature, up to log(number of negatives per anchor).
+
+    Args:
+        z0: (N, D) projections of the first view, N ≥ 2.
+        z1: (N, D) projections of the second view. Anchors are the 2N rows of both.
+        temperature: > 0.
+        negatives: "cross" (N-1 per anchor, the other view), "within" (N-1, the anchor's own view) or "both" (2N-2).
+
+    Raises:
+        TypeError: Not floating-point tensors.
+        ValueError: Shapes that differ or are not (N, D), N < 2, temperature ≤ 0, an unknown ``negatives``.
+
+    Reference: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Eq. 6 and Theorem 1.
+    """
+    _checks.one_of(negatives, _checks.KINDS, "negatives")
+    temperature = _positive("temperature", temperature)
+    u, v = _unit_views(z0, z1, 2, "a negative pair")
+    n = u.shape[0]
+    total = u.new_zeros(())
+    for anchors, others in ((u, v), (v, u)):
+        keys = {"cross": others, "within": anchors, "both": torch.cat([others, anchors])}[negatives]
+        for block in _blocks(n):
+            logits = (anchors[block] @ keys.T) / temperature
+            sample = torch.arange(keys.shape[0], device=u.device) % n
+            own = sample[None, :] == torch.arange(block.start, block.stop, device=u.device)[:, None]
+            log_r = logits.masked_fill(own, -torch.inf).log_softmax(1)
+            total = total - (log_r.exp() * log_r.masked_fill(own, 0)).sum()
+    return total / (2 * n)
