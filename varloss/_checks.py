@@ -1,0 +1,179 @@
+"""Input checks that cost nothing on the device: types, dtypes, shapes and hyper-parameters.
+
+What shapes decide raises here. What values decide (NaN rows, anchors without negatives) would make the host wait for the
+device, so it is looked at only when a caller asks with ``check=True``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Literal, SupportsIndex, cast
+
+import torch
+from torch import Tensor
+
+Negatives = Literal["cross", "within", "both"]
+Form = Literal["auto", "direct", "closed"]
+
+KINDS = ("cross", "within", "both")
+MIN_TEMPERATURE = 1e-8
+
+
+def one_of(value: str, allowed: Sequence[str], name: str) -> None:
+    """Raises ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+
+
+def embeddings(**named: Tensor) -> None:
+    """Checks that every argument is a floating-point matrix and that all share width, dtype and device."""
+    first_name, first = next(iter(named.items()))
+    for name, z in named.items():
+        if not isinstance(z, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(z).__name__}.")
+        if not z.is_floating_point():
+            raise TypeError(f"{name} must have a floating-point dtype; got {z.dtype}.")
+        if z.ndim != 2:
+            raise ValueError(f"{name} must be 2-D, one embedding a row; got shape {tuple(z.shape)}.")
+        if z.shape[1] == 0:
+            raise ValueError(f"{name} has embeddings of dimension 0: shape {tuple(z.shape)}.")
+        if z.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"{first_name} and {name} must have the same embedding dimension; "
+                f"got {tuple(first.shape)} and {tuple(z.shape)}."
+            )
+        if z.device != first.device:
+            raise ValueError(f"{first_name} and {name} must be on one device; got {first.device} and {z.device}.")
+
+
+def two_views(z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int) -> None:
+    """Checks a two-view batch and, where given, the gathered keys that contain it."""
+    embeddings(z0=z0, z1=z1)
+    if z0.shape != z1.shape:
+        raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
+    if keys is None:
+        if offset != 0:
+            raise ValueError(
+                f"offset says where this rank's rows start in keys; without keys it must be 0, got {offset}."
+            )
+        total = z0.shape[0]
+    else:
+        if not isinstance(keys, tuple) or len(keys) != 2:
+            raise TypeError("keys must be a pair (keys of view 0, keys of view 1) of tensors.")
+        embeddings(z0=z0, keys0=keys[0], keys1=keys[1])
+        if keys[0].shape != keys[1].shape:
+            raise ValueError(
+                f"keys of the two views must have the same shape; got {tuple(keys[0].shape)} and {tuple(keys[1].shape)}."
+            )
+        total = keys[0].shape[0]
+        rows_inside(z0.shape[0], total, offset)
+    if z0.shape[0] == 0:
+        raise ValueError("z0 and z1 are empty: a batch needs at least one sample.")
+    if total < 2:
+        raise ValueError("a batch of one sample has no negatives: give at least 2 samples (or gathered keys).")
+
+
+def rows_inside(rows: int, total: int, offset: int) -> None:
+    """Checks that rows ``offset .. offset + rows`` lie inside ``total`` gathered keys."""
+    if not 0 <= offset <= total - rows:
+        raise ValueError(
+            f"offset {offset} does not fit: {rows} local rows starting there must lie inside the {total} gathered keys."
+        )
+
+
+def ids(name: str, value: Tensor | None, like: Tensor, like_name: str) -> Tensor:
+    """Checks one integer id for each row of ``like``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of integers; got {type(value).__name__}.")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype; got {value.dtype}.")
+    if value.shape != like.shape[:1]:
+        raise ValueError(
+            f"{name} must hold one id for each row of {like_name}, shape ({like.shape[0]},); got {tuple(value.shape)}."
+        )
+    if value.device != like.device:
+        raise ValueError(f"{name} and {like_name} must be on one device; got {value.device} and {like.device}.")
+    return value
+
+
+def temperature(value: float | Tensor) -> None:
+    """Checks a temperature. A tensor (a learnable temperature) is checked for its shape alone: its value is on the device.
+
+    Negative temperatures are allowed: they turn the loss around, and some test suites rely on it.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"temperature must be a single number; got a tensor of shape {tuple(value.shape)}.")
+        return
+    number = real("temperature", value)
+    if abs(number) < MIN_TEMPERATURE:
+        raise ValueError(f"temperature must not be 0 (|temperature| >= {MIN_TEMPERATURE}); got {value}.")
+
+
+def real(name: str, value: float) -> float:
+    """Returns a finite float, or raises naming the argument."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        try:
+            value = cast(float, value).__float__()
+        except (AttributeError, TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be a number; got {type(value).__name__}.") from error
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite; got {value}.")
+    return float(value)
+
+
+def whole(name: str, value: SupportsIndex, least: int) -> int:
+    """Returns an integer of at least ``least``, or raises naming the argument."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer; got bool.")
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer; got {type(value).__name__}.") from error
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}; got {number}.")
+    return number
+
+
+def delta(num_samples: int | None, target: float | None) -> float:
+    """The similarity that VRN pulls negatives towards: ``-1/(num_samples-1)`` or ``target`` itself."""
+    if (num_samples is None) == (target is None):
+        raise ValueError(
+            "give exactly one of num_samples (the size n of the TRAINING set, for a target of -1/(n-1)) and "
+            f"target (the target itself); got num_samples={num_samples} and target={target}."
+        )
+    if num_samples is not None:
+        return -1.0 / (whole("num_samples", num_samples, 2) - 1)
+    value = real("target", cast(float, target))
+    if not -1.0 <= value <= 1.0:
+        raise ValueError(f"target is a cosine similarity and must lie in [-1, 1]; got {value}.")
+    return value
+
+
+def exponent(value: float) -> float:
+    """Checks the exponent of VRN: below 1 the gradient is infinite where a similarity meets its target."""
+    number = real("exponent", value)
+    if number < 1:
+        raise ValueError(f"exponent must be at least 1; got {value}.")
+    return number
+
+
+def weight(value: float) -> float:
+    """Checks the weight of a regularizer."""
+    number = real("weight", value)
+    if number < 0:
+        raise ValueError(f"weight must not be negative; got {value}.")
+    return number
+
+
+def rows_are_sound(**named: Tensor) -> None:
+    """``check=True``: raises for rows that are not finite or all zero. Synchronises with the device."""
+    for name, z in named.items():
+        bad = int((~torch.isfinite(z)).any(dim=1).sum())
+        if bad:
+            raise ValueError(f"{name} has {bad} of {z.shape[0]} rows with NaN or infinite entries.")
+        zero = int((z == 0).all(dim=1).sum())
+        if zero:
+            raise ValueError(f"{name} has {zero} of {z.shape[0]} rows of length zero: they have no direction.")

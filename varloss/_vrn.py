@@ -1,0 +1,332 @@
+"""Variance reduction of negative-pair similarities (VRN): direct, closed-form, by index, and over a queue."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from varloss import _checks
+from varloss._checks import Form, Negatives
+from varloss._nt_xent import IndexedRows
+from varloss._numerics import own_columns, products, unit, wide, widest
+
+
+def vrn(
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    num_samples: int | None = None,
+    target: float | None = None,
+    pairs: Negatives = "cross",
+    exponent: float = 2,
+    form: Form = "auto",
+    keys: tuple[Tensor, Tensor] | None = None,
+    offset: int = 0,
+    check: bool = False,
+) -> Tensor:
+    r"""Variance auxiliary loss: pulls the similarity of every negative pair to the value of the full-batch optimum.
+
+    .. math:: \frac{1}{N(N-1)} \sum_{i \ne j} |S_{ij} - \delta|^p, \qquad \delta = -\frac{1}{n-1}
+
+    for ``pairs="cross"``, :math:`S_{ij} = u_i \cdot v_j`; ``"within"`` takes the mean over the pairs inside view 0 and inside
+    view 1, ``"both"`` half of each. For p = 2 it is the population variance of the negative similarities plus the square
+    of their mean's distance from :math:`\delta`. The naive program::
+
+        s = normalize(z0) @ normalize(z1).T
+        loss = (s[~eye(N, dtype=bool)] - delta).pow(2).mean()
+
+    For p = 2 there is a closed form with O(N D^2) work and O(D^2) memory,
+    :math:`\sum_{i,j}(S_{ij}-\delta)^2 = \langle U^\top U, V^\top V\rangle_F - 2\delta\,(\sum_i u_i)\cdot(\sum_j v_j) + N^2\delta^2`,
+    less the N diagonal terms. It is used where it is cheaper, N > 2 D. Its error is absolute, about eps/(N-1): the final
+    difference is taken in float64.
+
+    Args:
+        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
+        z1: (N, D) projections of view 1.
+        num_samples: n, the number of TRAINING samples (not the batch), at least 2. Give this or ``target``.
+        target: :math:`\delta` itself, in [-1, 1].
+        pairs: which negative pairs. Cross alone with a large weight can destroy alignment when D < n - 1: shrinking
+            :math:`S_{ij}` is cheapest by moving the views into different subspaces. ``"both"`` does not.
+        exponent: p >= 1.
+        form: ``"direct"`` (N x N), ``"closed"`` (p = 2 only), or ``"auto"``, by cost.
+        keys: rows of all ranks for the two views, each (M, D), that contain this rank's.
+        offset: row of ``keys`` where this rank's rows start.
+        check: look at the values too (synchronises): raises for rows that are zero or not finite.
+
+    Returns:
+        A scalar, at least float32, also under autocast; not multiplied by a weight (see ``VRNRegularizer``).
+
+    Raises:
+        TypeError, ValueError: as :func:`nt_xent`; for neither or both of ``num_samples`` and ``target``; for the closed
+            form of p != 2.
+
+    At the edge: 0 exactly when every negative similarity is :math:`\delta`; also finite, not 0, for collapsed embeddings.
+
+    Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7; the closed form is this package's own.
+    """
+    _checks.two_views(z0, z1, keys, offset)
+    _checks.one_of(pairs, _checks.KINDS, "pairs")
+    _checks.one_of(form, ("auto", "direct", "closed"), "form")
+    delta, p = _checks.delta(num_samples, target), _checks.exponent(exponent)
+    if form == "closed" and p != 2:
+        raise ValueError(f"the closed form needs exponent 2; got {exponent}. Use form='direct' or 'auto'.")
+    if check:
+        _checks.rows_are_sound(z0=z0, z1=z1)
+    u, v = unit(z0), unit(z1)
+    key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
+    rows, total = u.shape[0], key_u.shape[0]
+    closed = form == "closed" or (form == "auto" and p == 2 and _closed_is_cheaper(rows, total, u.shape[1]))
+
+    def mean(a: Tensor, own: Tensor, b: Tensor) -> Tensor:
+        if closed:
+            return _closed_mean(a, own, b, delta)
+        gap = products(a, b) - delta
+        gap = gap.masked_fill(own_columns(rows, total, offset, u.device), 0)
+        return _power(gap, p).sum() / (rows * (total - 1))
+
+    terms = []
+    if pairs != "within":
+        terms.append(mean(u, v, key_v))
+    if pairs != "cross":
+        terms.append((mean(u, u, key_u) + mean(v, v, key_v)) / 2)
+    return torch.stack(terms).mean()
+
+
+def _closed_is_cheaper(rows: int, columns: int, dim: int) -> bool:
+    """Two D x D Gram matrices against one N x M product: (N + M) D^2 < N M D."""
+    return (rows + columns) * dim < rows * columns
+
+
+def _power(gap: Tensor, p: float) -> Tensor:
+    return gap.square() if p == 2 else gap.abs().pow(p)
+
+
+def _closed_mean(a: Tensor, own: Tensor, b: Tensor, delta: float) -> Tensor:
+    """Mean of ``(a_i . b_j - delta)^2`` over i and j but for the pairs ``(a_i, own_i)``, without the products."""
+    left, right = _Moments.of(a), _Moments.of(b)
+    skipped = widest((a * own).sum(dim=1) - delta).square().sum()
+    total = left.squared_gaps(right, delta) - skipped
+    mean: Tensor = total / (a.shape[0] * (b.shape[0] - 1))
+    return mean.to(a.dtype)
+
+
+class _Moments(NamedTuple):
+    """What the closed form needs of a set of rows: Gram matrix (D, D), sum (D,), count."""
+
+    gram: Tensor
+    sum: Tensor
+    rows: Tensor | int
+
+    @classmethod
+    def of(cls, z: Tensor, rows: Tensor | int | None = None) -> _Moments:
+        return cls(products(z.mT, z.mT), z.sum(dim=0), z.shape[0] if rows is None else rows)
+
+    def squared_gaps(self, other: _Moments, delta: float) -> Tensor:
+        """Sum of ``(a_i . b_j - delta)^2`` over all pairs of the two sets, in float64 where the device has it."""
+        fourth = (widest(self.gram) * widest(other.gram)).sum()
+        second = (widest(self.sum) * widest(other.sum)).sum()
+        pairs = self.rows * other.rows
+        if isinstance(pairs, Tensor):
+            pairs = widest(pairs)
+        return fourth - 2 * delta * second + delta**2 * pairs
+
+
+def vrn_moments(z0: Tensor, z1: Tensor, *, pairs: Negatives = "cross") -> Tensor:
+    """Sums over this rank's rows from which :func:`vrn_from_moments` computes VRN: add them over ranks.
+
+    Args:
+        z0: (N, D) projections of view 0.
+        z1: (N, D) projections of view 1. A rank may have one sample, or another number than the others.
+        pairs: which negative pairs.
+
+    Returns:
+        A (2 D^2 + 2 D + 5,) vector: both Gram matrices, both sums, sum and sum of squares of the skipped similarities
+        (for cross and within pairs), and N. Its size does not depend on N.
+
+    Raises:
+        TypeError, ValueError: as :func:`vrn`.
+    """
+    _checks.embeddings(z0=z0, z1=z1)
+    if z0.shape != z1.shape:
+        raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
+    _checks.one_of(pairs, _checks.KINDS, "pairs")
+    u, v = unit(z0), unit(z1)
+    first, second = _Moments.of(u), _Moments.of(v)
+    cross = (u * v).sum(dim=1)
+    within = torch.cat([u, v]).square().sum(dim=1)
+    skipped = torch.stack([cross.sum(), cross.square().sum(), within.sum(), within.square().sum()])
+    count = u.new_full((1,), u.shape[0])
+    return torch.cat([first.gram.flatten(), second.gram.flatten(), first.sum, second.sum, skipped, count])
+
+
+def vrn_from_moments(
+    moments: Tensor,
+    dim: int,
+    *,
+    num_samples: int | None = None,
+    target: float | None = None,
+    pairs: Negatives = "cross",
+) -> Tensor:
+    """VRN (exponent 2) of all the rows whose :func:`vrn_moments` were added up.
+
+    Args:
+        moments: the sum over ranks of :func:`vrn_moments`.
+        dim: D.
+        num_samples: n, the number of training samples; or
+        target: the target similarity.
+        pairs: which negative pairs.
+
+    Returns:
+        A scalar: ``vrn`` of the concatenated batch, to an absolute error of about eps/(N-1).
+
+    Raises:
+        ValueError: for a vector of the wrong length, and as :func:`vrn`.
+
+    At the edge: a global batch of one sample has no negatives; the result is 0, attached to the graph.
+    """
+    _checks.one_of(pairs, _checks.KINDS, "pairs")
+    delta = _checks.delta(num_samples, target)
+    sizes = [dim * dim, dim * dim, dim, dim, 4, 1]
+    if moments.shape != (sum(sizes),):
+        raise ValueError(f"moments of dimension {dim} have shape ({sum(sizes)},); got {tuple(moments.shape)}.")
+    gram0, gram1, sum0, sum1, skipped, count = torch.split(widest(moments), sizes)
+    n = count.squeeze(0)
+    first, second = _Moments(gram0, sum0, n), _Moments(gram1, sum1, n)
+
+    def without(total: Tensor, one: Tensor, square: Tensor, terms: Tensor) -> Tensor:
+        return total - (square - 2 * delta * one + delta**2 * terms)
+
+    negatives = (n * (n - 1)).clamp_min(1)
+    cross = without(first.squared_gaps(second, delta), skipped[0], skipped[1], n) / negatives
+    inside = first.squared_gaps(first, delta) + second.squared_gaps(second, delta)
+    within = without(inside, skipped[2], skipped[3], 2 * n) / (2 * negatives)
+    value = {"cross": cross, "within": within, "both": (cross + within) / 2}[pairs]
+    return value.to(moments.dtype)
+
+
+def vrn_indexed(
+    z: Tensor,
+    index: Tensor,
+    *,
+    views: Tensor | None = None,
+    num_samples: int | None = None,
+    target: float | None = None,
+    pairs: Negatives = "cross",
+    exponent: float = 2,
+    keys: Tensor | None = None,
+    keys_index: Tensor | None = None,
+    keys_views: Tensor | None = None,
+    offset: int = 0,
+    check: bool = False,
+) -> Tensor:
+    r"""VRN by sample index: rows that share an index (crops, duplicates, one label) are not negatives.
+
+    .. math:: \frac{1}{|Q|}\sum_{(a, b) \in Q} |s_{ab} - \delta|^p, \qquad Q = \{(a, b): \text{index}_a \ne \text{index}_b\}
+
+    where Q keeps the pairs of different views (``"cross"``), of one view (``"within"``); ``"both"`` averages the two. The
+    naive program, for cross pairs::
+
+        s = normalize(z) @ normalize(z).T
+        loss = (s - delta).abs().pow(p)[(index[:, None] != index) & (views[:, None] != views)].mean()
+
+    Args:
+        z: (R, D) projections of all crops.
+        index: (R,) integers: sample or label of each row.
+        views: (R,) integers: view of each row.
+        num_samples: n, the number of training samples (of classes, where ``index`` holds labels); or
+        target: the target similarity.
+        pairs: which pairs of views.
+        exponent: p >= 1.
+        keys: (M, D) rows of all ranks, that contain this rank's.
+        keys_index: (M,) indices of ``keys``; given with ``keys``.
+        keys_views: (M,) views of ``keys``; given with ``keys``.
+        offset: row of ``keys`` where this rank's rows start.
+        check: look at the values too (synchronises).
+
+    Returns:
+        A scalar. Under ranks of equal size the mean over ranks is the single-process value.
+
+    Raises:
+        TypeError, ValueError: as :func:`vrn`, and for ids of the wrong shape or dtype or missing views.
+
+    At the edge: a kind of pair that does not occur contributes 0, attached to the graph.
+
+    Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7.
+    """
+    _checks.embeddings(z=z)
+    _checks.one_of(pairs, _checks.KINDS, "pairs")
+    delta, p = _checks.delta(num_samples, target), _checks.exponent(exponent)
+    kinds: tuple[Negatives, ...] = ("cross", "within") if pairs == "both" else (pairs,)
+    ids = [
+        IndexedRows(z, index, views, keys=keys, keys_index=keys_index, keys_views=keys_views, offset=offset, kind=kind)
+        for kind in kinds
+    ]
+    if check:
+        _checks.rows_are_sound(z=z)
+    u = unit(z)
+    cost = _power(products(u, u if keys is None else unit(keys)) - delta, p)
+    terms = [cost.masked_fill(~rows.negative, 0).sum() / rows.pair_share() for rows in ids]
+    return torch.stack(terms).mean()
+
+
+def vrn_queue(
+    query: Tensor,
+    queue: Tensor,
+    *,
+    num_samples: int | None = None,
+    target: float | None = None,
+    exponent: float = 2,
+    valid: Tensor | None = None,
+    check: bool = False,
+) -> Tensor:
+    r"""VRN of queries against a queue of past keys.
+
+    .. math:: \frac{1}{N K}\sum_{i,k} |q_i \cdot m_k - \delta|^p
+
+    The gradient goes to the query alone. That is why no adapter uses it by default: with the gradient on one side, queries
+    are pushed away from keys that follow them, and in our runs of MoCo the two drifted together until every embedding was
+    the same. Prefer :func:`vrn` between two views of the query encoder. The naive program::
+
+        loss = (normalize(query) @ queue[valid].T - delta).abs().pow(p).mean()
+
+    Args:
+        query: (N, D) projections.
+        queue: (K, D) past keys of unit length, used as they are, without gradient.
+        num_samples: n, the number of training samples; or
+        target: the target similarity.
+        exponent: p >= 1.
+        valid: (K,) booleans: the slots that hold a key. All by default.
+        check: look at the values too (synchronises).
+
+    Returns:
+        A scalar; 0, attached to the graph, while no slot is valid.
+
+    Raises:
+        TypeError, ValueError: as :func:`vrn`, and for a queue of another dimension.
+    """
+    _checks.embeddings(query=query, queue=queue)
+    delta, p = _checks.delta(num_samples, target), _checks.exponent(exponent)
+    keep = valid_slots(valid, queue)
+    if check:
+        _checks.rows_are_sound(query=query)
+    q, memory = unit(query), wide(queue.detach()).to(wide(query).dtype)
+    pairs = q.shape[0] * keep.sum().clamp_min(1)
+    if p == 2 and _closed_is_cheaper(*query.shape[:1], *queue.shape):
+        kept = memory * keep.unsqueeze(1)
+        total = _Moments.of(q).squared_gaps(_Moments.of(kept, keep.sum()), delta)
+        return (total / pairs).to(q.dtype)
+    gap = (products(q, memory) - delta).masked_fill(~keep, 0)
+    return _power(gap, p).sum() / pairs
+
+
+def valid_slots(valid: Tensor | None, queue: Tensor) -> Tensor:
+    """(K,) mask of the slots of ``queue`` that hold a key: ``valid``, checked, or all."""
+    if valid is None:
+        return torch.ones(queue.shape[0], dtype=torch.bool, device=queue.device)
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+        raise TypeError(f"valid must be a boolean tensor; got {getattr(valid, 'dtype', type(valid).__name__)}.")
+    if valid.shape != queue.shape[:1]:
+        raise ValueError(f"valid must have one entry for each of the {queue.shape[0]} slots; got {tuple(valid.shape)}.")
+    return valid

@@ -1,0 +1,18 @@
+"""The losses as pure functions: tensors in, a scalar tensor out."""
+
+from varloss._nt_xent import dclw_weights, dhel, nt_xent, nt_xent_indexed
+from varloss._queue import queue_info_nce
+from varloss._vrn import vrn, vrn_from_moments, vrn_indexed, vrn_moments, vrn_queue
+
+__all__ = [
+    "dclw_weights",
+    "dhel",
+    "nt_xent",
+    "nt_xent_indexed",
+    "queue_info_nce",
+    "vrn",
+    "vrn_from_moments",
+    "vrn_indexed",
+    "vrn_moments",
+    "vrn_queue",
+]

@@ -1,0 +1,260 @@
+"""Modules: they keep hyper-parameters, gather where told to, and call the function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from varloss import _checks, distributed, functional
+from varloss._checks import Negatives
+from varloss._queue import MemoryBank
+
+
+class NTXentLoss(nn.Module):
+    """:func:`varloss.functional.nt_xent` as a module.
+
+    Args:
+        temperature: divides the cosine similarities.
+        negatives: ``"cross"``, ``"within"`` or ``"both"``.
+        decoupled: leaves the positive pair out of the denominator.
+        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.5,
+        negatives: Negatives = "both",
+        decoupled: bool = False,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        _checks.temperature(temperature)
+        _checks.one_of(negatives, _checks.KINDS, "negatives")
+        if gather_distributed:
+            distributed.require_available()
+        self.temperature = temperature
+        self.negatives: Negatives = negatives
+        self.decoupled = decoupled
+        self.gather_distributed = gather_distributed
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        return (
+            f"temperature={self.temperature}, negatives={self.negatives!r}, decoupled={self.decoupled}, "
+            f"gather_distributed={self.gather_distributed}"
+        )
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views, each (N, D)."""
+        keys, offset = distributed.gather_two_views(z0, z1) if self.gather_distributed else (None, 0)
+        return functional.nt_xent(
+            z0,
+            z1,
+            temperature=self.temperature,
+            negatives=self.negatives,
+            decoupled=self.decoupled,
+            keys=keys,
+            offset=offset,
+        )
+
+
+class VRNLoss(nn.Module):
+    """:func:`varloss.functional.vrn` as a module.
+
+    Args:
+        num_samples: n, the number of training samples; or
+        target: the similarity negatives are pulled to.
+        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        exponent: p >= 1.
+        gather_distributed: takes the pairs of the global batch. With exponent 2 only two D x D Gram matrices cross the
+            wire, and ranks may differ in batch size; with another exponent the rows are gathered.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int | None = None,
+        target: float | None = None,
+        pairs: Negatives = "cross",
+        exponent: float = 2,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        _checks.delta(num_samples, target)
+        _checks.one_of(pairs, _checks.KINDS, "pairs")
+        _checks.exponent(exponent)
+        if gather_distributed:
+            distributed.require_available()
+        self.num_samples = num_samples
+        self.target = target
+        self.pairs: Negatives = pairs
+        self.exponent = exponent
+        self.gather_distributed = gather_distributed
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        aim = f"num_samples={self.num_samples}" if self.target is None else f"target={self.target}"
+        return f"{aim}, pairs={self.pairs!r}, exponent={self.exponent}, gather_distributed={self.gather_distributed}"
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """VRN of two views, each (N, D)."""
+        many = self.gather_distributed and distributed.world_size() > 1
+        if many and self.exponent == 2:
+            moments = distributed.all_reduce_sum(functional.vrn_moments(z0, z1, pairs=self.pairs))
+            return functional.vrn_from_moments(
+                moments, z0.shape[1], num_samples=self.num_samples, target=self.target, pairs=self.pairs
+            )
+        keys, offset = distributed.gather_two_views(z0, z1) if many else (None, 0)
+        return functional.vrn(
+            z0,
+            z1,
+            num_samples=self.num_samples,
+            target=self.target,
+            pairs=self.pairs,
+            exponent=self.exponent,
+            keys=keys,
+            offset=offset,
+        )
+
+
+class VRNRegularizer(VRNLoss):
+    """``weight`` times VRN, to be added to any two-view loss: ``loss_fn(z0, z1) + regularizer(z0, z1)``.
+
+    Args:
+        weight: factor on the term; there is no default, since the weight that helps depends on n, D and the schedule. On
+            a thousand images 3 helped and 30 harmed; Lee et al. used 30 to 40 for n >= 50 000. It is a plain
+            attribute: a warm-up sets it.
+        num_samples: n, the number of training samples; or
+        target: the similarity negatives are pulled to.
+        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        exponent: p >= 1.
+        gather_distributed: takes the pairs of the global batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        num_samples: int | None = None,
+        target: float | None = None,
+        pairs: Negatives = "cross",
+        exponent: float = 2,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__(
+            num_samples=num_samples,
+            target=target,
+            pairs=pairs,
+            exponent=exponent,
+            gather_distributed=gather_distributed,
+        )
+        self.weight = _checks.weight(weight)
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        return f"weight={self.weight}, {super().extra_repr()}"
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Weighted VRN of two views, each (N, D)."""
+        return self.weight * super().forward(z0, z1)
+
+
+class WithVRN(nn.Module):
+    """Any two-view loss plus weighted VRN, under the loss's own call.
+
+    Args:
+        base: a module or function of two (N, D) views that returns a scalar.
+        weight: factor on VRN, see :class:`VRNRegularizer`.
+        num_samples: n, the number of training samples; or
+        target: the similarity negatives are pulled to.
+        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        exponent: p >= 1.
+        gather_distributed: takes VRN's pairs from the global batch. The base decides for itself.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss_fn = varloss.WithVRN(varloss.NTXentLoss(temperature=0.5), weight=3, num_samples=50_000)
+        >>> loss = loss_fn(torch.randn(16, 128), torch.randn(16, 128))
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        *,
+        weight: float,
+        num_samples: int | None = None,
+        target: float | None = None,
+        pairs: Negatives = "cross",
+        exponent: float = 2,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        if not callable(base):
+            raise TypeError(f"base must be a loss module or function of two views; got {type(base).__name__}.")
+        self.base = base
+        self.regularizer = VRNRegularizer(
+            weight=weight,
+            num_samples=num_samples,
+            target=target,
+            pairs=pairs,
+            exponent=exponent,
+            gather_distributed=gather_distributed,
+        )
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views, each (N, D)."""
+        total: Tensor = self.base(z0, z1) + self.regularizer(z0, z1)
+        return total
+
+
+class QueueInfoNCELoss(nn.Module):
+    """:func:`varloss.functional.queue_info_nce` with a memory bank of its own (MoCo).
+
+    Args:
+        memory_bank_size: (K, D), number of keys kept and their dimension. A ring larger than half the data set holds
+            samples' own keys.
+        temperature: divides the cosine similarities.
+        gather_distributed: enqueues the keys of all ranks, so that the bank is the same on each.
+    """
+
+    def __init__(
+        self, *, memory_bank_size: tuple[int, int], temperature: float = 0.2, gather_distributed: bool = False
+    ) -> None:
+        super().__init__()
+        _checks.temperature(temperature)
+        if gather_distributed:
+            distributed.require_available()
+        if not isinstance(memory_bank_size, (tuple, list)) or len(memory_bank_size) != 2:
+            raise ValueError(f"memory_bank_size must be a pair (number of keys, dimension); got {memory_bank_size}.")
+        self.temperature = temperature
+        self.gather_distributed = gather_distributed
+        self.memory_bank = MemoryBank(*memory_bank_size)
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
+
+    def forward(self, query: Tensor, key: Tensor, *, update: bool | None = None) -> Tensor:
+        """Loss of queries against their keys, each (N, D), and the bank as it was; then enqueues the keys.
+
+        Args:
+            query: (N, D) projections of the query encoder.
+            key: (N, D) projections of the momentum encoder.
+            update: whether to enqueue; by default where ``query`` requires a gradient. For a symmetric loss pass False
+                and call :meth:`enqueue` once after both directions.
+        """
+        bank = self.memory_bank
+        # A copy, since the backward pass needs the bank as it was and the ring is written in place.
+        loss = functional.queue_info_nce(
+            query, key, bank.bank.clone(), temperature=self.temperature, valid=bank.valid()
+        )
+        if query.requires_grad if update is None else update:
+            self.enqueue(key)
+        return loss
+
+    def enqueue(self, key: Tensor) -> None:
+        """Puts keys (N, D), of all ranks where ``gather_distributed``, into the bank."""
+        key = key.detach()
+        self.memory_bank.enqueue(distributed.gather(key) if self.gather_distributed else key)
