@@ -5,11 +5,12 @@ The losses are functions in :mod:`varloss.functional` and modules here. Imports 
 
 from varloss import distributed, functional, metrics
 from varloss._queue import MemoryBank
-from varloss.modules import NTXentLoss, QueueInfoNCELoss, VRNLoss, VRNRegularizer, WithVRN
+from varloss.modules import DHELLoss, NTXentLoss, QueueInfoNCELoss, VRNLoss, VRNRegularizer, WithVRN
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DHELLoss",
     "MemoryBank",
     "NTXentLoss",
     "QueueInfoNCELoss",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,9 +27,10 @@ def queue_info_nce(
 
     .. math:: -\log\frac{e^{q \cdot k/t}}{e^{q \cdot k/t} + \sum_{j \le K} e^{q \cdot m_j/t}}
 
-    averaged over queries; key and queue get no gradient. The naive program::
+    averaged over queries. The queue gets no gradient; MoCo's keys come without one (``QueueInfoNCELoss`` detaches them).
+    The naive program::
 
-        q, k = normalize(query), normalize(key).detach()
+        q, k = normalize(query), normalize(key)
         logits = cat([(q * k).sum(1, keepdim=True), q @ queue[valid].T], 1) / temperature
         loss = cross_entropy(logits, zeros(N, dtype=long))
 
@@ -60,7 +64,7 @@ def queue_info_nce(
     keep = valid_slots(valid, queue)
     if check:
         _checks.rows_are_sound(query=query, key=key)
-    q, k = unit(query), unit(key.detach())
+    q, k = unit(query), unit(key)
     positive = (q * k).sum(dim=1) / temperature
     logits = products(q / temperature, wide(queue.detach()).to(q.dtype))
     log_negatives, some = masked_logsumexp(logits, keep.expand_as(logits))
@@ -114,3 +118,16 @@ class MemoryBank(nn.Module):
         self.bank.index_copy_(0, slots, kept)
         self.ptr.copy_((self.ptr + count) % self.num)
         self.filled.copy_((self.filled + count).clamp_max(self.num))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Loads the ring; a checkpoint from a loss that did not save its bank loads with a warning, not an error."""
+        if not any(prefix + name in state_dict for name in ("bank", "ptr", "filled")):
+            warnings.warn(
+                f"the state_dict holds no memory bank ({prefix}bank, ptr, filled): it was saved by a loss that does not "
+                "keep one. Training goes on with the bank as initialised; the first few steps contrast with few or "
+                "random negatives.",
+                stacklevel=2,
+            )
+            for name in ("bank", "ptr", "filled"):
+                state_dict[prefix + name] = getattr(self, name).clone()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

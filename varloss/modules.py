@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -46,6 +46,13 @@ class NTXentLoss(nn.Module):
             f"gather_distributed={self.gather_distributed}"
         )
 
+    def positive_weight(
+        self, z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int
+    ) -> float | Tensor | None:
+        """Factor on the positive term, None for 1: for subclasses such as DCLW. Arguments as the function's."""
+        del z0, z1, keys, offset
+        return None
+
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
         keys, offset = distributed.gather_two_views(z0, z1) if self.gather_distributed else (None, 0)
@@ -55,9 +62,45 @@ class NTXentLoss(nn.Module):
             temperature=self.temperature,
             negatives=self.negatives,
             decoupled=self.decoupled,
+            positive_weight=self.positive_weight(z0, z1, keys, offset),
             keys=keys,
             offset=offset,
         )
+
+
+class DHELLoss(nn.Module):
+    """:func:`varloss.functional.dhel` as a module.
+
+    Args:
+        temperature: divides the cosine similarities.
+        scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL): they weigh alignment differently.
+        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.5,
+        scale: Literal["paper", "official"] = "paper",
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        _checks.temperature(temperature)
+        _checks.one_of(scale, ("paper", "official"), "scale")
+        if gather_distributed:
+            distributed.require_available()
+        self.temperature = temperature
+        self.scale: Literal["paper", "official"] = scale
+        self.gather_distributed = gather_distributed
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        return f"temperature={self.temperature}, scale={self.scale!r}, gather_distributed={self.gather_distributed}"
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views, each (N, D)."""
+        keys, offset = distributed.gather_two_views(z0, z1) if self.gather_distributed else (None, 0)
+        return functional.dhel(z0, z1, temperature=self.temperature, scale=self.scale, keys=keys, offset=offset)
 
 
 class VRNLoss(nn.Module):
@@ -248,7 +291,7 @@ class QueueInfoNCELoss(nn.Module):
         bank = self.memory_bank
         # A copy, since the backward pass needs the bank as it was and the ring is written in place.
         loss = functional.queue_info_nce(
-            query, key, bank.bank.clone(), temperature=self.temperature, valid=bank.valid()
+            query, key.detach(), bank.bank.clone(), temperature=self.temperature, valid=bank.valid()
         )
         if query.requires_grad if update is None else update:
             self.enqueue(key)

@@ -1,0 +1,9 @@
+"""lightly's contrastive losses with within-view negatives and variance reduction: change the import, keep the code.
+
+``from lightly.loss import NTXentLoss`` becomes ``from varloss_lightly import NTXentLoss``. Imports torch and varloss; lightly
+itself only in :mod:`varloss_lightly.methods`.
+"""
+
+from varloss_lightly.losses import DCLLoss, DCLWLoss, DHELLoss, NTXentLoss, VRNRegularizer
+
+__all__ = ["DCLLoss", "DCLWLoss", "DHELLoss", "NTXentLoss", "VRNRegularizer"]

@@ -1,0 +1,303 @@
+"""lightly's contrastive losses under lightly's names and signatures, computed by varloss.
+
+The positional arguments, defaults and values are lightly 1.6's. What varloss adds is keyword-only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+import varloss
+from varloss import distributed, functional
+
+Kind = Literal["cross", "within", "both"]
+WeightFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def _regularizer(
+    weight: float, num_samples: int | None, target: float | None, pairs: Kind, gather_distributed: bool
+) -> varloss.VRNRegularizer | None:
+    """VRN where it is switched on, or could be by setting its weight later (a warm-up from 0); None otherwise."""
+    if weight == 0 and num_samples is None and target is None:
+        return None
+    return varloss.VRNRegularizer(
+        weight=weight, num_samples=num_samples, target=target, pairs=pairs, gather_distributed=gather_distributed
+    )
+
+
+def _add(loss: Tensor, regularizer: varloss.VRNRegularizer | None, out0: Tensor, out1: Tensor) -> Tensor:
+    if regularizer is None or regularizer.weight == 0:
+        return loss
+    return loss + cast(Tensor, regularizer(out0, out1))
+
+
+class NTXentLoss(varloss.NTXentLoss):
+    """Drop-in for ``lightly.loss.NTXentLoss``: NT-Xent (SimCLR), or InfoNCE against a memory bank (MoCo).
+
+    Differences to lightly's: the bank is part of ``state_dict``, a batch wraps around its end instead of being cut, the
+    host never waits for the device, half precision is computed in fp32.
+
+    Args:
+        temperature: divides the cosine similarities.
+        memory_bank_size: 0, or (number of keys, dimension). With a bank ``out0`` are the queries, ``out1`` their keys and
+            the bank's entries, random at first as lightly's, the only negatives; the bank is updated where
+            ``out0.requires_grad``.
+        gather_distributed: takes negatives from all ranks; with a bank, enqueues the keys of all ranks.
+        negatives: ``"cross"``, ``"within"`` or ``"both"``; without a bank only.
+        decoupled: leaves the positive pair out of the denominator; without a bank only.
+        vrn_weight: factor on the variance-reduction term between ``out0`` and ``out1``; 0 switches it off.
+        num_samples: size of the training set, needed (or ``target``) where ``vrn_weight`` is not 0.
+        target: the similarity that negatives are pulled to, in place of -1/(num_samples-1).
+        vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+
+    Raises:
+        ValueError: for a temperature of 0, a bank without dimension, or options that do not go together.
+
+    Example:
+        >>> import torch
+        >>> from varloss_lightly import NTXentLoss  # was: from lightly.loss import NTXentLoss
+        >>> loss_fn = NTXentLoss(temperature=0.5, vrn_weight=3, num_samples=50_000)
+        >>> loss = loss_fn(torch.randn(16, 128), torch.randn(16, 128))
+    """
+
+    memory_bank: varloss.MemoryBank | None
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+        *,
+        negatives: Kind = "both",
+        decoupled: bool = False,
+        vrn_weight: float = 0.0,
+        num_samples: int | None = None,
+        target: float | None = None,
+        vrn_pairs: Kind = "cross",
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            negatives=negatives,
+            decoupled=decoupled,
+            gather_distributed=gather_distributed,
+        )
+        self.vrn = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
+        self.memory_bank = _random_bank(memory_bank_size)
+        if self.memory_bank is None:
+            return
+        if negatives != "both" or decoupled:
+            raise ValueError(
+                "with a memory bank its entries are the only negatives: negatives and decoupled must keep their "
+                f"defaults; got negatives={negatives!r}, decoupled={decoupled}."
+            )
+        if vrn_weight:
+            warnings.warn(
+                "vrn_weight > 0 with a memory bank pulls queries away from keys that carry no gradient and follow them; "
+                "in every MoCo run we made that way all embeddings collapsed to one. Keep vrn_weight=0 here and add VRN "
+                "between two views of the query encoder: "
+                "loss = criterion(query0, key1) + VRNRegularizer(weight, num_samples=n)(query0, query1).",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Loss of two views, each (batch_size, embedding_size)."""
+        if self.memory_bank is not None:
+            loss = self._against_bank(self.memory_bank, out0, out1)
+        elif out0.shape[:1] == (1,) and not self.decoupled and not self._gathers():
+            # One sample has no negatives, so that log(1 + 0) is all there is. The core refuses, lightly returns 0.
+            return (out0 * 0 + out1 * 0).sum()
+        else:
+            loss = super().forward(out0, out1)
+        return _add(loss, self.vrn, out0, out1)
+
+    def _gathers(self) -> bool:
+        return self.gather_distributed and distributed.world_size() > 1
+
+    def _against_bank(self, memory: varloss.MemoryBank, out0: Tensor, out1: Tensor) -> Tensor:
+        # A copy, since the backward pass needs the bank as it was and the ring is written in place.
+        loss = functional.queue_info_nce(
+            out0, out1, memory.bank.clone(), temperature=self.temperature, valid=memory.valid()
+        )
+        if out0.requires_grad:
+            keys = out1.detach()
+            memory.enqueue(distributed.gather(keys) if self.gather_distributed else keys)
+        return loss
+
+
+def _random_bank(size: int | Sequence[int]) -> varloss.MemoryBank | None:
+    """The bank for lightly's ``memory_bank_size``, filled with random unit vectors as lightly's; None for size 0."""
+    if isinstance(size, int):
+        if size == 0:
+            return None
+        raise ValueError(
+            f"memory_bank_size={size} does not say the dimension of the keys: pass ({size}, dim), or 0 for no bank."
+        )
+    if len(size) != 2 or any(entry < 0 for entry in size):
+        raise ValueError(f"memory_bank_size must be 0 or a pair (number of keys, dimension); got {tuple(size)}.")
+    if size[0] == 0:
+        return None
+    bank = varloss.MemoryBank(*size)
+    bank.enqueue(torch.randn(bank.num, bank.dim))
+    return bank
+
+
+class DCLLoss(varloss.NTXentLoss):
+    """Drop-in for ``lightly.loss.DCLLoss``: NT-Xent without the positive pair in the denominator.
+
+    Args:
+        temperature: divides the cosine similarities.
+        weight_fn: maps the two views' unit rows (N, D) to (N,) factors on the positive terms.
+        gather_distributed: takes negatives from all ranks.
+        negatives: ``"both"`` is DCL, ``"within"`` DHEL in the scale of Lee et al., ``"cross"`` decoupled InfoNCE.
+        vrn_weight: factor on the variance-reduction term; 0 switches it off.
+        num_samples: size of the training set, needed (or ``target``) where ``vrn_weight`` is not 0.
+        target: the similarity that negatives are pulled to, in place of -1/(num_samples-1).
+        vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        weight_fn: WeightFunction | None = None,
+        gather_distributed: bool = False,
+        *,
+        negatives: Kind = "both",
+        vrn_weight: float = 0.0,
+        num_samples: int | None = None,
+        target: float | None = None,
+        vrn_pairs: Kind = "cross",
+    ) -> None:
+        super().__init__(
+            temperature=temperature, negatives=negatives, decoupled=True, gather_distributed=gather_distributed
+        )
+        self.weight_fn = weight_fn
+        self.vrn = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
+
+    def positive_weight(
+        self, z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int
+    ) -> float | Tensor | None:
+        """``weight_fn`` of each view's anchors and the other's."""
+        if self.weight_fn is None:
+            return super().positive_weight(z0, z1, keys, offset)
+        u, v = nn.functional.normalize(z0, dim=1), nn.functional.normalize(z1, dim=1)
+        return torch.stack([self.weight_fn(u, v), self.weight_fn(v, u)])
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Loss of two views, each (batch_size, embedding_size)."""
+        return _add(super().forward(out0, out1), self.vrn, out0, out1)
+
+
+class DCLWLoss(DCLLoss):
+    """Drop-in for ``lightly.loss.DCLWLoss``: DCL with negative von Mises-Fisher weights on the positive term.
+
+    Under several ranks the weights' softmax runs over the global batch, as it would in one process (lightly's runs over each
+    rank's own rows, so that its loss depends on the number of ranks).
+
+    Args:
+        temperature: divides the cosine similarities.
+        sigma: temperature of the weights.
+        gather_distributed: takes negatives, and the weights' softmax, from all ranks.
+        negatives: ``"both"`` is lightly's.
+        vrn_weight: factor on the variance-reduction term; 0 switches it off.
+        num_samples: size of the training set, needed (or ``target``) where ``vrn_weight`` is not 0.
+        target: the similarity that negatives are pulled to, in place of -1/(num_samples-1).
+        vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        sigma: float = 0.5,
+        gather_distributed: bool = False,
+        *,
+        negatives: Kind = "both",
+        vrn_weight: float = 0.0,
+        num_samples: int | None = None,
+        target: float | None = None,
+        vrn_pairs: Kind = "cross",
+    ) -> None:
+        super().__init__(
+            temperature,
+            None,
+            gather_distributed,
+            negatives=negatives,
+            vrn_weight=vrn_weight,
+            num_samples=num_samples,
+            target=target,
+            vrn_pairs=vrn_pairs,
+        )
+        self.sigma = sigma
+
+    def positive_weight(self, z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int) -> Tensor:
+        """:func:`varloss.functional.dclw_weights`."""
+        return functional.dclw_weights(z0, z1, sigma=self.sigma, keys=keys, offset=offset)
+
+
+class DHELLoss(varloss.DHELLoss):
+    """Decoupled hyperspherical energy loss in lightly's call; lightly has none.
+
+    Args:
+        temperature: divides the cosine similarities.
+        gather_distributed: takes negatives from all ranks.
+        scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL): they weigh alignment differently.
+        vrn_weight: factor on the variance-reduction term; 0 switches it off.
+        num_samples: size of the training set, needed (or ``target``) where ``vrn_weight`` is not 0.
+        target: the similarity that negatives are pulled to, in place of -1/(num_samples-1).
+        vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        gather_distributed: bool = False,
+        *,
+        scale: Literal["paper", "official"] = "paper",
+        vrn_weight: float = 0.0,
+        num_samples: int | None = None,
+        target: float | None = None,
+        vrn_pairs: Kind = "cross",
+    ) -> None:
+        super().__init__(temperature=temperature, scale=scale, gather_distributed=gather_distributed)
+        self.vrn = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Loss of two views, each (batch_size, embedding_size)."""
+        return _add(super().forward(out0, out1), self.vrn, out0, out1)
+
+
+class VRNRegularizer(varloss.VRNRegularizer):
+    """Weighted variance reduction, added as lightly's regularizers are: ``loss_fn(out0, out1) + reg(out0, out1)``.
+
+    Args:
+        weight: factor on the term. 3 helped on a thousand images; Lee et al. used 30 to 40 for n >= 50 000.
+        gather_distributed: takes the pairs of the global batch.
+        num_samples: size of the training set; or
+        target: the similarity that negatives are pulled to.
+        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        exponent: p >= 1.
+    """
+
+    def __init__(
+        self,
+        weight: float,
+        gather_distributed: bool = False,
+        *,
+        num_samples: int | None = None,
+        target: float | None = None,
+        pairs: Kind = "cross",
+        exponent: float = 2,
+    ) -> None:
+        super().__init__(
+            weight=weight,
+            num_samples=num_samples,
+            target=target,
+            pairs=pairs,
+            exponent=exponent,
+            gather_distributed=gather_distributed,
+        )
