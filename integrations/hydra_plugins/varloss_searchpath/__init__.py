@@ -1,0 +1,40 @@
+"""Hydra plugin: where solo-learn runs, adds the config group ``varloss`` and puts VRN in front of its methods.
+
+Hydra imports every module of the namespace package ``hydra_plugins`` in every application of the environment, so this
+one imports nothing that Hydra has not imported already, and does nothing unless solo-learn's methods are loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+CONFIG_PATH = "pkg://varloss_solo.conf"
+
+
+class VarlossSearchPath(SearchPathPlugin):
+    """Found by Hydra 1.2 and 1.3 through the namespace, by 1.4 through the entry point ``hydra.plugins`` as well."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Installs the adapter where ``solo.methods`` is loaded.
+
+        Raises:
+            RuntimeError: where solo-learn is loaded and the adapter cannot be installed. Hydra turns an ImportError of a
+                plugin into a warning and goes on, which here would be a run without the loss that was asked for.
+        """
+        methods = getattr(sys.modules.get("solo.methods"), "METHODS", None)
+        if not isinstance(methods, dict):
+            return
+        try:
+            from varloss_solo.patch import install  # noqa: PLC0415  (imports torch and solo-learn)
+        except ImportError as error:
+            raise RuntimeError(
+                f"varloss is installed but cannot be imported: {error}. Reinstall it in the environment that runs "
+                "solo-learn (pip install --force-reinstall --no-deps varloss; torch >= 2.4 is needed), or remove it "
+                "(pip uninstall varloss) to run without it."
+            ) from error
+        install()
+        if all(entry.path != CONFIG_PATH for entry in search_path.get_path()):
+            search_path.append(provider="varloss", path=CONFIG_PATH)

@@ -1,0 +1,1 @@
+"""Hydra configuration: the group ``varloss`` with its presets. Hydra reads it as ``pkg://varloss_solo.conf``."""

@@ -1,0 +1,155 @@
+"""What one run will do: its settings joined with its method, decided and checked before the network is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+import varloss
+from varloss_solo import methods, settings
+from varloss_solo.methods import Method, Objective
+from varloss_solo.settings import Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions of one run.
+
+    Attributes:
+        method: solo-learn's name of the method.
+        settings: None where the configuration says nothing about varloss.
+        spec: the method's row of the table.
+        between: which tensors form VRN's pairs; None where VRN neither runs nor is measured.
+        objective: name and definition of the loss in SimCLR's place, with its negatives.
+        from_fork: the settings came from ``add_vrn_loss_term``.
+    """
+
+    method: str
+    settings: Settings | None
+    spec: Method
+    between: str | None
+    objective: tuple[str, Objective, str] | None
+    from_fork: bool
+
+    @property
+    def weight(self) -> float:
+        """Factor on VRN, before any warm-up."""
+        return float(self.settings.weight or 0.0) if self.settings is not None else 0.0
+
+    def vrn(self, num_samples: int | None, *, gather_distributed: bool) -> varloss.VRNLoss:
+        """VRN (unweighted) of this run towards the settings' target or, without one, that of ``num_samples``."""
+        assert self.settings is not None
+        target = self.settings.target
+        return varloss.VRNLoss(
+            num_samples=num_samples if target is None else None,
+            target=target,
+            pairs=self.settings.pairs,  # type: ignore[arg-type]  # checked against the same three names when it was read
+            exponent=self.settings.exponent,
+            gather_distributed=gather_distributed,
+        )
+
+
+def make(cfg: DictConfig, method: str) -> Plan:
+    """Plan of a run of ``method``, and ``cfg`` rewritten to its canonical form.
+
+    Canonical means: ``method`` is a name that solo-learn itself knows, with ``objective`` beside it, so that
+    main_knn.py and main_umap.py build the network with or without the plugin; and ``varloss`` holds every key or is absent,
+    so that AutoResumer compares what was meant and not how it was spelt.
+
+    Raises:
+        ValueError: for settings that are not understood, contradict each other or do not fit the method.
+    """
+    found, from_fork = _read(cfg)
+    objective = _objective(cfg, method, found)
+    if method in methods.OBJECTIVES:
+        method = methods.HOST
+    spec = methods.METHODS.get(method, Method(refusal="varloss does not know which of its outputs are projections"))
+    between = _between(method, spec, found)
+    plan = Plan(method, found, spec, between, objective, from_fork)
+    if between is not None and found is not None:
+        try:
+            plan.vrn(2 if found.num_samples is None else found.num_samples, gather_distributed=False)
+            varloss.VRNRegularizer(weight=plan.weight, target=0.0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"varloss: {error}") from error
+    with open_dict(cfg):
+        cfg.method = method
+        for key in ("objective", "varloss", "add_vrn_loss_term"):
+            cfg.pop(key, None)
+        if objective is not None:
+            cfg.objective = objective[0]
+        if found is not None and found.enabled:
+            cfg.varloss = found.as_dict()
+    return plan
+
+
+def _read(cfg: DictConfig) -> tuple[Settings | None, bool]:
+    """Settings of the run, None where there are none, and whether they are spelt as the reference fork spells them."""
+    block, fork = _block(cfg, "varloss"), _block(cfg, "add_vrn_loss_term")
+    own = None if block is None else settings.from_block(block)
+    if fork is None:
+        return own, False
+    forked = settings.from_fork(fork)
+    if not forked.enabled:
+        return own, False
+    if own is not None:
+        raise ValueError("the configuration has both varloss and add_vrn_loss_term: keep one of them.")
+    scaling = OmegaConf.select(cfg, "optimizer.lr_method", default="linear")
+    if scaling != "linear":
+        raise ValueError(
+            f"optimizer.lr_method={scaling!r} is a key of the fork that add_vrn_loss_term comes from; solo-learn ignores it "
+            "and scales the learning rate linearly (lr * batch size * devices / 256). Remove the key and set optimizer.lr."
+        )
+    return forked, True
+
+
+def _block(cfg: DictConfig, key: str) -> Any:
+    block = OmegaConf.select(cfg, key, default=None)
+    return OmegaConf.to_container(block, resolve=True) if OmegaConf.is_config(block) else block
+
+
+def _objective(cfg: DictConfig, method: str, found: Settings | None) -> tuple[str, Objective, str] | None:
+    name = method if method in methods.OBJECTIVES else OmegaConf.select(cfg, "objective", default=None)
+    negatives = found.negatives if found is not None and found.enabled else None
+    if name is None and negatives is None:
+        return None
+    if method != methods.HOST and method not in methods.OBJECTIVES:
+        given = f"varloss.negatives={negatives}" if name is None else f"objective={name}"
+        raise ValueError(
+            f"{given} replaces SimCLR's loss and does not fit method={method}: use method=simclr, nt_xent, dcl or dhel."
+        )
+    name = "nt_xent" if name is None else name
+    if name not in methods.OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(methods.OBJECTIVES)}; got {name!r}.")
+    objective = methods.OBJECTIVES[name]
+    if negatives not in (None, objective.negatives) and not objective.free:
+        raise ValueError(
+            f"{name} is defined by its {objective.negatives}-view negatives; got varloss.negatives={negatives}. For the "
+            f"decoupled loss with other negatives use method=dcl varloss.negatives={negatives}."
+        )
+    return name, objective, negatives or objective.negatives
+
+
+def _between(method: str, spec: Method, found: Settings | None) -> str | None:
+    """Which tensors form the pairs, None where no weight asks for VRN."""
+    if found is None or not found.enabled or found.weight is None:
+        return None
+    if not spec.offered:
+        known = ", ".join(name for name, row in methods.METHODS.items() if row.offered)
+        raise ValueError(
+            f"VRN has no pairs of method={method}: {spec.refusal}. Methods with VRN: {known}. To run without it remove "
+            "varloss from the command or use +varloss=off."
+        )
+    offers = " or ".join(f"varloss.between={name} ({spec.pair(name)})" for name in spec.offered)
+    between = found.between or spec.default
+    if between is None:
+        raise ValueError(f"method={method} has no negatives of its own, so VRN is added only on request: {offers}.")
+    if between not in spec.offered:
+        raise ValueError(f"method={method} offers {offers}; got varloss.between={between}.")
+    if between != "views" and found.pairs != "cross":
+        raise ValueError(
+            f"varloss.between={between} has a gradient on one side only and takes varloss.pairs=cross; got {found.pairs}."
+        )
+    return between
