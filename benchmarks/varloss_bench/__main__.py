@@ -1,0 +1,45 @@
+"""Entry point of `varloss-bench` and `python -m varloss_bench`."""
+
+import sys
+
+# What a command of ours may fail to import -> the extra that brings it. Anything else is a bug and keeps its traceback.
+_EXTRA_OF = dict.fromkeys(
+    (
+        "kornia",
+        "lightly",
+        "matplotlib",
+        "numpy",
+        "pandas",
+        "pytorch_lightning",
+        "rich",
+        "scipy",
+        "sklearn",
+        "timm",
+        "torchmetrics",
+        "torchvision",
+        "typer",
+    ),
+    "bench",
+)
+
+
+def main() -> None:
+    """Run the command line; exit 2 with the pip line that helps when an extra is not installed."""
+    try:
+        from varloss_bench.cli import app  # noqa: PLC0415  (typer and rich belong to the extra)
+
+        app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRA_OF:
+            raise
+        print(
+            f"varloss-bench needs the package '{package}', which is not installed. Install what it needs with\n"
+            f'    pip install "varloss[{_EXTRA_OF[package]}]"',
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Backbones: the small default net, and any timm model made friendly to small images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+# Below this side length an ImageNet stem (7x7 stride 2 and a max pool) throws away most of the image.
+SMALL_IMAGE = 64
+
+
+class BackboneError(ValueError):
+    """The backbone asked for does not exist or cannot take these images."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An encoder (N, C, H, W) -> (N, features).
+
+    Attributes:
+        features: Width of what it returns.
+        changed: In words, what was changed against the model of that name; recorded with every trial.
+    """
+
+    net: nn.Module
+    features: int
+    changed: str
+
+
+def small_net(channels: int) -> nn.Module:
+    """Three 3x3 convolutions (32, 64, 128) with BatchNorm, 93k parameters, pooled to 2 x 2: 512 features.
+
+    Pooled to 2 x 2 and not to a point: with a global average the features of grey-scale shapes fall below raw pixels.
+    """
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(
+        *block(channels, 32),
+        nn.MaxPool2d(2),
+        *block(32, 64),
+        nn.MaxPool2d(2),
+        *block(64, 128),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+    )
+
+
+def build(name: str, image_shape: tuple[int, int, int]) -> Backbone:
+    """Build a backbone with fresh weights from torch's current random state.
+
+    Args:
+        name: `"small"` or a timm model name. timm models start untrained, without a classifier; on images below 64 pixels
+            a ResNet-like stem becomes a 3x3 convolution of stride 1 without max pool, and a vision transformer gets the
+            image's size and patches of an eighth of it.
+        image_shape: (C, H, W) of the images.
+
+    Raises:
+        BackboneError: Unknown name, or the model cannot take such images.
+    """
+    if name == "small":
+        return _checked(name, small_net(image_shape[0]), image_shape, "nothing")
+    import timm  # noqa: PLC0415  (seconds of import that the default run does not need)
+
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name[:6]}*")[:5]
+        hint = f"; close to it: {', '.join(close)}" if close else ""
+        raise BackboneError(f"unknown backbone {name!r}: neither 'small' nor a model of timm {timm.__version__}{hint}")
+    channels, height, width = image_shape
+    is_small = min(height, width) < SMALL_IMAGE
+    options: dict[str, object] = {}
+    changed = "nothing"
+    if is_small and name.startswith(("vit_", "deit_")):
+        options = {"img_size": (height, width), "patch_size": max(1, min(height, width) // 8)}
+        changed = f"image size {height}x{width}, patches of {options['patch_size']} pixels"
+    try:
+        net = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options)
+    except Exception as error:  # timm's models fail in their own ways; all mean that this one does not fit
+        raise BackboneError(f"timm cannot build {name!r} for images of {channels}x{height}x{width}: {error}") from error
+    stem = getattr(net, "conv1", None)
+    if is_small and isinstance(stem, nn.Conv2d) and isinstance(getattr(net, "maxpool", None), nn.Module):
+        net.conv1 = nn.Conv2d(channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
+        net.maxpool = nn.Identity()
+        changed = "stem: 3x3 convolution of stride 1 in place of the strided one, no max pool"
+    return _checked(name, net, image_shape, changed)
+
+
+def _checked(name: str, net: nn.Module, image_shape: tuple[int, int, int], changed: str) -> Backbone:
+    """Try the net on two images: what does not fit must be known before a sweep starts."""
+    try:
+        with torch.no_grad():
+            out: Tensor = net.eval()(torch.zeros(2, *image_shape))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise BackboneError(f"backbone {name!r} cannot take images of shape {image_shape}: {error}") from error
+    if out.ndim != 2:
+        raise BackboneError(f"backbone {name!r} returns features of shape {tuple(out.shape)} for 2 images, need (2, D)")
+    return Backbone(net.train(), out.shape[1], changed)

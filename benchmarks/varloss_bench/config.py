@@ -1,0 +1,176 @@
+"""What one trial is: its full configuration, the hash that names it, and the grid of a sweep."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Raise this whenever a change of the harness changes the numbers a configuration leads to (augmentation, evaluation,
+# schedule, ...): it is hashed into every trial's key, so old results are then run again instead of silently mixed in.
+PROTOCOL = 1
+
+CONTRASTIVE = ("simclr", "dcl", "dhel", "moco")
+UNTRAINED = ("raw-pixels", "random-init")
+LR_RULES = ("linear", "sqrt", "constant")
+EVALUATION_SPLITS = ("test", "val")
+
+# An embedding whose held-out negatives are this similar on average has collapsed; its small variance is then no success.
+COLLAPSE_MEAN = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Everything that decides a trial's numbers. Two equal configurations give equal numbers on one CPU.
+
+    Attributes:
+        data: Data set name (see `data.py`) and, in `data_dir`, where its files are when they are not part of a package.
+        method: One of `CONTRASTIVE`, or of `UNTRAINED` for a row without training.
+        seed: Decides split, labelled subsets, initial weights, order and augmentations: all of them, so that trials of
+            one seed differ in nothing but the arm, and the spread over seeds includes that of the split.
+        backbone: `"small"` or the name of a timm model.
+        batch_size, temperature, weight: The arm. `weight` is that of VRN, 0 is without.
+        epochs: Passes over the training split; trials of one sweep have equal epochs, hence not equal steps.
+        base_lr, lr_rule: Learning rate is base_lr * B/256 (linear), base_lr * sqrt(B/256) (sqrt) or base_lr (constant).
+        warmup: Fraction of the steps over which the learning rate rises linearly.
+        weight_warmup: Fraction of the steps over which the VRN weight rises linearly from 0.
+        fused: Both views in one forward pass (BatchNorm sees 2B rows) or one pass each.
+        queue_size, key_momentum: MoCo only. A queue of 0 means the largest power of two up to n/2 and 4096.
+        evaluate_on: The split the metrics are read on, once, after the last epoch.
+        device: `"cpu"` or `"cuda"`.
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    method: str = "simclr"
+    seed: int = 0
+    backbone: str = "small"
+    batch_size: int = 16
+    temperature: float = 0.5
+    weight: float = 0.0
+    epochs: int = 20
+    base_lr: float = 0.15
+    lr_rule: str = "linear"
+    warmup: float = 0.1
+    weight_warmup: float = 0.0
+    weight_decay: float = 1e-4
+    fused: bool = True
+    queue_size: int = 0
+    key_momentum: float = 0.99
+    evaluate_on: str = "test"
+    device: str = "cpu"
+
+    @property
+    def arm(self) -> "Arm":
+        """The trial without its seed: what is compared."""
+        return Arm(self.method, self.batch_size, self.temperature, self.weight)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate."""
+        ratio = self.batch_size / 256
+        return self.base_lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "constant": 1.0}[self.lr_rule]
+
+    def key(self) -> str:
+        """Name of the trial: 16 hexadecimal digits of the SHA-256 of the canonical JSON of everything above."""
+        canonical = json.dumps({"protocol": PROTOCOL, **self.to_dict()}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def file_stem(self) -> str:
+        """A name that people can read, made unique by the key."""
+        return f"{self.arm.slug()}-s{self.seed}-{self.key()}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as stored."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
+        """The inverse of `to_dict`; unknown or missing names raise `TypeError`."""
+        missing = {field.name for field in dataclasses.fields(cls)} - set(values)
+        if missing:
+            raise TypeError(f"trial configuration lacks {sorted(missing)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """One row of the table: what is averaged over seeds."""
+
+    method: str
+    batch_size: int
+    temperature: float
+    weight: float
+
+    @property
+    def trained(self) -> bool:
+        """Whether the row comes from training."""
+        return self.method in CONTRASTIVE
+
+    def slug(self) -> str:
+        """For file names."""
+        if not self.trained:
+            return self.method
+        return f"{self.method}-b{self.batch_size}-t{self.temperature:g}-w{self.weight:g}"
+
+    def label(self) -> str:
+        """For tables and figures."""
+        if not self.trained:
+            return self.method
+        return f"{self.method} B={self.batch_size} t={self.temperature:g} " + (
+            f"VRN {self.weight:g}" if self.weight else "no VRN"
+        )
+
+
+def grid(
+    base: TrialConfig,
+    *,
+    methods: Sequence[str],
+    batch_sizes: Sequence[int],
+    weights: Sequence[float],
+    temperatures: Sequence[float],
+    control_temperatures: Sequence[float],
+    seeds: Sequence[int],
+) -> list[TrialConfig]:
+    """All trials of a sweep: methods x batch sizes x temperatures x weights, the controls, the untrained rows.
+
+    Weight 0 is always among the weights (there is nothing to compare with otherwise) and the control temperatures run at
+    weight 0 only. Seed by seed, so that an interrupted sweep has whole seeds to compare.
+    """
+    weights = sorted({0.0, *weights})
+    arms = [
+        (method, batch_size, temperature, weight)
+        for method in methods
+        for batch_size in batch_sizes
+        for temperature, arm_weights in [
+            *((temperature, weights) for temperature in temperatures),
+            *((control, [0.0]) for control in control_temperatures if control not in temperatures),
+        ]
+        for weight in arm_weights
+    ]
+    trials: list[TrialConfig] = []
+    for seed in seeds:
+        trials += [_untrained(base, name, seed) for name in UNTRAINED]
+        for method, batch_size, temperature, weight in arms:
+            trials.append(
+                dataclasses.replace(
+                    base, method=method, batch_size=batch_size, temperature=temperature, weight=weight, seed=seed
+                )
+            )
+    return list(dict.fromkeys(trials))
+
+
+def _untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
+    """A row without training; what it does not depend on is left at fixed values, so that sweeps share its result."""
+    return TrialConfig(
+        data=base.data,
+        data_dir=base.data_dir,
+        method=method,
+        seed=seed,
+        backbone=base.backbone if method == "random-init" else "small",
+        epochs=0,
+        evaluate_on=base.evaluate_on,
+        device=base.device,
+    )

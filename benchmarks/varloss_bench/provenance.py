@@ -1,0 +1,109 @@
+"""Where a row comes from: versions, machine, git state, and the choices that confound comparisons."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varloss_bench import augment, evaluate
+from varloss_bench.config import TrialConfig
+
+_DISTRIBUTIONS = (
+    "varloss",
+    "torch",
+    "lightly",
+    "pytorch-lightning",
+    "kornia",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+    "timm",
+    "torchvision",
+)
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Versions, machine and git state, as far as they can be told."""
+    versions = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {"versions": versions, "machine": _machine(), "git": _git()}
+
+
+def _machine() -> dict[str, Any]:
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads_per_worker": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout this file lies in; None when it is installed elsewhere or git is not there."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        # Only a checkout that tracks this very file is ours; site-packages may lie inside somebody else's repository.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def confounds(config: TrialConfig) -> dict[str, Any]:
+    """Choices that move such comparisons and that papers often leave unsaid."""
+    return {
+        "forward": "both views in one pass" if config.fused else "one pass per view",
+        "head_batch_norm": config.method != "moco",
+        "learning_rate_rule": f"{config.lr_rule}: base {config.base_lr:g} at batch 256, momentum 0.9, cosine",
+        "equal": "epochs",
+        "evaluated": f"{config.evaluate_on} split, last epoch",
+        "seed_redraws": "split, labelled subsets, weights, order, augmentations",
+        "few_label_probe": f"mean of {evaluate.FEW_LABEL_DRAWS} draws of {evaluate.FEW_LABELS} labels per class",
+        "knn": f"k={evaluate.KNN_K}, t={evaluate.KNN_TEMPERATURE}, cosine",
+        "similarities": "held-out images, two augmented views, evaluation mode, all cross-view pairs of different images",
+        "augmentation_block_bytes": augment.MAX_BLOCK_BYTES,
+    }
+
+
+def record_of(config: TrialConfig, command: list[str]) -> dict[str, Any]:
+    """The part of a stored record that says where it comes from."""
+    return {
+        "key": config.key(),
+        "config": config.to_dict(),
+        "confounds": confounds(config) if config.arm.trained else None,
+        "environment": environment(),
+        "command": command,
+        "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def command_line() -> list[str]:
+    """What the user typed, in a form that runs anywhere."""
+    return ["varloss-bench", *sys.argv[1:]]

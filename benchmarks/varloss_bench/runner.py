@@ -1,0 +1,178 @@
+"""Trials side by side in worker processes of one thread each. A worker may die; no finished trial is lost."""
+
+import multiprocessing
+import os
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from varloss_bench.config import TrialConfig
+
+# A trial whose worker died is tried once more (the machine may have been short of memory), then given up.
+MAX_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to tell: a part of a trial is done (`fraction`), or its record is written (`status`, `reason`)."""
+
+    config: TrialConfig
+    fraction: float
+    status: str | None = None
+    reason: str | None = None
+
+
+def execute(
+    config: TrialConfig, folder: Path, command: list[str], report: Callable[[float], None] = lambda _: None
+) -> tuple[str, str | None]:
+    """Run one trial in this process and store its record, whatever becomes of it. Returns status and reason.
+
+    This is all an executor needs to call; it takes and leaves plain values and files.
+    """
+    from varloss_bench import provenance, store, train  # noqa: PLC0415  (heavy; only workers need it)
+    from varloss_bench.methods import TrainingDivergedError  # noqa: PLC0415
+
+    outcome: dict[str, Any] = {}
+    try:
+        outcome = train.run_trial(config, report)
+        status, reason = "finished", None
+    except TrainingDivergedError as error:
+        status, reason = "diverged", str(error)
+    except Exception as error:
+        status, reason = "crashed", f"{type(error).__name__}: {error}"
+        outcome = {"traceback": traceback.format_exc()}
+    record = {**provenance.record_of(config, command), "status": status, "reason": reason, **outcome}
+    try:
+        store.Store(folder).write(config, record)
+    except (OSError, ValueError) as error:  # disk full, or a metric that is NaN
+        return "crashed", f"the result could not be stored: {type(error).__name__}: {error}"
+    return status, reason
+
+
+class Worker:
+    """A process that runs the trials sent to it."""
+
+    def __init__(self, folder: Path, command: list[str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(
+            target=_work, args=(theirs, folder, command), daemon=True, name="varloss-bench-worker"
+        )
+        with _one_thread_each():
+            self.process.start()
+        theirs.close()
+        self.config: TrialConfig | None = None
+
+    def give(self, config: TrialConfig) -> None:
+        """Start a trial. A worker that died while idle is noticed where its answer is awaited."""
+        self.config = config
+        with suppress(OSError):
+            self.connection.send(config)
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
+    """Run trials in worker processes, in the given order, and yield what happens.
+
+    A worker that dies (killed, out of memory) is replaced and its trial tried once more. Closing the iterator, as an
+    exception in the caller's loop does, ends the workers; trials that were finished by then are on disk.
+    """
+    waiting = deque((config, 1) for config in configs)
+    attempts: dict[Worker, int] = {}
+    pool = [Worker(folder, command) for _ in range(min(workers, len(configs)))]
+    try:
+        while waiting or attempts:
+            for worker in pool:
+                if worker.config is None and waiting:
+                    config, attempts[worker] = waiting.popleft()
+                    worker.give(config)
+            ready = wait([worker.connection for worker in attempts])
+            for worker in [worker for worker in attempts if worker.connection in ready]:
+                config = worker.config
+                assert config is not None
+                try:
+                    message = worker.connection.recv()
+                except (EOFError, OSError):
+                    worker.stop()
+                    reason = f"worker process died (exit code {worker.process.exitcode})"
+                    attempt = attempts.pop(worker)
+                    pool[pool.index(worker)] = Worker(folder, command)
+                    if attempt < MAX_ATTEMPTS:
+                        waiting.appendleft((config, attempt + 1))
+                        yield Event(config, 0.0, reason=f"{reason}; trying once more")
+                    else:
+                        yield Event(config, 1.0, "crashed", f"{reason}, {attempt} times")
+                    continue
+                if isinstance(message, float):
+                    yield Event(config, message)
+                else:
+                    del attempts[worker]
+                    worker.config = None
+                    yield Event(config, 1.0, *message)
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+def _work(connection: Connection, folder: Path, command: list[str]) -> None:
+    """Body of a worker process."""
+    import signal  # noqa: PLC0415
+    import warnings  # noqa: PLC0415
+
+    # Ctrl-C reaches the whole process group: the parent decides, and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    import logging  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    # Lightning's remarks about devices and loaders, once per trial, would bury the progress; errors still show.
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    while True:
+        try:
+            config: TrialConfig = connection.recv()
+        except EOFError:
+            return
+        connection.send(execute(config, folder, command, connection.send))
+
+
+def _die_with_parent() -> None:
+    """End this process when the parent is gone, even by kill -9: nobody would know of an orphan that computes on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Environment of a worker: BLAS and OpenMP read it once, at import, so it must be there before the process starts."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

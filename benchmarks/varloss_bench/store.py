@@ -1,0 +1,92 @@
+"""Results on disk: one JSON file per trial, there in full or not at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from varloss_bench.config import TrialConfig
+
+SCHEMA = 1
+# A diverged trial is a result: it would diverge again. A crashed one is kept to be read, and is run again.
+DONE = ("finished", "diverged")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a crash at any moment leaves the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@dataclass
+class Loaded:
+    """What was found on disk.
+
+    Attributes:
+        records: By trial key.
+        corrupt: Files that could not be read, with the reason.
+    """
+
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    corrupt: dict[Path, str] = field(default_factory=dict)
+
+    def done(self, config: TrialConfig) -> bool:
+        """Whether a trial need not be run again."""
+        return self.records.get(config.key(), {}).get("status") in DONE
+
+
+class Store:
+    """The folder of one sweep or of several; trials are found by key, so sweeps in one folder share what they share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.trials = folder / "trials"
+
+    def path(self, config: TrialConfig) -> Path:
+        """File of a trial."""
+        return self.trials / f"{config.file_stem()}.json"
+
+    def write(self, config: TrialConfig, record: dict[str, Any]) -> None:
+        """Keep the record of a trial."""
+        # NaN is not JSON; a metric that is NaN is a failure to be recorded as one, not to be smuggled into a file.
+        content = json.dumps({"schema": SCHEMA, **record}, indent=1, sort_keys=True, allow_nan=False)
+        write_atomically(self.path(config), content + "\n")
+
+    def load(self, configs: Iterable[TrialConfig]) -> Loaded:
+        """Read the records of these trials; what is not a whole record of its trial is reported as corrupt."""
+        loaded = Loaded()
+        for config in configs:
+            path = self.path(config)
+            try:
+                record = json.loads(path.read_text())
+                self._check(record, config)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                loaded.corrupt[path] = f"{type(error).__name__}: {error}"
+                continue
+            loaded.records[config.key()] = record
+        return loaded
+
+    @staticmethod
+    def _check(record: Any, config: TrialConfig) -> None:
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise ValueError(f"not a trial record of schema {SCHEMA}")
+        if TrialConfig.from_dict(record["config"]) != config:
+            raise ValueError("the configuration inside is not the one the file is named after")
+        if record["status"] == "finished" and not all(
+            isinstance(value, int | float) for value in record["metrics"].values()
+        ):
+            raise ValueError("a metric is not a number")

@@ -1,0 +1,174 @@
+"""One trial: build, train, evaluate, and the record of it."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from varloss_bench import augment, backbones, data, evaluate, methods
+from varloss_bench.config import COLLAPSE_MEAN, TrialConfig
+
+# Evaluation and set-up of a trial on digits, in seconds, for estimates only.
+EVALUATION_SECONDS = 0.4
+
+load_source = lru_cache(maxsize=1)(data.load)
+
+
+class _Progress(Callback):
+    """Tells how much of the training is done, after every epoch."""
+
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self._report = report
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report((trainer.current_epoch + 1) / (trainer.max_epochs or 1))
+
+
+def make_trainer(config: TrialConfig, report: Callable[[float], None], max_steps: int = -1) -> Trainer:
+    """A Trainer without anything that costs time or writes files: results are kept by us, once, at the end."""
+    return Trainer(
+        accelerator="gpu" if config.device == "cuda" else "cpu",
+        devices=1,
+        max_epochs=config.epochs,
+        max_steps=max_steps,
+        callbacks=[_Progress(report)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def build(
+    config: TrialConfig, splits: data.Splits, source: data.Source
+) -> tuple[methods.ContrastiveModule, augment.TwoViewLoader, str]:
+    """Module, loader and what was changed in the backbone. Initial weights depend on seed, backbone and method only."""
+    device = torch.device(config.device)
+    channels, height, width = source.images.shape[1:]
+    torch.manual_seed(config.seed)
+    backbone = backbones.build(config.backbone, (channels, height, width))
+    module = methods.build_method(config, backbone, num_samples=len(splits.train))
+    loader = augment.TwoViewLoader(
+        splits.train.to(device), augment.build_augmentation(source).to(device), config.batch_size, config.seed
+    )
+    return module, loader, backbone.changed
+
+
+def run_trial(config: TrialConfig, report: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
+    """Run a trial and return what is to be stored of it, plain values only.
+
+    Args:
+        config: What to run.
+        report: Called with the fraction done.
+
+    Raises:
+        methods.TrainingDivergedError: The loss became NaN or infinite.
+    """
+    torch.use_deterministic_algorithms(config.device == "cpu")
+    source = load_source(config.data, config.data_dir)
+    splits = data.split(source, config.seed)
+    held_out = splits.test if config.evaluate_on == "test" else splits.val
+    outcome: dict[str, Any] = {"num_train": len(splits.train), "num_evaluated": len(held_out)}
+    started = time.perf_counter()
+    if not config.arm.trained:
+        train_features, held_out_features = _untrained_features(config, source, splits.train, held_out)
+        trained = started
+        metrics = {}
+    else:
+        module, loader, changed = build(config, splits, source)
+        outcome |= {
+            "backbone_changed": changed,
+            "parameters": sum(p.numel() for p in module.backbone.parameters()),
+            "learning_rate": config.learning_rate,
+            "steps": number_of_steps(config),
+            "paired": _pairing_evidence(module.backbone, loader),
+        }
+        make_trainer(config, report).fit(module, train_dataloaders=loader)
+        trained = time.perf_counter()
+        outcome["epoch_losses"] = module.epoch_losses
+        device = torch.device(config.device)
+        module = module.to(device)
+        train_split, held_out = splits.train.to(device), held_out.to(device)
+        train_features = evaluate.encode(module.backbone, train_split.images)
+        held_out_features = evaluate.encode(module.backbone, held_out.images)
+        metrics = evaluate.projection_metrics(module, source, train_split, held_out, config.seed)
+    metrics |= evaluate.feature_metrics(
+        train_features.cpu(), held_out_features.cpu(), splits.train, _cpu(held_out), config.seed
+    )
+    outcome["metrics"] = metrics
+    outcome["collapsed"] = bool(metrics.get("negative_mean", 0.0) > COLLAPSE_MEAN)
+    outcome["seconds"] = {"train": trained - started, "evaluate": time.perf_counter() - trained}
+    return outcome
+
+
+def number_of_steps(config: TrialConfig) -> int:
+    """Optimiser steps of a trial."""
+    return load_source(config.data, config.data_dir).sizes[0] // config.batch_size * config.epochs
+
+
+def measure_step_seconds(config: TrialConfig, steps: int = 20) -> float:
+    """Seconds per training step, measured on this machine now: the second of two short runs through the Trainer."""
+    source = load_source(config.data, config.data_dir)
+    splits = data.split(source, config.seed)
+    seconds = 0.0
+    for _ in range(2):  # the first one pays for lazy imports and allocation
+        module, loader, _changed = build(config, splits, source)
+        trainer = make_trainer(config, lambda _: None, max_steps=steps)
+        started = time.perf_counter()
+        trainer.fit(module, train_dataloaders=loader)
+        seconds = time.perf_counter() - started
+    return seconds / min(steps, number_of_steps(config))
+
+
+def _untrained_features(
+    config: TrialConfig, source: data.Source, train: data.Split, held_out: data.Split
+) -> tuple[Tensor, Tensor]:
+    """Pixels, or features of the freshly drawn backbone with BatchNorm statistics taken from the training images.
+
+    Without the latter BatchNorm would pass its input on unscaled, a weaker baseline than a random net can be.
+    """
+    if config.method == "raw-pixels":
+        return train.images.flatten(1), held_out.images.flatten(1)
+    torch.manual_seed(config.seed)
+    channels, height, width = source.images.shape[1:]
+    net = backbones.build(config.backbone, (channels, height, width)).net
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # a cumulative average over the pass below
+    with torch.no_grad():
+        for part in train.images.split(evaluate.ENCODE_BATCH):
+            net(part)
+    return evaluate.encode(net, train.images), evaluate.encode(net, held_out.images)
+
+
+def _pairing_evidence(backbone: nn.Module, loader: augment.TwoViewLoader) -> dict[str, str]:
+    """Digests of the initial backbone, the order and the pixels of the first epoch: equal for all arms of a seed."""
+    order = loader.order(0)
+    first, second = augment.two_views(
+        loader.split.images[order.to(loader.split.images.device)][: loader.batch_size],
+        loader.augmentation,
+        augment.epoch_seed(loader.seed, 0),
+    )
+    return {
+        "initial_backbone": _digest(*backbone.state_dict().values()),
+        "order": _digest(order),
+        "augmented": _digest(first, second),
+    }
+
+
+def _digest(*tensors: Tensor) -> str:
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:12]
+
+
+def _cpu(split: data.Split) -> data.Split:
+    return split.to(torch.device("cpu"))
