@@ -83,10 +83,10 @@ class TwoViewLoader:
         # Affine warps hold a few copies of both views at a time, hence the factor.
         per_sample = 8 * images[0].numel() * images.element_size()
         block = max(1, self.max_block_bytes // per_sample // self.batch_size) * self.batch_size
-        for number, part in enumerate(images[: len(self) * self.batch_size].split(block)):
+        for number, part in enumerate(torch.split(images[: len(self) * self.batch_size], block)):
             seed = epoch_seed(self.seed, epoch, number)
             first, second = two_views(part, self.augmentation, seed)
-            yield from zip(first.split(self.batch_size), second.split(self.batch_size), strict=True)
+            yield from zip(torch.split(first, self.batch_size), torch.split(second, self.batch_size), strict=True)
 
 
 def epoch_seed(seed: int, epoch: int, block: int = 0) -> int:

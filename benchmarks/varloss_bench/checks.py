@@ -33,7 +33,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
     available, wanted = len(source.labels), sum(source.sizes)
     if available < wanted:
         raise ValueError(f"{first.data} has {available} samples, its splits need {wanted}")
-    if len(source.labels.unique()) < 2:
+    if bool((source.labels == source.labels[0]).all()):
         raise ValueError(f"{first.data} has a single class; probes need two")
     for trial in trials:
         if trial.arm.trained and not 2 <= trial.batch_size <= source.sizes[0]:
@@ -47,7 +47,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
     backbones.build(first.backbone, (channels, height, width))
 
 
-def check_run(*, seeds: int, interval: bool, workers: int, folder: Path) -> None:
+def check_run(*, seeds: int, interval: bool, workers: int, folder: Path | None) -> None:
     """Raise `ValueError` for what concerns the run and not its trials."""
     if interval and seeds < 2:
         raise ValueError(f"an interval needs at least 2 seeds, got --seeds {seeds}; --no-interval accepts 1")
@@ -55,6 +55,8 @@ def check_run(*, seeds: int, interval: bool, workers: int, folder: Path) -> None
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
+    if folder is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -123,7 +123,9 @@ def split(source: Source, seed: int) -> Splits:
     """Draw train, validation and test splits without replacement; equal seeds give equal splits."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(source.labels), generator=generator)[: sum(source.sizes)]
-    train, val, test = (Split(source.images[part], source.labels[part]) for part in order.split(list(source.sizes)))
+    train, val, test = (
+        Split(source.images[part], source.labels[part]) for part in torch.split(order, list(source.sizes))
+    )
     return Splits(train, val, test)
 
 
@@ -134,7 +136,7 @@ def few_labels(labels: Tensor, per_class: int, seed: int, draws: int) -> list[Te
         DataError: A class has fewer samples than `per_class`.
     """
     generator = torch.Generator().manual_seed(seed)
-    classes, counts = labels.unique(return_counts=True)
+    classes, counts = torch.unique(labels, return_counts=True)
     if int(counts.min()) < per_class:
         raise DataError(
             f"a probe with {per_class} labels per class was asked for, but class {int(classes[counts.argmin()])} has "

@@ -56,7 +56,7 @@ def encode(net: nn.Module, images: Tensor) -> Tensor:
     was_training = net.training
     net.eval()
     try:
-        return torch.cat([net(part) for part in images.split(ENCODE_BATCH)]).float()
+        return torch.cat([net(part) for part in torch.split(images, ENCODE_BATCH)]).float()
     finally:
         net.train(was_training)
 

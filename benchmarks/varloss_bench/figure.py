@@ -3,7 +3,6 @@
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,12 +84,19 @@ def _pair_label(treated: Arm, base: Arm) -> str:
     return f"{label}  against  t={base.temperature:g}" + (" alone" if treated.temperature != base.temperature else "")
 
 
-def _bar(axis: Axes, comparison: Comparison, x: float, y: float, colour: str, vertical: bool) -> Any:
-    difference = comparison.result.difference
-    error = {"yerr" if vertical else "xerr": difference.half_width}
-    filled = comparison.verdict == "settled"
-    return axis.errorbar(
-        x, y, fmt="o", color=colour, mfc=colour if filled else "white", capsize=3, ms=5.5, lw=1.6, **error
+def _point(axis: Axes, comparison: Comparison, x: float, y: float, colour: str, *, vertical: bool) -> None:
+    half_width = comparison.result.difference.half_width
+    axis.errorbar(
+        x,
+        y,
+        xerr=None if vertical else half_width,
+        yerr=half_width if vertical else None,
+        fmt="o",
+        color=colour,
+        mfc=colour if comparison.verdict == "settled" else "white",
+        capsize=3,
+        ms=5.5,
+        lw=1.6,
     )
 
 
@@ -102,7 +108,7 @@ def _forest(axis: Axes, summary: Summary, method: str) -> None:
         for c in summary.comparisons:
             if (c.treated, c.base) == (treated, base) and c.metric in ACCURACIES:
                 y = ACCURACIES.index(c.metric) + (number - (len(pairs) - 1) / 2) * step
-                _bar(axis, c, c.result.difference.mean, y, colour, vertical=False)
+                _point(axis, c, c.result.difference.mean, y, colour, vertical=False)
         axis.plot([], [], "o-", color=colour, label=_pair_label(treated, base), ms=5)
     axis.axvline(0, color=_GREY, lw=1, zorder=0)
     axis.set_yticks(range(len(ACCURACIES)), [METRICS[name].title for name in ACCURACIES])
@@ -144,7 +150,7 @@ def _gain_over_batch(axis: Axes, summary: Summary, method: str, batch_sizes: Seq
         shift = 2 ** (0.08 * (number - (len(labels) - 1) / 2))
         line = [c for c in chosen if _pair_label(c.treated, c.base) == label]
         for c in line:
-            _bar(axis, c, c.treated.batch_size * shift, c.result.difference.mean, colour, vertical=True)
+            _point(axis, c, c.treated.batch_size * shift, c.result.difference.mean, colour, vertical=True)
         xs, ys = [c.treated.batch_size * shift for c in line], [c.result.difference.mean for c in line]
         axis.plot(xs, ys, color=colour, lw=1, label=label, zorder=0)
     axis.axhline(0, color=_GREY, lw=1, zorder=0)

@@ -92,11 +92,12 @@ class ContrastiveModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """SGD, linear warm-up, cosine to zero; biases and BatchNorm without weight decay."""
         trained = [p for module in (self.backbone, self.head) for p in module.parameters()]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.SGD(
-            [
-                {"params": [p for p in trained if p.ndim > 1]},
-                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-            ],
+            groups,
             lr=self.config.learning_rate,
             momentum=0.9,
             weight_decay=self.config.weight_decay,

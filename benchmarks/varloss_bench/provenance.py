@@ -32,13 +32,15 @@ _DISTRIBUTIONS = (
 @lru_cache(maxsize=1)
 def environment() -> dict[str, Any]:
     """Versions, machine and git state, as far as they can be told."""
-    versions = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in _DISTRIBUTIONS}
     return {"versions": versions, "machine": _machine(), "git": _git()}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _machine() -> dict[str, Any]:

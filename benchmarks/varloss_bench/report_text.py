@@ -1,114 +1,143 @@
 """The terminal's tables and the verdict in words."""
 
+import io
 import math
+from collections.abc import Sequence
+from itertools import groupby
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from varloss_bench.config import COLLAPSE_MEAN, Arm, TrialConfig
-from varloss_bench.evaluate import METRICS, Metric
+from varloss_bench.evaluate import ACCURACIES, METRICS, Metric
 from varloss_bench.stats import Interval
-from varloss_bench.summary import COMPARED, Comparison, Row, Summary
+from varloss_bench.summary import Comparison, Row, Summary
 
-_COLUMNS = (
-    ("few_label_probe", "10-label\nprobe %"),
-    ("linear_probe", "linear\nprobe %"),
-    ("knn", "kNN\nbackbone %"),
-    ("projection_knn", "kNN\nprojection %"),
-    ("negative_variance", "negatives'\nvariance"),
-    ("negative_mean", "negatives'\nmean"),
-    ("positive_mean", "positives'\nmean"),
-)
-_MARKS = {
-    "settled": "✓",
-    "suggestive": "~",
-    "open": "·",
-    "no spread": "=",
-    "collapsed": "✗ collapsed",
-    "diverged": "✗ diverged",
+_SIMILARITIES = ("negative_variance", "negative_mean", "positive_mean")
+_HEADS = {
+    "few_label_probe": "10-label\nprobe %",
+    "linear_probe": "linear\nprobe %",
+    "knn": "kNN, back-\nbone %",
+    "projection_knn": "kNN, pro-\njection %",
+    "negative_variance": "negatives'\nvariance",
+    "negative_mean": "negatives'\nmean",
+    "positive_mean": "positives'\nmean",
 }
+_MARKS = {"settled": "✓", "suggestive": "~", "open": "·", "no spread": "=", "collapsed": "✗", "diverged": "✗"}
+_NAMES = {"simclr": "SimCLR", "moco": "MoCo v2", "dcl": "DCL", "dhel": "DHEL"}
+
+
+def arm_label(arm: Arm) -> str:
+    """An arm within its method and batch size."""
+    if not arm.trained:
+        return arm.method
+    return f"t={arm.temperature:g}" + (f" + VRN {arm.weight:g}" if arm.weight else "")
+
+
+def group_label(arm: Arm) -> str:
+    """Method and batch size of an arm."""
+    return f"{_NAMES.get(arm.method, arm.method)}, B={arm.batch_size}" if arm.trained else "without training"
 
 
 def format_interval(value: Interval, metric: Metric, signed: bool = False) -> str:
-    """`96.40 ± 0.52`, without the interval where there is none, a dash where there is nothing."""
+    """`96.40±0.52`, without the interval where there is none, a dash where there is nothing."""
     if math.isnan(value.mean):
         return "-"
     mean = f"{value.mean:{'+' if signed else ''}.{metric.digits}f}"
-    return mean if math.isnan(value.half_width) else f"{mean} ± {value.half_width:.{metric.digits}f}"
+    return mean if math.isnan(value.half_width) else f"{mean}±{value.half_width:.{metric.digits}f}"
 
 
 def render(summary: Summary, config: TrialConfig) -> Group:
     """Everything that is said about a sweep: rows, paired differences, verdict, and what it stands for."""
-    parts: list[RenderableType] = [rows_table(summary, config)]
+    parts: list[RenderableType] = [
+        _table(summary, ACCURACIES, f"Accuracy on {config.data}, {config.evaluate_on} split"),
+        _table(summary, _SIMILARITIES, "Cosine similarities of held-out images, in projection space"),
+        Padding(Text(_legend(summary), style="dim"), (0, 1)),
+    ]
     if summary.comparisons:
-        parts += [differences_table(summary), Padding(Text("\n".join(verdict_lines(summary))), (0, 1))]
-    parts.append(Padding(Text("\n".join(notes(summary, config)), style="dim"), (1, 1)))
+        parts.append(Padding(Text("\n".join(verdict_lines(summary))), (1, 1)))
+    parts.append(Padding(Text("\n".join(f"- {note}" for note in notes(summary, config)), style="dim"), (0, 1)))
     return Group(*parts)
 
 
-def rows_table(summary: Summary, config: TrialConfig) -> Table:
-    """One line per arm, mean ± 95% t interval over seeds."""
-    table = Table(title=f"{config.data}, {config.evaluate_on} split: mean ± 95% t interval over seeds", expand=False)
-    for title in ("method", "B", "t", "VRN", "seeds"):
-        table.add_column(title, justify="left" if title == "method" else "right")
-    for _, title in _COLUMNS:
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("s/run", justify="right")
-    last: Arm | None = None
-    for row in summary.rows:
-        if last and (last.method, last.batch_size) != (row.arm.method, row.arm.batch_size) and row.arm.trained:
-            table.add_section()
-        table.add_row(*_row_cells(row, len(summary.seeds)))
-        last = row.arm
+def plain_text(summary: Summary, config: TrialConfig) -> str:
+    """The same without colours, for a file."""
+    console = Console(width=100, color_system=None, file=io.StringIO(), force_terminal=False)
+    with console.capture() as capture:
+        console.print(render(summary, config))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _table(summary: Summary, metrics: Sequence[str], title: str) -> Table:
+    """Arms by method and batch size, mean ± interval; below each group the paired differences, with their marks."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for metric in metrics:
+        table.add_column(_HEADS[metric], justify="right", no_wrap=True)
+    rows = [row for row in summary.rows if any(metric in row.values for metric in metrics) or row.arm.trained]
+    for label, group in groupby(rows, key=lambda row: group_label(row.arm)):
+        members = list(group)
+        table.add_row(label, style="bold")
+        for row in members:
+            table.add_row(
+                f"  {arm_label(row.arm)}{_seeds_left(row, len(summary.seeds))}",
+                *(format_interval(row.interval(metric), METRICS[metric]) for metric in metrics),
+            )
+        for treated, base in _pairs(summary, [row.arm for row in members]):
+            found = {c.metric: c for c in summary.comparisons if (c.treated, c.base) == (treated, base)}
+            cells = [_difference_cell(found[metric]) if metric in found else "" for metric in metrics]
+            table.add_row(
+                f"  VRN {treated.weight:g}, t={treated.temperature:g} − t={base.temperature:g}", *cells, style="cyan"
+            )
+        table.add_section()
     return table
 
 
-def _row_cells(row: Row, wanted: int) -> list[str]:
-    arm = row.arm
-    finished = wanted - len(row.diverged) - len(row.crashed)
-    seeds = f"{finished}" if finished == wanted else f"{finished}/{wanted}"
-    if row.collapsed:
-        seeds += f" ({len(row.collapsed)} collapsed)"
-    described = [f"{arm.batch_size}", f"{arm.temperature:g}", f"{arm.weight:g}"] if arm.trained else ["", "", ""]
-    cells = [format_interval(row.interval(name), METRICS[name]) for name, _ in _COLUMNS]
-    return [arm.method, *described, seeds, *cells, f"{row.seconds:.1f}" if arm.trained and finished else ""]
+def _difference_cell(comparison: Comparison) -> str:
+    text = format_interval(comparison.result.difference, METRICS[comparison.metric], signed=True)
+    return f"{text} {_MARKS[comparison.verdict]}"
 
 
-def differences_table(summary: Summary) -> Table:
-    """One line per comparison, mean paired difference ± 95% t interval, with its mark."""
-    table = Table(title="paired differences, seed by seed", expand=False)
-    table.add_column("with VRN")
-    table.add_column("minus")
-    titles = dict(_COLUMNS)
-    for name in COMPARED:
-        table.add_column(titles[name], justify="right", no_wrap=True)
-    for treated, base in dict.fromkeys((c.treated, c.base) for c in summary.comparisons):
-        cells = {
-            c.metric: f"{format_interval(c.result.difference, METRICS[c.metric], signed=True)} {_MARKS[c.verdict]}"
-            for c in summary.comparisons
-            if (c.treated, c.base) == (treated, base)
-        }
-        table.add_row(treated.label(), f"no VRN, t={base.temperature:g}", *(cells[name] for name in COMPARED))
-    table.caption = (
-        f"✓ settled after Holm's correction over all {len(summary.comparisons)} comparisons, ~ only its own interval "
-        "excludes 0, · interval holds 0, = no spread"
+def _seeds_left(row: Row, wanted: int) -> str:
+    lost = len(row.diverged) + len(row.crashed)
+    return (f" ({wanted - lost}/{wanted})" if lost else "") + (
+        f" ({len(row.collapsed)} collapsed)" if row.collapsed else ""
     )
-    return table
+
+
+def _pairs(summary: Summary, arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    return list(dict.fromkeys((c.treated, c.base) for c in summary.comparisons if c.treated in arms))
+
+
+def _legend(summary: Summary) -> str:
+    legend = f"mean ± 95% t interval over {len(summary.seeds)} seeds"
+    if summary.comparisons:
+        legend += (
+            f"; differences are paired by seed. ✓ settled after Holm's correction over all {len(summary.comparisons)} "
+            "comparisons, ~ only its own interval excludes 0, · interval holds 0, = no spread between seeds, "
+            "✗ a seed collapsed or diverged"
+        )
+    return legend
 
 
 def verdict_lines(summary: Summary) -> list[str]:
-    """The comparisons in words, one line each for the metrics that matter, claiming what the intervals show."""
-    lines = ["Verdict"]
-    for treated, base in dict.fromkeys((c.treated, c.base) for c in summary.comparisons):
-        versus = (
-            "against no VRN" if treated.temperature == base.temperature else f"against t={base.temperature:g} alone"
-        )
-        lines.append(f"  {treated.label()} {versus}:")
-        for c in summary.comparisons:
-            if (c.treated, c.base) == (treated, base):
-                lines.append(f"    {METRICS[c.metric].title}: {in_words(c)}")
+    """The comparisons in words, claiming what the intervals show: what is settled, what hints, what is open."""
+    lines = []
+    for treated, base in _pairs(summary, [row.arm for row in summary.rows]):
+        versus = "no VRN" if treated.temperature == base.temperature else f"t={base.temperature:g} without VRN"
+        lines.append(f"{group_label(treated)}: {arm_label(treated)} against {versus}")
+        mine = [c for c in summary.comparisons if (c.treated, c.base) == (treated, base)]
+        if mine[0].verdict in ("collapsed", "diverged"):
+            lines.append(f"  {in_words(mine[0])}")
+            continue
+        lines += [f"  {METRICS[c.metric].title}: {in_words(c)}" for c in mine if c.verdict != "open"]
+        still_open = [c for c in mine if c.verdict == "open"]
+        if still_open:
+            titles = "; ".join(METRICS[c.metric].title for c in still_open)
+            lines.append(f"  not settled at {_count(still_open[0])}: {titles}")
     return lines
 
 
@@ -116,71 +145,67 @@ def in_words(comparison: Comparison) -> str:
     """One comparison as a sentence that follows from its interval."""
     metric = METRICS[comparison.metric]
     difference = comparison.result.difference
-    seeds = f"{difference.count} seed{'s' if difference.count != 1 else ''}"
     if comparison.verdict == "diverged":
-        return "training diverged in at least one seed of one arm; the rest of the seeds are survivors, no comparison"
+        return "no comparison: training diverged in at least one seed of one arm, and what is left are the survivors"
     if comparison.verdict == "collapsed":
         return (
-            f"collapsed (mean similarity of held-out negatives above {COLLAPSE_MEAN}) in at least one seed of one arm; "
-            "a small variance is then no success"
+            f"collapsed, not a win: mean similarity of held-out negatives above {COLLAPSE_MEAN} in at least one seed of "
+            "one arm, where a small variance means nothing"
         )
     if difference.count < 2:
-        return f"not settled: {seeds} give no interval"
+        return f"not settled: {_count(comparison)}, no interval"
+    span = f"95% interval {difference.low:+.{metric.digits}f} to {difference.high:+.{metric.digits}f}"
     direction = "higher" if difference.mean > 0 else "lower"
     size = f"{abs(difference.mean):.{metric.digits}f}{' points' if metric.unit else ''} {direction}"
-    span = f"95% interval {difference.low:+.{metric.digits}f} to {difference.high:+.{metric.digits}f}"
     if comparison.verdict == "no spread":
-        return f"{size} in each of {seeds}; without spread no t interval applies, not settled"
+        size = size if difference.mean else "no difference"
+        return f"{size} in each of {_count(comparison)}; without spread no t interval applies, not settled"
     if comparison.verdict == "settled":
-        return f"{size} ({span}; Holm p = {comparison.adjusted_p:.2g}), settled at {seeds}"
+        return f"{size}, settled at {_count(comparison)} ({span}, Holm p = {comparison.adjusted_p:.2g})"
     if comparison.verdict == "suggestive":
-        return f"{size} ({span}), but not after correction for the number of comparisons: not settled at {seeds}"
-    return f"not settled at {seeds} ({span})"
+        return f"{size} ({span}), not settled: does not survive the correction for many comparisons"
+    return f"not settled at {_count(comparison)} ({span})"
+
+
+def _count(comparison: Comparison) -> str:
+    count = comparison.result.difference.count
+    return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def notes(summary: Summary, config: TrialConfig) -> list[str]:
-    """How to read the numbers."""
+    """How to read the numbers, and what they cannot show."""
     lines = [
-        f"Equal epochs ({config.epochs}), so small batches take more steps; last epoch; "
+        f"Equal epochs ({config.epochs}), so smaller batches take more steps; read once, after the last epoch; "
         f"{'both views in one forward pass' if config.fused else 'one forward pass per view'}.",
-        "A seed redraws split, labelled subsets, weights, order and augmentations; arms of one seed share them all. The "
-        "intervals are therefore over splits of this data set too, and about this data set, net and schedule only.",
-        "Similarities are of held-out images (evaluation mode), not of the training batches.",
+        "A seed redraws split, labelled subsets, weights, order and augmentations, and all arms share them: the intervals "
+        "are over splits too, and speak of this data set, net and schedule only.",
+        "Similarities are of held-out images in evaluation mode, not of the training batches.",
     ]
-    untrained = [row for row in summary.rows if not row.arm.trained]
     trained = [row for row in summary.rows if row.arm.trained]
-    for baseline in untrained:
-        line = _beats(baseline, trained)
-        if line:
-            lines.append(line)
-    for row in summary.rows:
+    beaten = [_beats(baseline, trained) for baseline in summary.rows if not baseline.arm.trained]
+    lines += [line for line in beaten if line]
+    for row in trained:
+        label = f"{group_label(row.arm)}, {arm_label(row.arm)}"
         if row.diverged:
-            lines.append(f"{row.arm.label()}: training became NaN or infinite at seeds {_list(row.diverged)}.")
+            lines.append(f"{label}: training became NaN or infinite at seeds {_list(row.diverged)}.")
         if row.crashed:
-            lines.append(f"{row.arm.label()}: no result for seeds {_list(row.crashed)}; run the command again.")
+            lines.append(f"{label}: no result for seeds {_list(row.crashed)}; run the command again.")
     return lines
 
 
-def _beats(baseline: Row, trained: list[Row]) -> str:
+def _beats(baseline: Row, trained: Sequence[Row]) -> str:
     """Whether every trained row is above an untrained one on the few-label probe."""
     base = baseline.interval("few_label_probe").mean
     means = {row.arm: row.interval("few_label_probe").mean for row in trained}
     means = {arm: mean for arm, mean in means.items() if not math.isnan(mean)}
     if math.isnan(base) or not means:
         return ""
-    below = [arm.label() for arm, mean in means.items() if mean <= base]
+    below = [arm for arm, mean in means.items() if mean <= base]
     if below:
-        return f"NOT above {baseline.arm.label()} ({base:.2f}) on the 10-label probe: {', '.join(below)}."
-    return f"On the 10-label probe every trained row is above {baseline.arm.label()} ({base:.2f})."
+        names = "; ".join(f"{group_label(arm)}, {arm_label(arm)}" for arm in below)
+        return f"NOT above {baseline.arm.method} ({base:.2f}) on the 10-label probe: {names}."
+    return f"On the 10-label probe every trained row is above {baseline.arm.method} ({base:.2f})."
 
 
-def _list(seeds: tuple[int, ...]) -> str:
+def _list(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
-
-
-def plain_text(summary: Summary, config: TrialConfig) -> str:
-    """The same for a file, without colours, wide enough for the tables."""
-    console = Console(width=180, record=True, file=None, color_system=None, quiet=True)
-    with console.capture() as capture:
-        console.print(render(summary, config))
-    return capture.get() or console.export_text()

@@ -100,8 +100,8 @@ def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str],
                     worker.give(config)
             ready = wait([worker.connection for worker in attempts])
             for worker in [worker for worker in attempts if worker.connection in ready]:
-                config = worker.config
-                assert config is not None
+                running = worker.config
+                assert running is not None
                 try:
                     message = worker.connection.recv()
                 except (EOFError, OSError):
@@ -110,17 +110,17 @@ def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str],
                     attempt = attempts.pop(worker)
                     pool[pool.index(worker)] = Worker(folder, command)
                     if attempt < MAX_ATTEMPTS:
-                        waiting.appendleft((config, attempt + 1))
-                        yield Event(config, 0.0, reason=f"{reason}; trying once more")
+                        waiting.appendleft((running, attempt + 1))
+                        yield Event(running, 0.0, reason=f"{reason}; trying once more")
                     else:
-                        yield Event(config, 1.0, "crashed", f"{reason}, {attempt} times")
+                        yield Event(running, 1.0, "crashed", f"{reason}, {attempt} times")
                     continue
                 if isinstance(message, float):
-                    yield Event(config, message)
+                    yield Event(running, message)
                 else:
                     del attempts[worker]
                     worker.config = None
-                    yield Event(config, 1.0, *message)
+                    yield Event(running, 1.0, *message)
     finally:
         for worker in pool:
             worker.stop()
@@ -129,19 +129,16 @@ def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str],
 def _work(connection: Connection, folder: Path, command: list[str]) -> None:
     """Body of a worker process."""
     import signal  # noqa: PLC0415
-    import warnings  # noqa: PLC0415
 
     # Ctrl-C reaches the whole process group: the parent decides, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    import logging  # noqa: PLC0415
-
     import torch  # noqa: PLC0415
 
+    from varloss_bench import train  # noqa: PLC0415
+
     torch.set_num_threads(1)
-    # Lightning's remarks about devices and loaders, once per trial, would bury the progress; errors still show.
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    train.quieten()
     while True:
         try:
             config: TrialConfig = connection.recv()

@@ -1,7 +1,9 @@
 """One trial: build, train, evaluate, and the record of it."""
 
 import hashlib
+import logging
 import time
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -17,6 +19,12 @@ from varloss_bench.config import COLLAPSE_MEAN, TrialConfig
 EVALUATION_SECONDS = 0.4
 
 load_source = lru_cache(maxsize=1)(data.load)
+
+
+def quieten() -> None:
+    """Silence Lightning's remarks on devices and loaders: once per trial they would bury the progress. Errors still show."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
 
 
 class _Progress(Callback):
@@ -143,7 +151,7 @@ def _untrained_features(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # a cumulative average over the pass below
     with torch.no_grad():
-        for part in train.images.split(evaluate.ENCODE_BATCH):
+        for part in torch.split(train.images, evaluate.ENCODE_BATCH):
             net(part)
     return evaluate.encode(net, train.images), evaluate.encode(net, held_out.images)
 
