@@ -1,0 +1,67 @@
+"""Every two-view loss of the package under one name each: the conventions are tested over this table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from varloss import functional
+
+TwoViewLoss = Callable[[Tensor, Tensor], Tensor]
+KINDS = ("cross", "within", "both")
+
+
+def _indexed(function: Callable[..., Tensor], **options: object) -> TwoViewLoss:
+    def loss(z0: Tensor, z1: Tensor) -> Tensor:
+        n = z0.shape[0]
+        index = torch.arange(n, device=z0.device).repeat(2)
+        views = torch.arange(2, device=z0.device).repeat_interleave(n)
+        return function(torch.cat([z0, z1]), index, views=views, **options)
+
+    return loss
+
+
+def _queue(function: Callable[..., Tensor], with_key: bool, **options: object) -> TwoViewLoss:
+    """The queue holds fixed unit rows, a third of them not valid."""
+
+    def loss(z0: Tensor, z1: Tensor) -> Tensor:
+        d = z0.shape[1]
+        slots = torch.sin(torch.arange(12 * d, device=z0.device, dtype=torch.float64)).view(12, d).to(z0.dtype)
+        slots = torch.nn.functional.normalize(slots.double(), dim=1)
+        slots = slots.to(torch.promote_types(z0.dtype, torch.float32))
+        valid = torch.arange(12, device=z0.device) < 8
+        return function(z0, z1, slots, valid=valid, **options) if with_key else function(z0, slots, valid=valid, **options)
+
+    return loss
+
+
+def _dclw(z0: Tensor, z1: Tensor) -> Tensor:
+    return functional.nt_xent(z0, z1, decoupled=True, positive_weight=functional.dclw_weights(z0, z1))
+
+
+def table() -> dict[str, TwoViewLoss]:
+    cases: dict[str, TwoViewLoss] = {"dclw": _dclw}
+    for kind in KINDS:
+        for decoupled in (False, True):
+            name = f"nt_xent-{kind}-{'decoupled' if decoupled else 'coupled'}"
+            cases[name] = lambda a, b, k=kind, d=decoupled: functional.nt_xent(a, b, negatives=k, decoupled=d)
+        cases[f"nt_xent_indexed-{kind}"] = _indexed(functional.nt_xent_indexed, negatives=kind)
+        for form in ("direct", "closed"):
+            cases[f"vrn-{kind}-{form}"] = lambda a, b, k=kind, f=form: functional.vrn(
+                a, b, num_samples=100, pairs=k, form=f
+            )
+        cases[f"vrn-{kind}-p3"] = lambda a, b, k=kind: functional.vrn(a, b, num_samples=100, pairs=k, exponent=3)
+        cases[f"vrn_indexed-{kind}"] = _indexed(functional.vrn_indexed, num_samples=100, pairs=kind)
+    cases["nt_xent_indexed-outside"] = _indexed(functional.nt_xent_indexed, positives="outside")
+    for scale in ("paper", "official"):
+        cases[f"dhel-{scale}"] = lambda a, b, s=scale: functional.dhel(a, b, scale=s)
+    cases["queue_info_nce"] = _queue(functional.queue_info_nce, with_key=True)
+    cases["vrn_queue"] = _queue(functional.vrn_queue, with_key=False, num_samples=100)
+    return cases
+
+
+CASES = table()
+# Losses that read the views in turn: exchanging the views changes nothing. The others take queries and keys.
+SYMMETRIC = [name for name in CASES if "queue" not in name]
