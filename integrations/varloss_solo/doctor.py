@@ -128,7 +128,7 @@ def probe() -> None:
         from varloss_solo import patch  # noqa: PLC0415
 
         patch.install()
-        patched = [name for name, method in solo.methods.METHODS.items() if method.__name__.endswith("WithVRN")]
+        patched = [name for name, method in solo.methods.METHODS.items() if "WithVRN" in method.__name__]
         answer = {"plugin": plugin, "patched": patched}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}", "during": during}

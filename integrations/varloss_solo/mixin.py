@@ -55,6 +55,7 @@ class VRNMixin(_Method):
 
     varloss_method: ClassVar[str]
     """solo-learn's name of the method behind the mixin."""
+    _varloss_term: varloss.VRNLoss | None
 
     def __init__(self, cfg: Any) -> None:
         # dcl, dhel and nt_xent share simclr's class; their name is only in the configuration.
@@ -62,7 +63,8 @@ class VRNMixin(_Method):
         decided = plan.make(cfg, asked)
         super().__init__(cfg)
         self._varloss_plan = decided
-        self._varloss_term: varloss.VRNLoss | None = None
+        # Past nn.Module's registration: a submodule, even an empty one, would appear in checkpoints and summaries.
+        self.__dict__["_varloss_term"] = None
         self._varloss_warmup_steps = 0
         self._varloss_warned = False
         self._varloss_online: list[dict[str, Any]] = []
@@ -88,7 +90,7 @@ class VRNMixin(_Method):
         decided = self._varloss_plan
         if decided.between is not None:
             n, source = self._varloss_num_samples()
-            self._varloss_term = decided.vrn(n, gather_distributed=distributed.world_size() > 1)
+            self.__dict__["_varloss_term"] = decided.vrn(n, gather_distributed=distributed.world_size() > 1)
             self._varloss_warmup_steps = self._varloss_length_of_warmup()
             line = f"varloss: {self._varloss_describe(n, source)}"
         elif decided.objective is not None:

@@ -68,6 +68,8 @@ def _in_front_of(name: str, original: type[Any]) -> type[Any]:
     """The method's class with the mixins in front, importable under its name so that it can be pickled."""
     fronts: tuple[type[Any], ...] = (VRNMixin, ObjectiveMixin) if name == methods.HOST else (VRNMixin,)
     title = f"{original.__name__}WithVRN"
+    if title in vars(patched):  # two names of one class
+        title = f"{title}_{name}"
     body = {
         "__module__": patched.__name__,
         "__qualname__": title,

@@ -1,0 +1,2 @@
+class AutoResumer:
+    SHOULD_MATCH = ["name", "method"]
