@@ -10,6 +10,7 @@ from torch import Tensor
 
 from varloss import _checks
 from varloss._checks import Negatives
+from varloss._hard import count_of_hard, mask_easy
 from varloss._numerics import (
     group_sizes,
     joint_labels,
@@ -37,6 +38,8 @@ def nt_xent(
     negatives: Negatives = "both",
     decoupled: bool = False,
     positive_weight: float | Tensor | None = None,
+    hard_fraction: float | None = None,
+    hard_count: int | None = None,
     keys: tuple[Tensor, Tensor] | None = None,
     offset: int = 0,
     check: bool = False,
@@ -64,6 +67,9 @@ def nt_xent(
         negatives: ``"cross"`` the other samples in the other view, ``"within"`` in the anchor's own view, ``"both"``.
         decoupled: leaves the positive pair out of the denominator.
         positive_weight: factor on the positive term alone: a number, (N,) for both views' anchors, or (2, N).
+        hard_fraction: keep, for each anchor, only this upper share, in (0, 1], of its negatives (rounded up): the hard
+            contrastive loss. The rest gets no gradient; negatives that tie with the last one kept stay.
+        hard_count: or keep this many.
         keys: rows of all ranks for the two views, each (M, D), that contain this rank's. Anchors stay local.
         offset: row of ``keys`` where this rank's rows start.
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
@@ -80,7 +86,7 @@ def nt_xent(
     batch underflows to 0 gracefully, without cancellation.
 
     Sources: Chen et al. 2020 (SimCLR, arXiv 2002.05709) eq. 1; Yeh et al. 2022 (DCL, arXiv 2110.06848) eq. 6; Lee et al.
-    2025 (arXiv 2506.09781) Def. 3.1.
+    2025 (arXiv 2506.09781) Def. 3.1; Wang & Liu 2021 (arXiv 2012.09740) section 3 for hard negatives.
     """
     _checks.two_views(z0, z1, keys, offset)
     _checks.one_of(negatives, _checks.KINDS, "negatives")
@@ -91,19 +97,21 @@ def nt_xent(
     key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
     rows, total = u.shape[0], key_u.shape[0]
     own = own_columns(rows, total, offset, u.device)
+    hard = count_of_hard((total - 1) * (2 if negatives == "both" else 1), hard_fraction, hard_count)
     positive = ((u * v).sum(dim=1) / temperature).expand(2, rows)
 
     # log_negatives: (2, N), for the anchors of view 0 and of view 1.
     if negatives == "both":
         logits = products(torch.cat([u, v]) / temperature, torch.cat([key_u, key_v]))
-        log_negatives = logits.masked_fill(own.repeat(2, 2), -math.inf).logsumexp(dim=1).view(2, rows)
+        logits = logits.masked_fill(own.repeat(2, 2), -math.inf)
+        log_negatives = mask_easy(logits, hard, 1).logsumexp(dim=1).view(2, rows)
     elif negatives == "cross" and keys is None:
         logits = products(u / temperature, v).masked_fill(own, -math.inf)
-        log_negatives = torch.stack([logits.logsumexp(dim=1), logits.logsumexp(dim=0)])
+        log_negatives = torch.stack([mask_easy(logits, hard, dim).logsumexp(dim=dim) for dim in (1, 0)])
     else:
         own_view = torch.stack([key_u, key_v])
         logits = products(torch.stack([u, v]) / temperature, own_view if negatives == "within" else own_view.flip(0))
-        log_negatives = logits.masked_fill(own, -math.inf).logsumexp(dim=2)
+        log_negatives = mask_easy(logits.masked_fill(own, -math.inf), hard, 2).logsumexp(dim=2)
 
     loss = _excess(log_negatives, positive, decoupled)
     if positive_weight is not None:

@@ -1,5 +1,7 @@
 """The losses as pure functions: tensors in, a scalar tensor out."""
 
+from varloss._additive import kcl, sigmoid_loss, spectral_loss
+from varloss._hard import simple_loss
 from varloss._nt_xent import dclw_weights, dhel, nt_xent, nt_xent_indexed
 from varloss._queue import queue_info_nce
 from varloss._vrn import vrn, vrn_from_moments, vrn_indexed, vrn_moments, vrn_queue
@@ -7,9 +9,13 @@ from varloss._vrn import vrn, vrn_from_moments, vrn_indexed, vrn_moments, vrn_qu
 __all__ = [
     "dclw_weights",
     "dhel",
+    "kcl",
     "nt_xent",
     "nt_xent_indexed",
     "queue_info_nce",
+    "sigmoid_loss",
+    "simple_loss",
+    "spectral_loss",
     "vrn",
     "vrn_from_moments",
     "vrn_indexed",

@@ -358,7 +358,7 @@ def wasserstein_uniformity(z: Tensor) -> Tensor:
         mean_k |cosines[k] - Q((k + ½)/P)|,   Q = quantiles of 2·Beta((D-1)/2, (D-1)/2) - 1
 
     0 is uniform; collapse to a point gives 1. The quantiles are analytic for every D (``sphere_cosine_quantile``),
-    where the published code is written for D = 128. Memory O(N²/2): about 0.4 GB at N = 10 000.
+    where the published code samples the law for D = 128. Memory O(N²/2): about 0.4 GB at N = 10 000.
 
     Args:
         z: (N, D) projections, N ≥ 2, D ≥ 2.
@@ -367,7 +367,7 @@ def wasserstein_uniformity(z: Tensor) -> Tensor:
         TypeError: Not a floating-point tensor.
         ValueError: Not (N, D), N < 2 or D < 2.
 
-    Reference: Lee et al., ICML 2025 (arXiv 2506.09781), evaluation of uniformity.
+    Reference: Koromilas et al., ICML 2024 (arXiv 2405.18045), the metric and the law in its appendix.
     """
     x = _unit_rows(z, 2, "Wasserstein uniformity")
     if x.shape[1] < 2:
@@ -435,7 +435,7 @@ def relative_penalty_entropy(
         TypeError: Not floating-point tensors.
         ValueError: Shapes that differ or are not (N, D), N < 2, temperature ≤ 0, an unknown ``negatives``.
 
-    Reference: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Eq. 6 and Theorem 1.
+    Reference: Wang & Liu, CVPR 2021 (arXiv 2012.09740), the relative penalty of Section 3.
     """
     _checks.one_of(negatives, _checks.KINDS, "negatives")
     temperature = _positive("temperature", temperature)

@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from varloss import _checks, distributed, functional
 from varloss._checks import Negatives
+from varloss._hard import check_hard
 from varloss._queue import MemoryBank
 
 
-class NTXentLoss(nn.Module):
+class _Tempered(nn.Module):
+    """A module with a ``temperature``: a plain attribute, or exp of the parameter ``log_temperature`` where it is learned."""
+
+    def _start_temperature(self, temperature: float, learnable: bool) -> None:
+        _checks.temperature(temperature)
+        if learnable and temperature <= 0:
+            raise ValueError(
+                f"a learnable temperature is exp(log_temperature) and must start above 0; got {temperature}."
+            )
+        self._fixed_temperature = None if learnable else temperature
+        # None keeps the name out of parameters() and state_dict().
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable else None
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The number given, or, where it is learned, a 0-dim tensor with gradient."""
+        if self.log_temperature is not None:
+            return self.log_temperature.exp()
+        return cast(float, self._fixed_temperature)
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        if self.log_temperature is not None:
+            raise AttributeError("the temperature is learned: change the parameter log_temperature instead.")
+        _checks.temperature(value)
+        self._fixed_temperature = value
+
+    def _temperature_repr(self) -> str:
+        if self.log_temperature is None:
+            return f"temperature={self._fixed_temperature}"
+        return f"temperature={self.log_temperature.exp().item():.4g}, learnable_temperature=True"
+
+
+class NTXentLoss(_Tempered):
     """:func:`varloss.functional.nt_xent` as a module.
 
     Args:
         temperature: divides the cosine similarities.
         negatives: ``"cross"``, ``"within"`` or ``"both"``.
         decoupled: leaves the positive pair out of the denominator.
+        learnable_temperature: makes ``temperature`` the start of a learned one: the parameter ``log_temperature`` has to
+            be given to the optimizer (without weight decay) and may be clamped by the caller; nothing here bounds it.
+        hard_fraction: keeps only this upper share of each anchor's negatives (the hard contrastive loss); or
+        hard_count: this many.
         gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
     """
 
@@ -28,22 +68,32 @@ class NTXentLoss(nn.Module):
         negatives: Negatives = "both",
         decoupled: bool = False,
         gather_distributed: bool = False,
+        learnable_temperature: bool = False,
+        hard_fraction: float | None = None,
+        hard_count: int | None = None,
     ) -> None:
         super().__init__()
-        _checks.temperature(temperature)
+        self._start_temperature(temperature, learnable_temperature)
         _checks.one_of(negatives, _checks.KINDS, "negatives")
+        check_hard(hard_fraction, hard_count)
         if gather_distributed:
             distributed.require_available()
-        self.temperature = temperature
         self.negatives: Negatives = negatives
         self.decoupled = decoupled
         self.gather_distributed = gather_distributed
+        self.hard_fraction = hard_fraction
+        self.hard_count = hard_count
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
-        return (
-            f"temperature={self.temperature}, negatives={self.negatives!r}, decoupled={self.decoupled}, "
-            f"gather_distributed={self.gather_distributed}"
+        hard = [f"{name}={getattr(self, name)}" for name in ("hard_fraction", "hard_count") if getattr(self, name)]
+        return ", ".join(
+            [
+                self._temperature_repr(),
+                f"negatives={self.negatives!r}, decoupled={self.decoupled}",
+                f"gather_distributed={self.gather_distributed}",
+                *hard,
+            ]
         )
 
     def positive_weight(
@@ -63,18 +113,21 @@ class NTXentLoss(nn.Module):
             negatives=self.negatives,
             decoupled=self.decoupled,
             positive_weight=self.positive_weight(z0, z1, keys, offset),
+            hard_fraction=self.hard_fraction,
+            hard_count=self.hard_count,
             keys=keys,
             offset=offset,
         )
 
 
-class DHELLoss(nn.Module):
+class DHELLoss(_Tempered):
     """:func:`varloss.functional.dhel` as a module.
 
     Args:
         temperature: divides the cosine similarities.
         scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL): they weigh alignment differently.
         gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+        learnable_temperature: as :class:`NTXentLoss`.
     """
 
     def __init__(
@@ -83,19 +136,19 @@ class DHELLoss(nn.Module):
         temperature: float = 0.5,
         scale: Literal["paper", "official"] = "paper",
         gather_distributed: bool = False,
+        learnable_temperature: bool = False,
     ) -> None:
         super().__init__()
-        _checks.temperature(temperature)
+        self._start_temperature(temperature, learnable_temperature)
         _checks.one_of(scale, ("paper", "official"), "scale")
         if gather_distributed:
             distributed.require_available()
-        self.temperature = temperature
         self.scale: Literal["paper", "official"] = scale
         self.gather_distributed = gather_distributed
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
-        return f"temperature={self.temperature}, scale={self.scale!r}, gather_distributed={self.gather_distributed}"
+        return f"{self._temperature_repr()}, scale={self.scale!r}, gather_distributed={self.gather_distributed}"
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
