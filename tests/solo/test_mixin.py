@@ -130,7 +130,10 @@ def test_weight_0_measures_and_leaves_every_number_as_it_was(runs):
     ("name", "line"),
     [
         ("vrn", "VRN on, method=simclr, weight=3, n=24 (size of the training set), target=-0.04348, pairs=cross z1·z2"),
-        ("paper", "VRN on, method=simclr, weight=30, n=24 (size of the training set), target=-0.04348, pairs=cross z1·z2"),
+        (
+            "paper",
+            "VRN on, method=simclr, weight=30, n=24 (size of the training set), target=-0.04348, pairs=cross z1·z2",
+        ),
         ("target", "VRN on, method=simclr, weight=2, target=-0.25 (given), pairs=cross z1·z2, exponent=3"),
         ("n_given", "VRN on, method=simclr, weight=3, n=50000 (varloss.num_samples), target=-2e-05, pairs=cross z1·z2"),
         (

@@ -76,7 +76,9 @@ def test_methods_without_negatives_take_vrn_only_on_request(name):
 
 
 def test_pairs_that_the_method_does_not_have_are_refused_with_those_it_has():
-    with pytest.raises(ValueError, match=r"mocov3 offers varloss\.between=views .* or varloss\.between=keys .*got .*queue"):
+    with pytest.raises(
+        ValueError, match=r"mocov3 offers varloss\.between=views .* or varloss\.between=keys .*got .*queue"
+    ):
         made("mocov3", varloss={"weight": 3, "between": "queue"})
     with pytest.raises(ValueError, match=r"takes varloss\.pairs=cross; got both"):
         made("mocov2plus", varloss={"weight": 3, "between": "keys", "pairs": "both"})
@@ -164,7 +166,10 @@ def test_the_forks_keys_switched_off_are_a_plain_run():
     [
         ({"add_vrn_loss_term": {"enabled": True}}, "exactly one of k .* and delta"),
         ({"add_vrn_loss_term": {"enabled": True, "k": 9, "delta": 0.0}}, "exactly one of k .* and delta"),
-        ({"add_vrn_loss_term": {"enabled": True, "k": 9, "wieght": 1}}, "add_vrn_loss_term.wieght: did you mean weight"),
+        (
+            {"add_vrn_loss_term": {"enabled": True, "k": 9, "wieght": 1}},
+            "add_vrn_loss_term.wieght: did you mean weight",
+        ),
         ({"add_vrn_loss_term": {"enabled": True, "k": 1}}, "varloss: .*num_samples"),
         ({"add_vrn_loss_term": {"enabled": "on"}}, "must be true or false"),
         ({"add_vrn_loss_term": {"enabled": True, "k": 9}, "varloss": {"weight": 3}}, "keep one of them"),

@@ -29,7 +29,9 @@ class BaseMethod(pl.LightningModule):
         outs = [self(x) for x in X[: self.num_large_crops]]
         loss = sum(F.cross_entropy(out["logits"], targets) for out in outs) / len(outs)
         outs = {key: [out[key] for out in outs] for key in outs[0]}
-        self.record.append({"index": index, "targets": targets, **{key: torch.stack(outs[key]).detach() for key in outs}})
+        self.record.append(
+            {"index": index, "targets": targets, **{key: torch.stack(outs[key]).detach() for key in outs}}
+        )
         self.log_dict({"train_class_loss": loss}, on_epoch=True, sync_dist=True)
         return {**outs, "loss": loss}
 

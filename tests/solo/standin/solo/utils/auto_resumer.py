@@ -1,2 +1,5 @@
+from typing import ClassVar
+
+
 class AutoResumer:
-    SHOULD_MATCH = ["name", "method"]
+    SHOULD_MATCH: ClassVar[list[str]] = ["name", "method"]
