@@ -1,0 +1,451 @@
+"""SimCLR, DCL, DHEL and MoCo v2, each with and without VRN, in the shape of lightly's ImageNet benchmark table.
+
+``METHODS`` has the entries ``{name: {"model": LightningModule class, "transform": transform}}`` that lightly's
+``benchmarks/imagenet/resnet50/main.py`` iterates over, and the models take the arguments that it passes, so that
+``METHODS.update(varloss_lightly.methods.METHODS)`` there adds them to the table. Imports lightly, pytorch_lightning and
+torchvision, which the rest of this package does not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead
+from lightly.models.utils import batch_shuffle, batch_unshuffle, get_weight_decay_parameters, update_momentum
+from lightly.transforms import MoCoV2Transform, SimCLRTransform
+from lightly.utils.benchmarking import KNNClassifier, OnlineLinearClassifier
+from lightly.utils.lars import LARS
+from lightly.utils.scheduler import CosineWarmupScheduler
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from varloss_lightly.losses import DCLLoss, DHELLoss, NTXentLoss, VRNRegularizer
+
+Batch = tuple[Sequence[Tensor], Tensor, Sequence[str]]
+
+QUEUE_SIZE = 65536
+KEY_MOMENTUM = 0.999
+PROJECTION_DIM = 128
+
+
+class _OnlineKNN(KNNClassifier):  # type: ignore[misc]  # lightly's classes are untyped here
+    """lightly's kNN classifier inside another LightningModule, which logs what this one returns.
+
+    lightly 1.6.0's also logs by itself, and Lightning refuses that of a module that it does not itself drive.
+    """
+
+    def log_dict(self, *arguments: Any, **options: Any) -> None:
+        """Log nothing."""
+
+
+class _Method(LightningModule):
+    """What the methods share: backbone, online linear classifier, and the VRN term where there is one."""
+
+    criterion: nn.Module
+    projection_head: nn.Module
+
+    def __init__(
+        self,
+        *,
+        batch_size_per_device: int,
+        num_classes: int,
+        backbone: nn.Module | None,
+        feature_dim: int,
+        vrn_weight: float,
+        num_samples: int | None,
+    ) -> None:
+        super().__init__()
+        self.batch_size_per_device = batch_size_per_device
+        self.backbone = _resnet50() if backbone is None else backbone
+        # There is no top-5 accuracy of fewer than five classes.
+        self.topk = tuple(sorted({1, min(5, num_classes)}))
+        self.online_classifier = OnlineLinearClassifier(feature_dim, num_classes, topk=self.topk)
+        self.vrn_weight = vrn_weight
+        self.vrn = None if not vrn_weight or num_samples is None else self._regularizer(num_samples)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, feature_dim) of images."""
+        features: Tensor = self.backbone(x)
+        return features.flatten(start_dim=1)
+
+    def on_train_start(self) -> None:
+        """Take the number of samples from the training data where it was not given."""
+        if not self.vrn_weight or self.vrn is not None:
+            return
+        dataset: Any = getattr(self.trainer.train_dataloader, "dataset", None)
+        if not hasattr(dataset, "__len__"):
+            raise ValueError(
+                "num_samples must be given: its default is the length of the training DataLoader's dataset, "
+                f"and {type(dataset).__name__} has none."
+            )
+        self.vrn = self._regularizer(len(dataset))
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
+        """Online linear classification of (images, targets, file names)."""
+        images, targets = batch[0], batch[1]
+        loss: Tensor
+        loss, logged = self.online_classifier.validation_step((self(images), targets), batch_idx)
+        self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(targets))
+        return loss
+
+    def _regularizer(self, num_samples: int) -> VRNRegularizer:
+        return VRNRegularizer(self.vrn_weight, gather_distributed=True, num_samples=num_samples)
+
+    def _finish_step(self, loss: Tensor, features: Tensor, targets: Tensor, batch_idx: int) -> Tensor:
+        """Log the loss and add that of the online classifier, which sends no gradient to the features."""
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True, batch_size=self.batch_size_per_device)
+        online_loss: Tensor
+        online_loss, logged = self.online_classifier.training_step((features.detach(), targets), batch_idx)
+        self.log_dict(logged, sync_dist=True, batch_size=self.batch_size_per_device)
+        return loss + online_loss
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        decayed, other = get_weight_decay_parameters([self.backbone, self.projection_head])
+        return [
+            {"name": "method", "params": decayed},
+            {"name": "method_no_weight_decay", "params": other, "weight_decay": 0.0},
+            {"name": "online_classifier", "params": self.online_classifier.parameters(), "weight_decay": 0.0},
+        ]
+
+    def _with_schedule(self, optimizer: torch.optim.Optimizer, warmup_epochs: int) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        # At most half of the run: the scheduler refuses a warm-up longer than the run, as ten epochs of a trial run are.
+        warmup = min(steps * warmup_epochs // max(1, self.trainer.max_epochs or 1), steps // 2)
+        scheduler = CosineWarmupScheduler(optimizer, warmup_epochs=warmup, max_epochs=steps)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class _TwoView(_Method):
+    """Methods whose loss sees two views' projections and takes its negatives from the batch (SimCLR's recipe)."""
+
+    def __init__(self, criterion: nn.Module, *, feature_dim: int, **arguments: Any) -> None:
+        super().__init__(feature_dim=feature_dim, **arguments)
+        self.projection_head = SimCLRProjectionHead(feature_dim, output_dim=PROJECTION_DIM)
+        self.criterion = criterion
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch of ((view, view), targets, file names), both views in one forward pass."""
+        views, targets = batch[0], batch[1]
+        features = self(torch.cat(list(views)))
+        z0, z1 = self.projection_head(features).chunk(2)
+        loss: Tensor = self.criterion(z0, z1)
+        if self.vrn is not None:
+            loss = loss + self.vrn(z0, z1)
+        return self._finish_step(loss, features, targets.repeat(2), batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        """LARS, learning rate by the square root of the global batch size, 10 epochs of warm-up, cosine."""
+        rate = 0.075 * math.sqrt(self.batch_size_per_device * self.trainer.world_size)
+        optimizer = LARS(self._parameter_groups(), lr=rate, momentum=0.9, weight_decay=1e-6)
+        return self._with_schedule(optimizer, warmup_epochs=10)
+
+
+class SimCLR(_TwoView):
+    """SimCLR with lightly's online kNN: its validation takes two loaders, training images first.
+
+    Args:
+        batch_size_per_device: decides the learning rate, together with the number of devices.
+        num_classes: of the online classifiers.
+        knn_k: neighbours of the online kNN classifier.
+        knn_t: temperature of the online kNN classifier.
+        backbone: images to features that flatten to (N, ``feature_dim``); by default a fresh ResNet-50.
+        feature_dim: width of the features.
+        vrn_weight: factor on VRN, 0 is without.
+        num_samples: size of the training set; by default the length of the training loader's dataset.
+    """
+
+    def __init__(
+        self,
+        batch_size_per_device: int,
+        num_classes: int,
+        knn_k: int,
+        knn_t: float,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dim: int = 2048,
+        vrn_weight: float = 0.0,
+        num_samples: int | None = None,
+    ) -> None:
+        criterion = NTXentLoss(temperature=0.1, gather_distributed=True)
+        super().__init__(
+            criterion,
+            batch_size_per_device=batch_size_per_device,
+            num_classes=num_classes,
+            backbone=backbone,
+            feature_dim=feature_dim,
+            vrn_weight=vrn_weight,
+            num_samples=num_samples,
+        )
+        self.save_hyperparameters(ignore=["backbone"])
+        self.knn_classifier = _OnlineKNN(
+            model=None,
+            num_classes=num_classes,
+            knn_k=knn_k,
+            knn_t=knn_t,
+            train_dataloader_idx=0,
+            val_dataloader_idx=1,
+            topk=self.topk,
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
+        """Loader 0 fills the kNN's bank, loader 1 is classified."""
+        images, targets = batch[0], batch[1]
+        features = self(images)
+        logged = self.knn_classifier.validation_step((features.detach(), targets), batch_idx, dataloader_idx)
+        if dataloader_idx == 0:
+            return None
+        loss: Tensor
+        loss, online = self.online_classifier.validation_step((features, targets), batch_idx)
+        self.log_dict({**logged, **online}, prog_bar=True, sync_dist=True, batch_size=len(targets))
+        return loss
+
+    def on_validation_epoch_end(self) -> None:
+        """Empty the kNN's bank."""
+        self.knn_classifier.reset_storage()
+
+
+class SimCLRVRN(SimCLR):
+    """:class:`SimCLR` plus VRN of the two views' projections, with weight 3 by default; arguments as there."""
+
+    def __init__(
+        self,
+        batch_size_per_device: int,
+        num_classes: int,
+        knn_k: int,
+        knn_t: float,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dim: int = 2048,
+        vrn_weight: float = 3.0,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size_per_device,
+            num_classes,
+            knn_k,
+            knn_t,
+            backbone=backbone,
+            feature_dim=feature_dim,
+            vrn_weight=vrn_weight,
+            num_samples=num_samples,
+        )
+
+
+class DCL(_TwoView):
+    """DCL: SimCLR's recipe, the positive pair left out of the denominator. Arguments as :class:`SimCLR`'s."""
+
+    def __init__(
+        self,
+        batch_size_per_device: int,
+        num_classes: int,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dim: int = 2048,
+        vrn_weight: float = 0.0,
+        num_samples: int | None = None,
+    ) -> None:
+        criterion = DCLLoss(temperature=0.1, gather_distributed=True)
+        super().__init__(
+            criterion,
+            batch_size_per_device=batch_size_per_device,
+            num_classes=num_classes,
+            backbone=backbone,
+            feature_dim=feature_dim,
+            vrn_weight=vrn_weight,
+            num_samples=num_samples,
+        )
+        self.save_hyperparameters(ignore=["backbone"])
+
+
+class DCLVRN(DCL):
+    """:class:`DCL` plus VRN of the two views' projections, with weight 3 by default."""
+
+    def __init__(
+        self,
+        batch_size_per_device: int,
+        num_classes: int,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dim: int = 2048,
+        vrn_weight: float = 3.0,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size_per_device,
+            num_classes,
+            backbone=backbone,
+            feature_dim=feature_dim,
+            vrn_weight=vrn_weight,
+            num_samples=num_samples,
+        )
+
+
+class DHEL(_TwoView):
+    """DHEL: SimCLR's recipe, within-view negatives only, decoupled. Arguments as :class:`SimCLR`'s."""
+
+    def __init__(
+        self,
+        batch_size_per_device: int,
+        num_classes: int,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dim: int = 2048,
+        vrn_weight: float = 0.0,
+        num_samples: int | None = None,
+    ) -> None:
+        criterion = DHELLoss(temperature=0.1, gather_distributed=True)
+        super().__init__(
+            criterion,
+            batch_size_per_device=batch_size_per_device,
+            num_classes=num_classes,
+            backbone=backbone,
+            feature_dim=feature_dim,
+            vrn_weight=vrn_weight,
+            num_samples=num_samples,
+        )
+        self.save_hyperparameters(ignore=["backbone"])
+
+
+class DHELVRN(DHEL):
+    """:class:`DHEL` plus VRN of the two views' projections, with weight 3 by default."""
+
+    def __init__(
+        self,
+        batch_size_per_device: int,
+        num_classes: int,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dim: int = 2048,
+        vrn_weight: float = 3.0,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size_per_device,
+            num_classes,
+            backbone=backbone,
+            feature_dim=feature_dim,
+            vrn_weight=vrn_weight,
+            num_samples=num_samples,
+        )
+
+
+class MoCoV2(_Method):
+    """MoCo v2 as lightly benchmarks it: one direction, view 1 the query and view 0 the key.
+
+    With VRN, view 0 goes through the query encoder too, and VRN is taken between the two views' query projections. Never
+    between queries and keys: keys carry no gradient, and VRN against them collapsed in every run we made. The contrastive
+    loss is the same with and without; the second query costs about half of a step more.
+
+    Args:
+        batch_size_per_device: decides the learning rate, together with the number of devices.
+        num_classes: of the online classifier.
+        backbone: images to features that flatten to (N, ``feature_dim``); by default a fresh ResNet-50.
+        feature_dim: width of the features.
+        queue_size: keys in the memory bank; at most half of the training set, or anchors meet their own keys.
+        vrn_weight: factor on VRN, 0 is without.
+        num_samples: size of the training set; by default the length of the training loader's dataset.
+    """
+
+    def __init__(
+        self,
+        batch_size_per_device: int,
+        num_classes: int,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dim: int = 2048,
+        queue_size: int = QUEUE_SIZE,
+        vrn_weight: float = 0.0,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size_per_device=batch_size_per_device,
+            num_classes=num_classes,
+            backbone=backbone,
+            feature_dim=feature_dim,
+            vrn_weight=vrn_weight,
+            num_samples=num_samples,
+        )
+        self.save_hyperparameters(ignore=["backbone"])
+        self.projection_head = MoCoProjectionHead(feature_dim, output_dim=PROJECTION_DIM)
+        self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
+        self.key_projection_head = copy.deepcopy(self.projection_head).requires_grad_(False)
+        self.criterion = NTXentLoss(
+            temperature=0.2, memory_bank_size=(queue_size, PROJECTION_DIM), gather_distributed=True
+        )
+
+    @torch.no_grad()
+    def encode_keys(self, x: Tensor) -> Tensor:
+        """Key projections (N, D), shuffled across devices on the way so that BatchNorm cannot give the pairing away."""
+        several = self.trainer.num_devices > 1
+        shuffled, order = batch_shuffle(batch=x, distributed=several)
+        keys = self.key_projection_head(self.key_backbone(shuffled).flatten(start_dim=1))
+        unshuffled: Tensor = batch_unshuffle(batch=keys, shuffle=order, distributed=several)
+        return unshuffled
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch of ((view, view), targets, file names)."""
+        views, targets = batch[0], batch[1]
+        features = self(views[1])
+        query = self.projection_head(features)
+        update_momentum(self.backbone, self.key_backbone, m=KEY_MOMENTUM)
+        update_momentum(self.projection_head, self.key_projection_head, m=KEY_MOMENTUM)
+        loss: Tensor = self.criterion(query, self.encode_keys(views[0]))
+        if self.vrn is not None:
+            loss = loss + self.vrn(self.projection_head(self(views[0])), query)
+        return self._finish_step(loss, features, targets, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        """SGD, learning rate linear in the global batch size, cosine without warm-up."""
+        rate = 0.03 * self.batch_size_per_device * self.trainer.world_size / 256
+        optimizer = torch.optim.SGD(self._parameter_groups(), lr=rate, momentum=0.9, weight_decay=1e-4)
+        return self._with_schedule(optimizer, warmup_epochs=0)
+
+
+class MoCoV2VRN(MoCoV2):
+    """:class:`MoCoV2` plus VRN between two query-encoder views, with weight 3 by default."""
+
+    def __init__(
+        self,
+        batch_size_per_device: int,
+        num_classes: int,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dim: int = 2048,
+        queue_size: int = QUEUE_SIZE,
+        vrn_weight: float = 3.0,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size_per_device,
+            num_classes,
+            backbone=backbone,
+            feature_dim=feature_dim,
+            queue_size=queue_size,
+            vrn_weight=vrn_weight,
+            num_samples=num_samples,
+        )
+
+
+def _resnet50() -> nn.Module:
+    net: nn.Module = resnet50()
+    net.fc = nn.Identity()
+    return net
+
+
+_SIMCLR_TRANSFORM, _MOCO_TRANSFORM = SimCLRTransform(), MoCoV2Transform()
+
+METHODS: dict[str, dict[str, Any]] = {
+    "simclr": {"model": SimCLR, "transform": _SIMCLR_TRANSFORM},
+    "simclr_vrn": {"model": SimCLRVRN, "transform": _SIMCLR_TRANSFORM},
+    "dcl": {"model": DCL, "transform": _SIMCLR_TRANSFORM},
+    "dcl_vrn": {"model": DCLVRN, "transform": _SIMCLR_TRANSFORM},
+    "dhel": {"model": DHEL, "transform": _SIMCLR_TRANSFORM},
+    "dhel_vrn": {"model": DHELVRN, "transform": _SIMCLR_TRANSFORM},
+    "mocov2": {"model": MoCoV2, "transform": _MOCO_TRANSFORM},
+    "mocov2_vrn": {"model": MoCoV2VRN, "transform": _MOCO_TRANSFORM},
+}
