@@ -23,9 +23,10 @@ def draw(summary: Summary, config: TrialConfig) -> bytes:
     """A PNG. One row of panels per method; over several batch sizes the horizontal axis is the batch size."""
     methods = list(dict.fromkeys(row.arm.method for row in summary.rows if row.arm.trained))
     batch_sizes = sorted({row.arm.batch_size for row in summary.rows if row.arm.trained})
-    figure = Figure(figsize=(11, 1.9 + 2.9 * len(methods)), dpi=150, layout="constrained")
+    height = 1.7 + 2.4 * len(methods)
+    figure = Figure(figsize=(10.5, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(methods), 2, squeeze=False, width_ratios=(1.5, 1))
+    axes = figure.subplots(len(methods), 2, squeeze=False, sharex="col", width_ratios=(1.35, 1))
     for (gain, variance), method in zip(axes, methods, strict=True):
         if len(batch_sizes) == 1:
             _forest(gain, summary, method)
@@ -34,19 +35,23 @@ def draw(summary: Summary, config: TrialConfig) -> bytes:
             _gain_over_batch(gain, summary, method, batch_sizes)
             _variance_over_batch(variance, summary, method, batch_sizes)
         name = _NAMES.get(method, method)
-        gain.set_title(f"{name}: accuracy with VRN minus without", fontsize=10.5, loc="left", fontweight="bold")
-        variance.set_title(f"{name}: variance of held-out negatives", fontsize=10.5, loc="left", fontweight="bold")
+        gain.set_title(f"{name}: accuracy gained with VRN", fontsize=10.5, loc="left", fontweight="bold")
+        variance.set_title(f"{name}: variance of negatives", fontsize=10.5, loc="left", fontweight="bold")
         for axis in (gain, variance):
             axis.spines[["top", "right"]].set_visible(False)
             axis.tick_params(labelsize=9)
-    # Panels of one column share their scale: across methods bars would mislead otherwise.
     if len(batch_sizes) == 1:
-        for column, lower in ((0, None), (1, 0.0)):
-            low = min(axis.get_xlim()[0] for axis in axes[:, column])
-            high = max(axis.get_xlim()[1] for axis in axes[:, column])
-            for axis in axes[:, column]:
-                axis.set_xlim(low if lower is None else lower, high)
-    figure.suptitle(_title(config, batch_sizes, len(summary.seeds)), fontsize=12.5, x=0.01, ha="left")
+        axes[-1, 0].set_xlabel("paired difference, percentage points", fontsize=9)
+        axes[-1, 1].set_xlabel("variance of held-out negative similarities", fontsize=9)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        if handles:
+            # Into the second, empty line of the title: the layout knows of titles, not of two things above the panels.
+            below_title = (0.0, 1 - 0.27 / height)
+            figure.legend(
+                handles, labels, loc="upper left", bbox_to_anchor=below_title, ncols=2, fontsize=9, frameon=False
+            )
+        axes[-1, 1].set_xlim(left=0)
+    figure.suptitle(_title(config, batch_sizes, len(summary.seeds)) + "\n", fontsize=12.5, x=0.01, ha="left")
     figure.supxlabel(_caption(summary, config), fontsize=8.5, x=0.01, ha="left", color="#404040")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -67,12 +72,12 @@ def _caption(summary: Summary, config: TrialConfig) -> str:
     )
     text = (
         f"Equal epochs ({config.epochs}), last epoch, {config.evaluate_on} split. Bars: 95% t intervals over seeds of the "
-        f"{'paired difference (left) and the mean (right)'}; a seed redraws split, labels, weights, order and "
+        "paired difference (left) and of the mean (right); a seed redraws split, labels, weights, order and "
         "augmentations, shared by all arms. Filled: settled after Holm's correction over all comparisons; hollow: not. "
         "Similarities are of held-out images, not of training batches."
         + (f" 10-label probe without training: {baselines}." if baselines else "")
     )
-    return textwrap.fill(text, 150)
+    return textwrap.fill(text, 140)
 
 
 def _pairs(summary: Summary, method: str) -> list[tuple[Arm, Arm]]:
@@ -81,7 +86,7 @@ def _pairs(summary: Summary, method: str) -> list[tuple[Arm, Arm]]:
 
 def _pair_label(treated: Arm, base: Arm) -> str:
     label = f"t={treated.temperature:g} + VRN {treated.weight:g}"
-    return f"{label}  against  t={base.temperature:g}" + (" alone" if treated.temperature != base.temperature else "")
+    return f"{label} minus t={base.temperature:g} without VRN"
 
 
 def _point(axis: Axes, comparison: Comparison, x: float, y: float, colour: str, *, vertical: bool) -> None:
@@ -113,9 +118,6 @@ def _forest(axis: Axes, summary: Summary, method: str) -> None:
     axis.axvline(0, color=_GREY, lw=1, zorder=0)
     axis.set_yticks(range(len(ACCURACIES)), [METRICS[name].title for name in ACCURACIES])
     axis.set_ylim(len(ACCURACIES) - 0.5, -0.5)
-    axis.set_xlabel("paired difference, percentage points", fontsize=9)
-    if pairs:
-        axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, -0.47), ncols=2)
 
 
 def _variances(axis: Axes, summary: Summary, method: str) -> None:
@@ -129,7 +131,6 @@ def _variances(axis: Axes, summary: Summary, method: str) -> None:
     labels = [f"t={row.arm.temperature:g}" + (f" + VRN {row.arm.weight:g}" if row.arm.weight else "") for row in rows]
     axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlabel("variance of cosine similarities", fontsize=9)
 
 
 def _over_batch(axis: Axes, batch_sizes: Sequence[int]) -> None:

@@ -73,7 +73,14 @@ def plain_text(summary: Summary, config: TrialConfig) -> str:
 
 def _table(summary: Summary, metrics: Sequence[str], title: str) -> Table:
     """Arms by method and batch size, mean ± interval; below each group the paired differences, with their marks."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("", no_wrap=True)
     for metric in metrics:
         table.add_column(_HEADS[metric], justify="right", no_wrap=True)
