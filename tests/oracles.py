@@ -117,9 +117,7 @@ def vrn_queue(query: Tensor, queue: Tensor, delta: float, p: float) -> Tensor:
 
 def dclw_weights(z0: Tensor, z1: Tensor, sigma: float) -> list[float]:
     """Yeh et al. section 3.2."""
-    exponentials = [
-        float((dot(a, b) / sigma).exp()) for a, b in zip(unit_rows(z0), unit_rows(z1), strict=True)
-    ]
+    exponentials = [float((dot(a, b) / sigma).exp()) for a, b in zip(unit_rows(z0), unit_rows(z1), strict=True)]
     return [2 - len(exponentials) * e / sum(exponentials) for e in exponentials]
 
 
@@ -134,7 +132,9 @@ def dhel_official(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
     return total(losses) / n
 
 
-def views(n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0, grad: bool = True) -> tuple[Tensor, Tensor]:
+def views(
+    n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0, grad: bool = True
+) -> tuple[Tensor, Tensor]:
     """Two views whose rows differ in length and direction, so that every term of a loss differs."""
     generator = torch.Generator().manual_seed(seed)
     z0 = torch.randn(n, d, generator=generator, dtype=torch.float64) * (1 + torch.arange(n).unsqueeze(1) / n)

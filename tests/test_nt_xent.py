@@ -96,7 +96,7 @@ def test_local_rows_against_gathered_keys_are_rows_of_the_whole(kind, decoupled,
                 decoupled=decoupled,
                 keys=torch.cat([z0[[i]], z1[[i]], z0[:i], z0[i + 1 :], z1[:i], z1[i + 1 :]]),
                 keys_index=torch.tensor([i, i, *(j for j in range(8) if j != i)] + [j for j in range(8) if j != i]),
-                keys_views=torch.tensor([0, 1] + views[:7] + views[8:15]),
+                keys_views=torch.tensor([0, 1, *views[:7], *views[8:15]]),
             )
             for i in range(rows.start, rows.stop)
         ]
@@ -113,7 +113,14 @@ def test_gathered_indexed_rows_average_to_the_whole_when_ranks_differ(kind, posi
     options = {"negatives": kind, "positives": positives}
     parts = [
         vf.nt_xent_indexed(
-            z[rows], index[rows], views=views[rows], keys=z, keys_index=index, keys_views=views, offset=rows.start, **options
+            z[rows],
+            index[rows],
+            views=views[rows],
+            keys=z,
+            keys_index=index,
+            keys_views=views,
+            offset=rows.start,
+            **options,
         )
         for rows in (slice(0, 4), slice(4, 8))
     ]

@@ -31,9 +31,7 @@ def test_other_exponents_equal_the_loops(kind, p):
 @pytest.mark.parametrize("kind", KINDS)
 def test_indexed_equals_the_loops(kind, p):
     z = torch.cat(oracles.views(5, 4)).detach()[:9].requires_grad_()
-    ours = vf.vrn_indexed(
-        z, torch.tensor(INDEX), views=torch.tensor(VIEWS), num_samples=40, pairs=kind, exponent=p
-    )
+    ours = vf.vrn_indexed(z, torch.tensor(INDEX), views=torch.tensor(VIEWS), num_samples=40, pairs=kind, exponent=p)
     assert_same(ours, oracles.vrn_indexed(z, INDEX, VIEWS, -1 / 39, kind, p), [z])
 
 
