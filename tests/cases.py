@@ -28,11 +28,13 @@ def _queue(function: Callable[..., Tensor], with_key: bool, **options: object) -
 
     def loss(z0: Tensor, z1: Tensor) -> Tensor:
         d = z0.shape[1]
-        slots = torch.sin(torch.arange(12 * d, device=z0.device, dtype=torch.float64)).view(12, d).to(z0.dtype)
-        slots = torch.nn.functional.normalize(slots.double(), dim=1)
+        slots = torch.sin(torch.arange(12 * d, device=z0.device, dtype=torch.float64)).view(12, d)
+        slots = torch.nn.functional.normalize(slots, dim=1)
         slots = slots.to(torch.promote_types(z0.dtype, torch.float32))
         valid = torch.arange(12, device=z0.device) < 8
-        return function(z0, z1, slots, valid=valid, **options) if with_key else function(z0, slots, valid=valid, **options)
+        return (
+            function(z0, z1, slots, valid=valid, **options) if with_key else function(z0, slots, valid=valid, **options)
+        )
 
     return loss
 
@@ -53,10 +55,17 @@ def table() -> dict[str, TwoViewLoss]:
                 a, b, num_samples=100, pairs=k, form=f
             )
         cases[f"vrn-{kind}-p3"] = lambda a, b, k=kind: functional.vrn(a, b, num_samples=100, pairs=k, exponent=3)
+        for name in ("sigmoid_loss", "spectral_loss", "simple_loss"):
+            cases[f"{name}-{kind}"] = lambda a, b, k=kind, f=getattr(functional, name): f(a, b, negatives=k)
+        for name in ("nt_xent", "simple_loss"):
+            cases[f"{name}-{kind}-hard"] = lambda a, b, k=kind, f=getattr(functional, name): f(
+                a, b, negatives=k, hard_fraction=0.5
+            )
         cases[f"vrn_indexed-{kind}"] = _indexed(functional.vrn_indexed, num_samples=100, pairs=kind)
     cases["nt_xent_indexed-outside"] = _indexed(functional.nt_xent_indexed, positives="outside")
     for scale in ("paper", "official"):
         cases[f"dhel-{scale}"] = lambda a, b, s=scale: functional.dhel(a, b, scale=s)
+    cases["kcl"] = functional.kcl
     cases["queue_info_nce"] = _queue(functional.queue_info_nce, with_key=True)
     cases["vrn_queue"] = _queue(functional.vrn_queue, with_key=False, num_samples=100)
     return cases

@@ -146,7 +146,10 @@ def spectral_loss(
     Sources: HaoChen et al. 2021 (arXiv 2106.04156) section 3; Lee et al. 2025 (arXiv 2506.09781) Def. 3.2 with
     psi(x) = x², c1 = c2 = 1.
     """
+    _checks.two_views(z0, z1, keys, offset)
     _checks.one_of(negatives, _checks.KINDS, "negatives")
+    # Widened once: the two terms' gradients are summed before they are rounded to half precision.
+    z0, z1 = wide(z0), wide(z1)
     squares = vrn(z0, z1, target=0.0, pairs=negatives, keys=keys, offset=offset, check=check)
     # VRN's "both" averages the two kinds where Def. 3.2 adds them.
     squares = 2 * squares if negatives == "both" else squares
