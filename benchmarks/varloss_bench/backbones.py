@@ -1,5 +1,6 @@
 """Backbones: the small default net, and any timm model made friendly to small images."""
 
+import difflib
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,7 @@ def build(name: str, image_shape: tuple[int, int, int]) -> Backbone:
     import timm  # noqa: PLC0415  (seconds of import that the default run does not need)
 
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name[:6]}*")[:5]
+        close = difflib.get_close_matches(name, timm.list_models())
         hint = f"; close to it: {', '.join(close)}" if close else ""
         raise BackboneError(f"unknown backbone {name!r}: neither 'small' nor a model of timm {timm.__version__}{hint}")
     channels, height, width = image_shape

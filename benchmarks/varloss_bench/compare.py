@@ -165,7 +165,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
         checks.check_run(seeds=seeds, interval=interval, workers=workers, folder=None if dry_run else folder)
         checks.check_trials(trials)
     except ValueError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     sweep.run_sweep(trials, folder, workers=workers, dry_run=dry_run, console=console)
 

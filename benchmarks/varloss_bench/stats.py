@@ -78,7 +78,8 @@ def paired(treated: Mapping[int, float], base: Mapping[int, float]) -> Paired:
         # Differences all alike: the t statistic is 0/0 or infinite. Accuracies come in steps of one image, so this
         # happens by chance, and an interval of width 0 would claim certainty.
         return Paired(result, math.nan)
-    return Paired(result, float(stats.ttest_1samp(differences, 0.0).pvalue))
+    standard_error = float(np.std(differences, ddof=1)) / math.sqrt(len(seeds))
+    return Paired(result, 2.0 * float(stats.t.sf(abs(result.mean) / standard_error, len(seeds) - 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,5 +1,6 @@
 """One trial: build, train, evaluate, and the record of it."""
 
+import dataclasses
 import hashlib
 import logging
 import time
@@ -121,18 +122,22 @@ def number_of_steps(config: TrialConfig) -> int:
     return load_source(config.data, config.data_dir).sizes[0] // config.batch_size * config.epochs
 
 
-def measure_step_seconds(config: TrialConfig, steps: int = 20) -> float:
-    """Seconds per training step, measured on this machine now: the second of two short runs through the Trainer."""
+def measure_step_seconds(config: TrialConfig, short: int = 5, long: int = 35) -> float:
+    """Seconds per training step, measured on this machine now: the difference of two short runs through the Trainer.
+
+    A difference, because what a run costs before its first step would otherwise count as part of every step.
+    """
     source = load_source(config.data, config.data_dir)
     splits = data.split(source, config.seed)
-    seconds = 0.0
-    for _ in range(2):  # the first one pays for lazy imports and allocation
-        module, loader, _changed = build(config, splits, source)
-        trainer = make_trainer(config, lambda _: None, max_steps=steps)
+    endless = dataclasses.replace(config, epochs=long)
+    seconds = {}
+    for steps in (short, short, long):  # the first one pays for lazy imports and allocation, and is overwritten
+        module, loader, _changed = build(endless, splits, source)
+        trainer = make_trainer(endless, lambda _: None, max_steps=steps)
         started = time.perf_counter()
         trainer.fit(module, train_dataloaders=loader)
-        seconds = time.perf_counter() - started
-    return seconds / min(steps, number_of_steps(config))
+        seconds[steps] = time.perf_counter() - started
+    return max(0.0, seconds[long] - seconds[short]) / (long - short)
 
 
 def _untrained_features(
@@ -157,17 +162,13 @@ def _untrained_features(
 
 
 def _pairing_evidence(backbone: nn.Module, loader: augment.TwoViewLoader) -> dict[str, str]:
-    """Digests of the initial backbone, the order and the pixels of the first epoch: equal for all arms of a seed."""
-    order = loader.order(0)
-    first, second = augment.two_views(
-        loader.split.images[order.to(loader.split.images.device)][: loader.batch_size],
-        loader.augmentation,
-        augment.epoch_seed(loader.seed, 0),
-    )
+    """Digests of the initial backbone, the first epoch's order and its first batch: equal for all arms of a seed."""
+    batch = next(iter(loader))
+    loader.epoch = 0  # that look did not count
     return {
         "initial_backbone": _digest(*backbone.state_dict().values()),
-        "order": _digest(order),
-        "augmented": _digest(first, second),
+        "order": _digest(loader.order(0)),
+        "first_batch": _digest(*batch),
     }
 
 

@@ -1,0 +1,147 @@
+"""Data sets, splits, labelled subsets, and the two augmented views."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from varloss_bench import augment, data
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def test_digits_are_whole_and_scaled(digits):
+    assert digits.images.shape == (1797, 1, 8, 8)
+    assert (float(digits.images.min()), float(digits.images.max())) == (0.0, 1.0)
+    assert sum(digits.sizes) == len(digits.labels)
+
+
+def test_splits_are_disjoint_whole_and_drawn_by_the_seed(digits):
+    marked = data.Source(
+        torch.arange(1797.0).reshape(-1, 1, 1, 1), digits.labels, 10, digits.sizes, digits.rotation, digits.scale, False
+    )
+    first, again, other = data.split(marked, 0), data.split(marked, 0), data.split(marked, 1)
+    ids = torch.cat([part.images.flatten() for part in (first.train, first.val, first.test)])
+    assert sorted(ids.tolist()) == list(range(1797))
+    assert [len(part) for part in (first.train, first.val, first.test)] == [997, 300, 500]
+    assert torch.equal(first.test.images, again.test.images)
+    assert not torch.equal(first.test.images, other.test.images)
+    assert torch.equal(first.test.labels, digits.labels[first.test.images.flatten().long()])
+
+
+def test_few_labels_are_balanced_and_drawn_by_the_seed(digits):
+    labels = data.split(digits, 0).train.labels
+    subsets = data.few_labels(labels, 10, seed=3, draws=5)
+    assert len(subsets) == 5
+    for subset in subsets:
+        assert labels[subset].bincount().tolist() == [10] * 10
+        assert len(subset.unique()) == 100
+    assert not torch.equal(subsets[0], subsets[1])
+    assert all(torch.equal(a, b) for a, b in zip(subsets, data.few_labels(labels, 10, 3, 5), strict=True))
+
+
+def test_too_few_labels_is_an_error():
+    with pytest.raises(data.DataError, match="class 1 has only 2"):
+        data.few_labels(torch.tensor([0] * 10 + [1] * 2), 5, seed=0, draws=1)
+
+
+def test_unknown_data_set():
+    with pytest.raises(data.DataError, match="unknown data set 'cifar'; known are digits, fashion-mnist"):
+        data.load("cifar")
+
+
+def write_idx(path, values):
+    values = np.asarray(values, dtype=np.uint8)
+    header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(gzip.compress(header + values.tobytes()))
+
+
+def test_fashion_mnist_reads_idx_files(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, size=(20, 28, 28))
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.arange(20) % 10)
+    source = data.load("fashion-mnist", str(tmp_path))
+    assert torch.equal((source.images * 255).round().long(), torch.from_numpy(pixels).unsqueeze(1))
+    assert source.labels.tolist() == [i % 10 for i in range(20)]
+
+
+def test_missing_fashion_mnist_says_where_to_get_it(tmp_path):
+    with pytest.raises(data.DataError, match=r"does not exist.*--data-dir.*apt-get install dataset-fashion-mnist"):
+        data.load("fashion-mnist", str(tmp_path))
+
+
+@pytest.mark.parametrize("cut", [3, 30, 200])
+def test_cut_idx_file_is_named(tmp_path, cut):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    write_idx(path, np.zeros((20, 28, 28)))
+    raw = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(raw[:cut]))
+    with pytest.raises(data.DataError, match="train-images-idx3-ubyte.gz is not a complete IDX file"):
+        data.load("fashion-mnist", str(tmp_path))
+    path.write_bytes(b"not gzip")
+    with pytest.raises(data.DataError, match="cannot be read"):
+        data.load("fashion-mnist", str(tmp_path))
+
+
+def make_loader(digits, batch_size=16, seed=0, **changes):
+    return augment.TwoViewLoader(
+        data.split(digits, seed).train, augment.build_augmentation(digits), batch_size, seed, **changes
+    )
+
+
+def test_every_sample_and_every_view_has_its_own_parameters(digits):
+    image = digits.images[:1].expand(64, -1, -1, -1)
+    first, second = augment.two_views(image, augment.build_augmentation(digits), seed=0)
+    flat = torch.cat([first, second]).flatten(1)
+    assert len(flat.unique(dim=0)) == 128
+
+
+def test_views_depend_on_the_seed_alone_and_leave_the_global_state(digits):
+    augmentation, images = augment.build_augmentation(digits), digits.images[:32]
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    views = augment.two_views(images, augmentation, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert all(map(torch.equal, views, augment.two_views(images, augmentation, seed=5)))
+    assert not torch.equal(views[0], augment.two_views(images, augmentation, seed=6)[0])
+
+
+def test_epochs_are_whole_differ_and_do_not_depend_on_what_training_draws(digits):
+    quiet, noisy = make_loader(digits), make_loader(digits)
+    for _ in range(2):
+        for a, b in zip(quiet, noisy, strict=True):
+            torch.rand(7)  # dropout, say
+            assert all(map(torch.equal, a, b))
+    assert len(quiet) == 997 // 16 == len(list(quiet))
+    assert not torch.equal(quiet.order(0), quiet.order(1))
+    assert sorted(quiet.order(0).tolist()) == list(range(997))
+
+
+def test_batches_follow_the_order_and_both_views_are_of_one_image(digits):
+    split = data.split(digits, 0).train
+    loader = augment.TwoViewLoader(split, torch.nn.Identity(), 16, 0)
+    for epoch in range(2):
+        order = loader.order(epoch)
+        for number, (first, second) in enumerate(loader):
+            assert torch.equal(first, split.images[order[16 * number : 16 * (number + 1)]])
+            assert torch.equal(first, second)
+
+
+def test_blocks_cut_an_epoch_without_losing_a_batch(digits):
+    whole, pieces = make_loader(digits), make_loader(digits, max_block_bytes=8 * 64 * 4 * 100)
+    batches = list(pieces)
+    assert len(batches) == len(whole)
+    # The first block is drawn by the same seed; sizes differ, so only shapes and order can be compared.
+    assert {tuple(view.shape) for batch in batches for view in batch} == {(16, 1, 8, 8)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 998])
+def test_batch_size_that_gives_no_batch(digits, batch_size):
+    with pytest.raises(ValueError, match=f"from 2 to the 997 samples, got {batch_size}"):
+        make_loader(digits, batch_size=batch_size)
