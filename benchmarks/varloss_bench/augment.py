@@ -8,9 +8,7 @@ from kornia import augmentation as K
 from torch import Tensor, nn
 
 from varloss_bench.data import Source, Split
-
-# Blocks of both views above this size are augmented piece by piece instead of a whole epoch at once.
-MAX_BLOCK_BYTES = 2**30
+from varloss_bench.measures import MAX_BLOCK_BYTES
 
 
 def build_augmentation(source: Source) -> nn.Module:

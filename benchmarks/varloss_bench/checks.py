@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from varloss_bench.config import CONTRASTIVE, EVALUATION_SPLITS, LR_RULES, UNTRAINED, TrialConfig
+from varloss_bench.config import CONTRASTIVE, EVALUATION_SPLITS, LR_RULES, UNTRAINED, TrialConfig, queue_length
 
 # Imported by the workers only; their absence must show before two processes have been started for nothing.
 _WORKER_PACKAGES = ("kornia", "lightly", "matplotlib", "pytorch_lightning", "scipy", "sklearn", "torchvision")
@@ -23,7 +23,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
 
     Loads the data set and builds the backbone once: a missing file or an unknown model is no surprise of the first hour.
     """
-    from varloss_bench import backbones, data, methods  # noqa: PLC0415  (torch)
+    from varloss_bench import backbones, data  # noqa: PLC0415  (torch)
 
     for trial in trials:
         if trial.method not in UNTRAINED:
@@ -42,7 +42,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
                 f"got {trial.batch_size}"
             )
         if trial.method == "moco":
-            methods.queue_length(trial.queue_size, source.sizes[0])
+            queue_length(trial.queue_size, source.sizes[0])
     channels, height, width = source.images.shape[1:]
     backbones.build(first.backbone, (channels, height, width))
 

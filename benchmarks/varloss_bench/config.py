@@ -174,3 +174,14 @@ def _untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
         evaluate_on=base.evaluate_on,
         device=base.device,
     )
+
+
+def queue_length(asked: int, num_samples: int) -> int:
+    """Length of MoCo's queue: as asked, or for 0 the largest power of two up to n/2 and 4096.
+
+    Raises:
+        ValueError: More than n/2 asked for: the queue would hold the anchors' own samples.
+    """
+    if asked > num_samples // 2:
+        raise ValueError(f"queue_size must be at most half of the {num_samples} training samples, got {asked}")
+    return asked or min(4096, 2 ** ((num_samples // 2).bit_length() - 1))

@@ -1,7 +1,6 @@
 """What is read off a trained net, once, after the last epoch."""
 
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,39 +14,9 @@ from torch import Tensor, nn
 from varloss.metrics import similarity_statistics
 from varloss_bench import augment
 from varloss_bench.data import Source, Split, few_labels
+from varloss_bench.measures import FEW_LABEL_DRAWS, FEW_LABELS, KNN_K, KNN_TEMPERATURE, MAX_SIMILARITY_IMAGES
 
-KNN_K, KNN_TEMPERATURE = 20, 0.1
-FEW_LABELS, FEW_LABEL_DRAWS = 10, 5
-# Similarities of held-out pairs are taken over at most this many images: all pairs of 2000 images are 4 million.
-MAX_SIMILARITY_IMAGES = 2000
 ENCODE_BATCH = 512
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of the results.
-
-    Attributes:
-        title: For tables and figures.
-        unit: `"%"` (accuracy, more is better) or `""` (a similarity).
-        digits: Digits after the point.
-    """
-
-    title: str
-    unit: str
-    digits: int
-
-
-METRICS = {
-    "few_label_probe": Metric(f"linear probe, {FEW_LABELS} labels per class", "%", 2),
-    "linear_probe": Metric("linear probe, all labels", "%", 2),
-    "knn": Metric("kNN, backbone", "%", 2),
-    "projection_knn": Metric("kNN, projection", "%", 2),
-    "negative_variance": Metric("variance of held-out negatives", "", 4),
-    "negative_mean": Metric("mean of held-out negatives", "", 3),
-    "positive_mean": Metric("mean of held-out positives", "", 3),
-}
-ACCURACIES = tuple(name for name, metric in METRICS.items() if metric.unit == "%")
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from varloss_bench.config import Arm, TrialConfig
-from varloss_bench.evaluate import ACCURACIES, METRICS
+from varloss_bench.measures import ACCURACIES, METRICS
 from varloss_bench.summary import Comparison, Summary
 
 # Okabe-Ito: told apart by colour-blind readers as well.

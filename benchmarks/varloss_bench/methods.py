@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import varloss
 from varloss_bench.backbones import Backbone
-from varloss_bench.config import TrialConfig
+from varloss_bench.config import TrialConfig, queue_length
 
 HIDDEN_DIM, OUTPUT_DIM = 256, 64
 
@@ -147,17 +147,6 @@ class MoCoModule(ContrastiveModule):
         loss = (self.criterion(q0, k1, update=False) + self.criterion(q1, k0, update=False)) / 2
         self.criterion.enqueue(torch.cat([k0, k1]))
         return loss, q0, q1
-
-
-def queue_length(asked: int, num_samples: int) -> int:
-    """Length of MoCo's queue: as asked, or for 0 the largest power of two up to n/2 and 4096.
-
-    Raises:
-        ValueError: More than n/2 asked for: the queue would hold the anchors' own samples.
-    """
-    if asked > num_samples // 2:
-        raise ValueError(f"queue_size must be at most half of the {num_samples} training samples, got {asked}")
-    return asked or min(4096, 2 ** ((num_samples // 2).bit_length() - 1))
 
 
 def build_method(config: TrialConfig, backbone: Backbone, num_samples: int) -> ContrastiveModule:

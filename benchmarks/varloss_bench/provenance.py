@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from varloss_bench import augment, evaluate
+from varloss_bench import measures
 from varloss_bench.config import TrialConfig
 
 _DISTRIBUTIONS = (
@@ -87,10 +87,10 @@ def confounds(config: TrialConfig) -> dict[str, Any]:
         "equal": "epochs",
         "evaluated": f"{config.evaluate_on} split, last epoch",
         "seed_redraws": "split, labelled subsets, weights, order, augmentations",
-        "few_label_probe": f"mean of {evaluate.FEW_LABEL_DRAWS} draws of {evaluate.FEW_LABELS} labels per class",
-        "knn": f"k={evaluate.KNN_K}, t={evaluate.KNN_TEMPERATURE}, cosine",
+        "few_label_probe": f"mean of {measures.FEW_LABEL_DRAWS} draws of {measures.FEW_LABELS} labels per class",
+        "knn": f"k={measures.KNN_K}, t={measures.KNN_TEMPERATURE}, cosine",
         "similarities": "held-out images, two augmented views, evaluation mode, all cross-view pairs of different images",
-        "augmentation_block_bytes": augment.MAX_BLOCK_BYTES,
+        "augmentation_block_bytes": measures.MAX_BLOCK_BYTES,
     }
 
 

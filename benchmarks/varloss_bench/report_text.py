@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from varloss_bench.config import COLLAPSE_MEAN, Arm, TrialConfig
-from varloss_bench.evaluate import ACCURACIES, METRICS, Metric
+from varloss_bench.measures import ACCURACIES, METRICS, Metric
 from varloss_bench.stats import Interval
 from varloss_bench.summary import Comparison, Row, Summary
 
@@ -96,9 +96,7 @@ def _table(summary: Summary, metrics: Sequence[str], title: str) -> Table:
         for treated, base in _pairs(summary, [row.arm for row in members]):
             found = {c.metric: c for c in summary.comparisons if (c.treated, c.base) == (treated, base)}
             cells = [_difference_cell(found[metric]) if metric in found else "" for metric in metrics]
-            table.add_row(
-                f"  VRN {treated.weight:g}, t={treated.temperature:g} − t={base.temperature:g}", *cells, style="cyan"
-            )
+            table.add_row(f"  VRN {treated.weight:g}, {_short(treated)} − {_short(base)}", *cells, style="cyan")
         table.add_section()
     return table
 
@@ -117,6 +115,11 @@ def _seeds_left(row: Row, wanted: int) -> str:
 
 def _pairs(summary: Summary, arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
     return list(dict.fromkeys((c.treated, c.base) for c in summary.comparisons if c.treated in arms))
+
+
+def _short(arm: Arm) -> str:
+    """Temperature without its leading zero: every column counts on a terminal of 80."""
+    return "t=" + f"{arm.temperature:g}".removeprefix("0")
 
 
 def _legend(summary: Summary) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from varloss_bench import stats
 from varloss_bench.config import Arm, TrialConfig
-from varloss_bench.evaluate import ACCURACIES, METRICS
+from varloss_bench.measures import ACCURACIES, METRICS
 
 # Compared, and together the family that Holm's correction runs over.
 COMPARED = (*ACCURACIES, "negative_variance")

@@ -81,7 +81,7 @@ def test_cut_idx_file_is_named(tmp_path, cut):
     write_idx(path, np.zeros((20, 28, 28)))
     raw = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(raw[:cut]))
-    with pytest.raises(data.DataError, match="train-images-idx3-ubyte.gz is not a complete IDX file"):
+    with pytest.raises(data.DataError, match=r"train-images-idx3-ubyte\.gz is not a complete IDX file"):
         data.load("fashion-mnist", str(tmp_path))
     path.write_bytes(b"not gzip")
     with pytest.raises(data.DataError, match="cannot be read"):

@@ -1,0 +1,160 @@
+"""From records to rows, comparisons, words and pictures, on records made up with known numbers."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from varloss_bench import figure, measures, report_text, summary
+from varloss_bench.config import Arm, TrialConfig, grid
+
+BASE = {"few_label_probe": 95.0, "linear_probe": 98.0, "knn": 97.0, "projection_knn": 96.0,
+        "negative_variance": 0.18, "negative_mean": 0.01, "positive_mean": 0.7}  # fmt: skip
+
+
+def sweep(*, batch_sizes=(16,), seeds=4, effect=None, weights=(3.0,), epochs=20):
+    """Trials and records of which VRN moves each metric by `effect`, with a little noise that is not shared."""
+    trials = grid(
+        TrialConfig(epochs=epochs),
+        methods=["simclr", "moco"],
+        batch_sizes=batch_sizes,
+        weights=weights,
+        temperatures=[0.5],
+        control_temperatures=[0.2],
+        seeds=range(seeds),
+    )
+    rng = np.random.default_rng(0)
+    records = {}
+    for trial in trials:
+        level = BASE if trial.arm.trained else dict.fromkeys(("few_label_probe", "linear_probe", "knn"), 90.0)
+        metrics = {name: value + 0.002 * rng.normal() for name, value in level.items()}
+        if trial.weight:
+            metrics = {name: value + (effect or {}).get(name, 0.0) for name, value in metrics.items()}
+        records[trial.key()] = {
+            "status": "finished", "reason": None, "collapsed": False, "metrics": metrics,
+            "seconds": {"train": 2.0, "evaluate": 0.1},
+        }  # fmt: skip
+    return trials, records
+
+
+def change(trials, records, arm, seed, **changes):
+    config = next(trial for trial in trials if trial.arm == arm and trial.seed == seed)
+    records[config.key()] = {**records[config.key()], **changes}
+
+
+def text_of(trials, records):
+    return report_text.plain_text(summary.summarise(trials, records), next(t for t in trials if t.arm.trained))
+
+
+VRN = Arm("simclr", 16, 0.5, 3.0)
+PLAIN = Arm("simclr", 16, 0.5, 0.0)
+
+
+def test_compares_with_the_same_arm_and_with_the_control():
+    trials, records = sweep()
+    result = summary.summarise(trials, records)
+    pairs = list(dict.fromkeys((c.treated, c.base) for c in result.comparisons if c.treated.method == "simclr"))
+    assert pairs == [(VRN, PLAIN), (VRN, Arm("simclr", 16, 0.2, 0.0))]
+    assert len(result.comparisons) == 2 * 2 * 5
+
+
+def test_a_planted_effect_is_settled_and_nothing_else_is():
+    trials, records = sweep(effect={"few_label_probe": 1.0})
+    result = summary.summarise(trials, records)
+    settled = {c.metric for c in result.comparisons if c.verdict == "settled"}
+    assert settled == {"few_label_probe"}
+    text = " ".join(text_of(trials, records).split())
+    assert "linear probe, 10 labels per class: 1.00 points higher, settled at 4 seeds (95% interval" in text
+    assert "not settled at 4 seeds: linear probe, all labels; kNN, backbone" in text
+    assert "On the 10-label probe every trained row is above raw-pixels (90.00)." in text
+
+
+def test_differences_have_the_right_sign_and_size():
+    trials, records = sweep(effect={"negative_variance": -0.1})
+    comparison = next(
+        c
+        for c in summary.summarise(trials, records).comparisons
+        if c.metric == "negative_variance" and (c.treated, c.base) == (VRN, PLAIN)
+    )
+    assert comparison.result.difference.mean == pytest.approx(-0.1, abs=0.005)
+    assert "0.10" in report_text.in_words(comparison)
+    assert "lower" in report_text.in_words(comparison)
+
+
+def test_a_collapsed_arm_wins_nothing():
+    trials, records = sweep(effect={"negative_variance": -0.17})
+    change(trials, records, VRN, seed=2, collapsed=True)
+    result = summary.summarise(trials, records)
+    assert {c.verdict for c in result.comparisons if c.treated == VRN} == {"collapsed"}
+    assert "settled" in {c.verdict for c in result.comparisons if c.treated.method == "moco"}
+    text = " ".join(text_of(trials, records).split())
+    assert "collapsed, not a win" in text
+    assert "(1 collapsed)" in text
+
+
+def test_survivors_of_a_diverged_arm_are_no_evidence():
+    trials, records = sweep(effect={"few_label_probe": 5.0})
+    change(trials, records, PLAIN, seed=0, status="diverged", metrics={})
+    result = summary.summarise(trials, records)
+    assert result.row(PLAIN).diverged == (0,)
+    verdicts = {c.verdict for c in result.comparisons if (c.treated, c.base) == (VRN, PLAIN)}
+    assert verdicts == {"diverged"}
+    text = " ".join(text_of(trials, records).split())
+    assert "training became NaN or infinite at seeds 0" in text
+    assert "(3/4)" in text
+
+
+def test_missing_trials_are_named():
+    trials, records = sweep()
+    for trial in trials:
+        if trial.arm == PLAIN and trial.seed in (1, 3):
+            del records[trial.key()]
+    assert "no result for seeds 1, 3; run the command again" in " ".join(text_of(trials, records).split())
+
+
+def test_nothing_at_all_is_still_a_table():
+    trials, _ = sweep()
+    assert "no result for seeds 0, 1, 2, 3" in " ".join(text_of(trials, {}).split())
+    figure.draw(summary.summarise(trials, {}), trials[2])
+
+
+def test_rows_below_a_baseline_are_named():
+    trials, records = sweep(effect={"few_label_probe": -10.0})
+    assert "NOT above random-init (90.00) on the 10-label probe: SimCLR, B=16, t=0.5 + VRN 3" in " ".join(
+        text_of(trials, records).split()
+    )
+
+
+def test_the_text_claims_no_more_than_the_run():
+    text = " ".join(text_of(*sweep()).split())
+    for phrase in ("Equal epochs (20)", "redraws split", "held-out", "Holm's correction over all 20 comparisons"):
+        assert phrase in text
+
+
+def test_tables_fit_eighty_columns():
+    from rich.console import Console
+
+    trials, records = sweep(effect=dict.fromkeys(measures.ACCURACIES, -1.0))
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(report_text.render(summary.summarise(trials, records), trials[2]))
+    assert "…" not in console.file.getvalue()
+
+
+def test_summary_has_no_nan():
+    import json
+
+    trials, records = sweep(seeds=1)
+    json.dumps(summary.to_dict(summary.summarise(trials, records)), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"batch_sizes": (16, 64, 256), "weights": (1.0, 3.0)}, {"seeds": 1}, {"weights": (0.0,)}]
+)
+def test_figure_is_a_picture_with_something_on_it(changes):
+    trials, records = sweep(effect={"few_label_probe": 1.0}, **changes)
+    png = figure.draw(summary.summarise(trials, records), next(t for t in trials if t.arm.trained))
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    assert pixels.shape[0] > 500
+    assert pixels.shape[1] > 1000
+    assert 0.01 < (pixels < 128).any(axis=2).mean() < 0.5

@@ -1,0 +1,258 @@
+"""One trial: pairing, determinism, evaluation, divergence, and what is recorded of it."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from varloss_bench import augment, backbones, data, evaluate, measures, methods, runner, store, train
+from varloss_bench.config import TrialConfig, queue_length
+
+TINY = TrialConfig(epochs=1, batch_size=128)
+ARMS = [
+    dataclasses.replace(TINY, method=method, weight=weight, temperature=temperature)
+    for method in ("simclr", "moco")
+    for weight, temperature in ((0.0, 0.5), (3.0, 0.5), (0.0, 0.2))
+]
+
+pytestmark = pytest.mark.usefixtures("trains")
+
+
+@pytest.fixture
+def first_steps(monkeypatch):
+    """What each trial really starts from: backbone weights and batch at its first training step."""
+    seen = []
+    step = methods.ContrastiveModule.training_step
+
+    def spy(self, batch, batch_idx):
+        if batch_idx == 0 and self.current_epoch == 0:
+            seen.append(([p.detach().clone() for p in self.backbone.parameters()], batch))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(methods.ContrastiveModule, "training_step", spy)
+    return seen
+
+
+def test_arms_of_a_seed_start_from_the_same_weights_and_pixels(first_steps):
+    records = [train.run_trial(config) for config in ARMS]
+    other = train.run_trial(dataclasses.replace(TINY, seed=1))
+    (weights, batch), *rest = first_steps
+    for other_weights, other_batch in rest[:-1]:
+        assert all(map(torch.equal, weights, other_weights))
+        assert all(map(torch.equal, batch, other_batch))
+    assert not torch.equal(weights[0], rest[-1][0][0])
+    assert not torch.equal(batch[0], rest[-1][1][0])
+    # The record's own evidence says so too, and is of what was trained on.
+    assert all(record["paired"] == records[0]["paired"] for record in records)
+    assert records[0]["paired"]["first_batch"] == train._digest(*batch)
+    assert not set(other["paired"].values()) & set(records[0]["paired"].values())
+    # Arms differ in what comes out.
+    assert len({record["metrics"]["negative_variance"] for record in records}) == len(records)
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco", "raw-pixels", "random-init"])
+def test_same_seed_same_numbers(method):
+    config = dataclasses.replace(TINY, method=method, weight=3.0 if method in ("simclr", "moco") else 0.0)
+    first = train.run_trial(config)
+    torch.manual_seed(12345)  # nothing may hang on the global state
+    second = train.run_trial(config)
+    assert first["metrics"] == second["metrics"]
+    assert first.get("epoch_losses") == second.get("epoch_losses")
+
+
+def test_weight_zero_is_the_plain_method():
+    source = data.load("digits")
+    splits = data.split(source, 0)
+    plain, _, _ = train.build(TINY, splits, source)
+    regularised, loader, _ = train.build(dataclasses.replace(TINY, weight=3.0), splits, source)
+    assert plain.regularizer is None
+    assert regularised.regularizer.num_samples == len(splits.train) == 997
+    assert regularised.regularizer.weight == 3.0
+    batch = next(iter(loader))
+    loss, *_ = regularised.contrastive_loss(*batch)
+    plain_loss, *_ = plain.contrastive_loss(*batch)
+    assert torch.equal(loss, plain_loss)
+
+
+def test_moco_takes_vrn_between_two_query_views_and_enqueues_once():
+    source = data.load("digits")
+    module, loader, _ = train.build(dataclasses.replace(TINY, method="moco", weight=3.0), data.split(source, 0), source)
+    bank = module.criterion.memory_bank
+    assert bank.bank.shape == (256, methods.OUTPUT_DIM)
+    _, q0, q1 = module.contrastive_loss(*next(iter(loader)))
+    assert q0.requires_grad
+    assert q1.requires_grad
+    assert not torch.equal(q0, q1)
+    assert int(bank.valid().sum()) == 256  # 128 keys of each view, once
+    assert all(not p.requires_grad for p in module.key_encoder.parameters())
+
+
+def test_fused_and_split_differ_only_through_batch_norm():
+    source = data.load("digits")
+    splits = data.split(source, 0)
+    outputs = []
+    for fused in (True, False):
+        module, loader, _ = train.build(dataclasses.replace(TINY, fused=fused), splits, source)
+        batch = next(iter(loader))
+        module.train()
+        in_training = torch.cat(module.encode_views(module, *batch))
+        module.eval()
+        outputs.append((in_training, torch.cat(module.encode_views(module, *batch))))
+    assert not torch.allclose(outputs[0][0], outputs[1][0])
+    # Running statistics have seen different passes by now; with fresh ones the two are the same.
+    fresh, _, _ = train.build(TINY, splits, source)
+    fresh.eval()
+    fused = torch.cat(fresh.encode_views(fresh, *batch))
+    fresh.config = dataclasses.replace(TINY, fused=False)
+    torch.testing.assert_close(torch.cat(fresh.encode_views(fresh, *batch)), fused)
+
+
+def test_weight_warm_up_rises_to_the_weight(monkeypatch):
+    weights = []
+    step = methods.ContrastiveModule.training_step
+
+    def spy(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        weights.append(self.regularizer.weight)
+        return loss
+
+    monkeypatch.setattr(methods.ContrastiveModule, "training_step", spy)
+    train.run_trial(dataclasses.replace(TINY, epochs=2, weight=3.0, weight_warmup=0.5))
+    assert len(weights) == 14
+    assert weights == pytest.approx([3.0 * min(1.0, i / 7) for i in range(14)])
+
+
+def test_diverged_training_is_recorded_and_raises_nothing(tmp_path):
+    config = dataclasses.replace(TINY, base_lr=1e30)
+    status, reason = runner.execute(config, tmp_path, ["varloss-bench"])
+    assert status == "diverged"
+    assert "epoch 1 is nan" in reason or "epoch 1 is inf" in reason
+    record = json.loads(store.Store(tmp_path).path(config).read_text())
+    assert (record["status"], record["reason"]) == (status, reason)
+    assert store.Store(tmp_path).load([config]).done(config)
+
+
+def test_a_failing_trial_is_recorded_with_its_traceback(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(evaluate, "feature_metrics", broken)
+    config = dataclasses.replace(TINY, method="raw-pixels")
+    assert runner.execute(config, tmp_path, []) == ("crashed", "RuntimeError: out of luck")
+    record = json.loads(store.Store(tmp_path).path(config).read_text())
+    assert "out of luck" in record["traceback"]
+    assert not store.Store(tmp_path).load([config]).done(config)
+
+
+def test_a_full_disk_is_a_reason_and_not_the_end(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "write_atomically", full)
+    status, reason = runner.execute(dataclasses.replace(TINY, method="raw-pixels"), tmp_path, [])
+    assert status == "crashed"
+    assert "could not be stored" in reason
+    assert "No space left on device" in reason
+
+
+def test_record_says_what_made_the_row(tmp_path):
+    config = dataclasses.replace(TINY, weight=3.0)
+    runner.execute(config, tmp_path, ["varloss-bench", "compare"])
+    record = json.loads(store.Store(tmp_path).path(config).read_text())
+    assert record["config"] == config.to_dict()
+    assert record["command"] == ["varloss-bench", "compare"]
+    assert record["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert record["confounds"]["forward"] == "both views in one pass"
+    assert record["confounds"]["head_batch_norm"] is True
+    assert (record["steps"], record["parameters"]) == (997 // 128, 92896)
+    assert set(measures.METRICS) <= set(record["metrics"])
+
+
+def test_collapse_is_flagged(monkeypatch):
+    monkeypatch.setattr(methods.ContrastiveModule, "forward", _collapsed)
+    record = train.run_trial(TINY)
+    assert record["collapsed"] is True
+    assert record["metrics"]["negative_variance"] < 0.05
+
+
+def _collapsed(module, images):
+    return module.head(module.backbone(images)) * 1e-3 + torch.ones(methods.OUTPUT_DIM)
+
+
+def test_evaluation_leaves_the_mode_and_counts_right():
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5))
+    images = torch.eye(4).reshape(4, 1, 2, 2)
+    encoded = evaluate.encode(net.train(), images)
+    assert torch.equal(encoded, torch.eye(4))
+    assert net.training
+    labels = torch.tensor([0, 0, 1, 1])
+    moved = encoded * 3.0 + 0.01
+    assert evaluate.knn_accuracy(encoded, labels, moved, labels, num_classes=2) == 100.0
+    assert evaluate.probe_accuracy(encoded, labels, moved, labels) == 100.0
+    assert evaluate.probe_accuracy(encoded, labels, moved, 1 - labels) == 0.0
+
+
+def test_knn_is_by_angle():
+    bank = torch.tensor([[1.0, 0.0]] * 20 + [[0.0, 1.0]] * 20)
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    queries = torch.tensor([[100.0, 1.0], [0.01, 0.02], [3.0, 4.0], [4.0, 3.0]])
+    assert evaluate.knn_accuracy(bank, labels, queries, torch.tensor([0, 1, 1, 1]), 2) == 75.0
+
+
+def test_similarities_are_of_held_out_pairs():
+    """An encoder that ignores its input has mean 1 and variance 0; pixels as embeddings have neither."""
+    source = data.load("digits")
+    splits = data.split(source, 0)
+
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.ones(len(x), 4)
+
+    constant = evaluate.projection_metrics(Constant(), source, splits.train, splits.test, 0)
+    assert constant["negative_mean"] == pytest.approx(1.0)
+    assert constant["negative_variance"] == pytest.approx(0.0, abs=1e-10)
+    pixels = evaluate.projection_metrics(nn.Flatten(), source, splits.train, splits.test, 0)
+    u, v = (
+        nn.functional.normalize(view.flatten(1).double(), dim=1)
+        for view in augment.two_views(
+            splits.test.images, augment.build_augmentation(source), augment.epoch_seed(0, 9999)
+        )
+    )
+    negatives = (u @ v.T)[~torch.eye(500, dtype=torch.bool)]
+    assert pixels["negative_variance"] == pytest.approx(float(negatives.var(correction=0)), rel=1e-4)
+    assert pixels["positive_mean"] == pytest.approx(float((u * v).sum(1).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_timm_backbones_take_small_images(name):
+    backbone = backbones.build(name, (1, 28, 28))
+    assert backbone.net(torch.zeros(2, 1, 28, 28)).shape == (2, backbone.features)
+    if name == "resnet18":
+        assert backbone.net.conv1.stride == (1, 1)
+        assert isinstance(backbone.net.maxpool, nn.Identity)
+        assert "no max pool" in backbone.changed
+    if name.startswith("vit"):
+        assert "patches of 3 pixels" in backbone.changed
+
+
+def test_small_backbone_is_the_one_described():
+    backbone = backbones.build("small", (1, 8, 8))
+    assert (sum(p.numel() for p in backbone.net.parameters()), backbone.features) == (92896, 512)
+    assert backbone.changed == "nothing"
+
+
+def test_unknown_backbone_names_its_neighbours():
+    with pytest.raises(backbones.BackboneError, match=r"unknown backbone 'resnet19'.*resnet18"):
+        backbones.build("resnet19", (1, 8, 8))
+
+
+@pytest.mark.parametrize(("asked", "length"), [(0, 256), (100, 100), (498, 498)])
+def test_queue_length(asked, length):
+    assert queue_length(asked, 997) == length
+
+
+def test_queue_of_more_than_half_the_data_is_refused():
+    with pytest.raises(ValueError, match="at most half of the 997 training samples, got 499"):
+        queue_length(499, 997)
