@@ -25,7 +25,9 @@ _NEEDED = {
     "timm": (),
     "torchmetrics": (),
 }
+_HYDRA = 'pip install "hydra-core<1.4"'
 _CURES = {
+    "version_base": _HYDRA,
     "pkg_resources": 'pip install "setuptools<82"',
     "No module named": REQUIREMENTS,
 }
@@ -77,6 +79,8 @@ def _versions() -> Iterator[Finding]:
             yield Finding(
                 "FAIL", f"{name} {version} is older than {wanted}", f'pip install --upgrade "{name}>={wanted}"'
             )
+        elif name == "hydra-core" and _numbers(version) >= (1, 4):
+            yield Finding("note", f"hydra-core {version} refuses main_pretrain.py's version_base='1.2'", _HYDRA)
         elif name == "torchmetrics" and _numbers(version) >= (0, 12):
             yield Finding("note", f"torchmetrics {version}: knn_eval needs 0.11.4", 'pip install "torchmetrics<0.12"')
         else:

@@ -139,7 +139,7 @@ def _between(method: str, spec: Method, found: Settings | None) -> str | None:
     if not spec.offered:
         known = ", ".join(name for name, row in methods.METHODS.items() if row.offered)
         raise ValueError(
-            f"VRN has no pairs of method={method}: {spec.refusal}. Methods with VRN: {known}. To run without it remove "
+            f"method={method} has no pairs for VRN: {spec.refusal}. Methods that have: {known}. To run without it remove "
             "varloss from the command or use +varloss=off."
         )
     offers = " or ".join(f"varloss.between={name} ({spec.pair(name)})" for name in spec.offered)

@@ -1,5 +1,6 @@
 """``varloss-solo doctor`` names what is wrong and what to type."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,10 +64,19 @@ def test_the_release_of_2021_and_an_old_hydra_are_named(tmp_path):
     )
 
 
-def test_without_any_package_it_still_runs_and_says_what_to_install():
-    source = Path(varloss_solo.__file__).parents[1]
-    code = f"import sys; sys.path.append({str(source)!r}); from varloss_solo.__main__ import main; sys.exit(main(['doctor']))"
+def test_without_any_package_it_still_runs_and_says_what_to_install(tmp_path):
+    shutil.copytree(Path(varloss_solo.__file__).parent, tmp_path / "varloss_solo")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); from varloss_solo.__main__ import main; sys.exit(main(['doctor']))"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=STANDIN, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert '[FAIL] torch is not installed\n       type: pip install -r requirements.txt "setuptools<82"' in done.stdout
     assert "[FAIL] hydra-core is not installed" in done.stdout
+
+
+def test_hydra_1_4_is_told_to_refuse_solo_learns_scripts(tmp_path):
+    info = tmp_path / "hydra_core-1.4.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hydra-core\nVersion: 1.4.0\n")
+    done = doctor("--no-run", PYTHONPATH=str(tmp_path))
+    assert "[note] hydra-core 1.4.0 refuses main_pretrain.py's version_base='1.2'" in done.stdout
+    assert 'type: pip install "hydra-core<1.4"' in done.stdout

@@ -101,7 +101,7 @@ def test_every_form_runs(runs, name):
         ("nan", "varloss: weight must be"),
         ("warmup_long", "varloss.warmup_steps=4 is longer than the training of 3 steps"),
         ("byol_bare", "method=byol has no negatives of its own"),
-        ("mae", "VRN has no pairs of method=mae: it reconstructs pixels"),
+        ("mae", "method=mae has no pairs for VRN: it reconstructs pixels"),
         ("one_image", "VRN needs n >= 2, and the size of the training set is 1: set varloss.num_samples"),
     ],
 )

@@ -58,12 +58,14 @@ def test_ranges_are_the_cores(keys, message):
 
 @pytest.mark.parametrize("name", [name for name, row in methods.METHODS.items() if row.refusal])
 def test_a_method_without_pairs_refuses_with_its_reason(name):
-    with pytest.raises(ValueError, match=f"no pairs of method={name}: {methods.METHODS[name].refusal[:30]}"):
+    with pytest.raises(ValueError, match=f"method={name} has no pairs for VRN: {methods.METHODS[name].refusal[:30]}"):
         made(name, varloss={"weight": 3})
 
 
 def test_a_method_that_nobody_told_varloss_about_refuses():
-    with pytest.raises(ValueError, match="method=mymethod: varloss does not know which of its outputs"):
+    with pytest.raises(
+        ValueError, match="method=mymethod has no pairs for VRN: varloss does not know which of its outputs"
+    ):
         made("mymethod", varloss={"weight": 3})
 
 
