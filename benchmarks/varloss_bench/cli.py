@@ -7,6 +7,7 @@ like inside the function that needs them, so that `--help` answers at once and a
 import typer
 
 from varloss_bench.compare import compare
+from varloss_bench.theory import theory
 
 app = typer.Typer(
     name="varloss-bench",
@@ -26,3 +27,4 @@ def root() -> None:
 
 
 app.command("compare")(compare)
+app.command("theory")(theory)
