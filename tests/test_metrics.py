@@ -220,7 +220,7 @@ def test_penalty_entropy_survives_a_temperature_that_leaves_one_negative(
         (lambda z: metrics.uniformity(z[:1]), ValueError, "at least 2 rows"),
         (lambda z: metrics.uniformity(z, t=-1), ValueError, "t must be greater than 0; got -1"),
         (lambda z: metrics.uniformity(z, t=math.nan), ValueError, "t must be finite"),
-        (lambda z: metrics.tolerance(z, torch.arange(4)), ValueError, "two samples with the same label, all 4"),
+        (lambda z: metrics.tolerance(z, torch.arange(4)), ValueError, "two samples with the same label; all 4"),
         (lambda z: metrics.tolerance(z, torch.zeros(3, dtype=torch.long)), ValueError, "labels"),
         (lambda z: metrics.tolerance(z, torch.zeros(4)), TypeError, "integer"),
         (lambda z: metrics.wasserstein_uniformity(z[:1]), ValueError, "at least 2 rows"),
@@ -243,3 +243,35 @@ def test_rows_that_are_not_finite_give_no_finite_answer() -> None:
     z[1, 2] = math.nan
     assert all(value.isnan() for value in metrics.similarity_statistics(z, z))
     assert metrics.uniformity(z).isnan()
+
+
+def test_moments_of_batches_add_up_to_their_in_batch_pairs() -> None:
+    z0, z1 = rows(9, 4, seed=10), rows(9, 4, seed=11)
+    batches = [(0, 4), (4, 8), (8, 9)]  # the last holds one sample: a positive, no negatives
+    total = sum(metrics.similarity_moments(z0[a:b], z1[a:b]) for a, b in batches)
+    positive = [cosine(z0[i], z1[i]) for i in range(9)]
+    pairs = [(i, j) for a, b in batches for i in range(a, b) for j in range(a, b) if i != j]
+    cross = [cosine(z0[i], z1[j]) for i, j in pairs]
+    within = [cosine(z[i], z[j]) for z in (z0, z1) for i, j in pairs]
+    expected = [f(values) for values in (positive, cross, within) for f in (np.mean, np.var)]
+    found = metrics.statistics_from_moments(total)
+    torch.testing.assert_close(torch.stack(found), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-14)
+
+
+def test_grams_of_batches_add_up_to_all_pairs() -> None:
+    z0, z1 = rows(9, 4, seed=10), rows(9, 4, seed=11)
+    total = sum(metrics.similarity_grams(z0[a:b], z1[a:b]) for a, b in ((0, 4), (4, 8), (8, 9)))
+    found = metrics.statistics_from_moments(metrics.moments_from_grams(total, 4))
+    torch.testing.assert_close(
+        torch.stack(found), torch.stack(metrics.similarity_statistics(z0, z1)), rtol=1e-12, atol=1e-14
+    )
+    with pytest.raises(ValueError, match=r"grams of dim 3 must have shape \(31,\)"):
+        metrics.moments_from_grams(total, 3)
+    with pytest.raises(ValueError, match=r"moments must have shape \(8,\)"):
+        metrics.statistics_from_moments(total)
+
+
+def test_tolerance_sums_of_batches_add_up() -> None:
+    z, labels = rows(9, 4, seed=12), torch.tensor([0, 2, 2, 0, 1, 2, 0, 0, 2])
+    total = sum(metrics.tolerance_sums(z[a:b], labels[a:b], num_classes=4) for a, b in ((0, 5), (5, 9)))
+    torch.testing.assert_close(metrics.tolerance_from_sums(total), metrics.tolerance(z, labels), rtol=1e-12, atol=0)

@@ -9,25 +9,40 @@ that is not finite, because looking at them would synchronise the device.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from varloss import _checks, _numerics
 from varloss._checks import Negatives
+from varloss._similarity_statistics import (
+    SimilarityStatistics,
+    moments_from_grams,
+    rows,
+    similarity_grams,
+    similarity_moments,
+    similarity_statistics,
+    statistics_from_moments,
+    unit_views,
+    without_autocast,
+)
 
 __all__ = [
     "SimilarityStatistics",
     "alignment",
     "effective_rank",
+    "moments_from_grams",
     "relative_penalty_entropy",
+    "similarity_grams",
+    "similarity_moments",
     "similarity_statistics",
     "sphere_cosine_quantile",
+    "statistics_from_moments",
     "tolerance",
+    "tolerance_from_sums",
+    "tolerance_sums",
     "uniformity",
     "wasserstein_uniformity",
 ]
@@ -35,61 +50,6 @@ __all__ = [
 # Rows of a similarity tile: 1024 rows against 50 000 columns are 400 MB in float64, and large enough to keep a
 # matrix product efficient.
 _BLOCK_ROWS = 1024
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-class SimilarityStatistics(NamedTuple):
-    """Mean and population variance of three kinds of cosine similarities; see ``similarity_statistics``.
-
-    Attributes:
-        positive_mean: Mean of u_i·v_i.
-        positive_var: Population variance of u_i·v_i.
-        cross_mean: Mean of u_i·v_j over i ≠ j, the cross-view negatives.
-        cross_var: Their population variance, the quantity VRN reduces.
-        within_mean: Mean of u_i·u_j and v_i·v_j over i ≠ j, the within-view negatives of both views pooled.
-        within_var: Their population variance about the pooled mean.
-    """
-
-    positive_mean: Tensor
-    positive_var: Tensor
-    cross_mean: Tensor
-    cross_var: Tensor
-    within_mean: Tensor
-    within_var: Tensor
-
-
-def _without_autocast(function: _Function) -> _Function:
-    """Run ``function`` with autocast off on the device of its first argument: wide stays wide."""
-
-    @functools.wraps(function)
-    def wrapper(z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(z, Tensor):
-            raise TypeError(f"{function.__name__} takes tensors, got {type(z).__name__}")
-        with torch.autocast(z.device.type, enabled=False):
-            return function(z, *args, **kwargs)
-
-    return wrapper  # type: ignore[return-value]
-
-
-def _rows(minimum: int, why: str, **named: Tensor) -> list[Tensor]:
-    """Check matrices of equal width and at least ``minimum`` rows and return them in the widest dtype."""
-    _checks.embeddings(**named)
-    for name, z in named.items():
-        if z.shape[0] < minimum:
-            raise ValueError(f"{why} needs at least {minimum} rows; {name} has {z.shape[0]}.")
-    return [_numerics.widest(_numerics.wide(z)) for z in named.values()]
-
-
-def _unit_rows(z: Tensor, minimum: int, why: str) -> Tensor:
-    return _numerics.unit(_rows(minimum, why, z=z)[0])
-
-
-def _unit_views(z0: Tensor, z1: Tensor, minimum: int, why: str) -> tuple[Tensor, Tensor]:
-    u, v = _rows(minimum, why, z0=z0, z1=z1)
-    if z0.shape != z1.shape:
-        raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
-    return _numerics.unit(u), _numerics.unit(v)
 
 
 def _positive(name: str, value: float) -> float:
@@ -104,98 +64,7 @@ def _blocks(count: int, rows: int = _BLOCK_ROWS) -> Iterator[slice]:
         yield slice(start, min(start + rows, count))
 
 
-class _Moments(NamedTuple):
-    """Sums from which ``SimilarityStatistics`` follow; they add up over disjoint sets of pairs."""
-
-    positive_sum: Tensor
-    positive_sum_sq: Tensor
-    cross_sum: Tensor
-    cross_sum_sq: Tensor
-    within_sum: Tensor
-    within_sum_sq: Tensor
-
-
-class _Grams(NamedTuple):
-    """Sums over samples from which the ``_Moments`` of ALL their pairs follow; they add up over samples."""
-
-    gram_u: Tensor
-    gram_v: Tensor
-    sum_u: Tensor
-    sum_v: Tensor
-    diagonal: Tensor  # (6,): sums of S_ii, A_ii, B_ii and of their squares
-
-
-def _grams(u: Tensor, v: Tensor) -> _Grams:
-    products = torch.stack([(u * v).sum(1), (u * u).sum(1), (v * v).sum(1)])
-    diagonal = torch.cat([products.sum(1), products.square().sum(1)])
-    return _Grams(u.T @ u, v.T @ v, u.sum(0), v.sum(0), diagonal)
-
-
-def _moments(grams: _Grams) -> _Moments:
-    gram_u, gram_v, sum_u, sum_v, diagonal = grams
-    s, a, b, ss, aa, bb = diagonal.unbind()
-    # sum_ij (u_i·v_j)^2 = <U'U, V'V>_F and sum_ij u_i·v_j = (sum u)·(sum v); the diagonal goes as it was summed.
-    return _Moments(
-        positive_sum=s,
-        positive_sum_sq=ss,
-        cross_sum=sum_u @ sum_v - s,
-        cross_sum_sq=(gram_u * gram_v).sum() - ss,
-        within_sum=sum_u @ sum_u - a + sum_v @ sum_v - b,
-        within_sum_sq=gram_u.square().sum() - aa + gram_v.square().sum() - bb,
-    )
-
-
-def _statistics(moments: _Moments, positives: Tensor | int, pairs: Tensor | int) -> SimilarityStatistics:
-    """``pairs`` counts ordered cross-view pairs; the within-view pairs of both views together are twice as many."""
-
-    def mean_and_variance(total: Tensor, total_sq: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor]:
-        mean = total / count
-        # Rounding may leave a variance of -1e-17.
-        return mean, (total_sq / count - mean.square()).clamp_min(0)
-
-    return SimilarityStatistics(
-        *mean_and_variance(moments.positive_sum, moments.positive_sum_sq, positives),
-        *mean_and_variance(moments.cross_sum, moments.cross_sum_sq, pairs),
-        *mean_and_variance(moments.within_sum, moments.within_sum_sq, 2 * pairs),
-    )
-
-
-@_without_autocast
-def similarity_statistics(z0: Tensor, z1: Tensor) -> SimilarityStatistics:
-    r"""Mean and population variance of positive, cross-view negative and within-view negative similarities.
-
-    With u, v the normalised rows of ``z0``, ``z1``::
-
-        S, A, B = u @ v.T, u @ u.T, v @ v.T
-        off = ~torch.eye(N, dtype=torch.bool)
-        S.diagonal().mean(), S.diagonal().var(correction=0)
-        S[off].mean(),       S[off].var(correction=0)
-        W = torch.cat([A[off], B[off]]);  W.mean(), W.var(correction=0)
-
-    The sums over pairs are taken in closed form, sum_ij S_ij² = <U'U, V'V>_F, so time is O(N D²) and memory
-    O(N D + D²): no N x N matrix exists, N = 50 000 is fine. Nothing synchronises the device. Variances carry an
-    absolute error of about 1e-15 (that of fp32 on MPS, which has no float64). Variance 0, mean near 1 is collapse.
-
-    Args:
-        z0: (N, D) projections of the first view, N ≥ 2, any floating dtype.
-        z1: (N, D) projections of the second view; row i belongs to the same sample as row i of ``z0``.
-
-    Returns:
-        ``SimilarityStatistics`` of six 0-dim tensors (cosines, so dimensionless), float64 (float32 on MPS). The
-        sample indices are taken to be distinct: every i ≠ j is a negative pair.
-
-    Raises:
-        TypeError: Not floating-point tensors.
-        ValueError: Shapes that differ or are not (N, D), or N < 2 (no negative pair).
-
-    Reference: the quantities of Lee et al., ICML 2025 (arXiv 2506.09781), Sections 4 and 5.
-    """
-    u, v = _unit_views(z0, z1, 2, "a negative pair")
-    n = u.shape[0]
-    return _statistics(_moments(_grams(u, v)), n, n * (n - 1))
-
-
-@_without_autocast
+@without_autocast
 def alignment(z0: Tensor, z1: Tensor, *, alpha: float = 2.0) -> Tensor:
     r"""Alignment E ||u_i - v_i||^alpha; 0 when both views coincide, smaller is better aligned.
 
@@ -217,13 +86,13 @@ def alignment(z0: Tensor, z1: Tensor, *, alpha: float = 2.0) -> Tensor:
     Reference: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.1.
     """
     alpha = _positive("alpha", alpha)
-    u, v = _unit_views(z0, z1, 1, "alignment")
+    u, v = unit_views(z0, z1, 1, "alignment")
     squared = (u - v).square().sum(1)
     # The square root of 0 has an infinite slope: an even power needs none.
     return (squared if alpha == 2 else squared.pow(alpha / 2)).mean()
 
 
-@_without_autocast
+@without_autocast
 def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
     r"""Uniformity log E_{i<j} exp(-t ||x_i - x_j||²); between -4t and 0, smaller is more uniform.
 
@@ -245,7 +114,7 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
     Reference: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.2.
     """
     t = _positive("t", t)
-    x = _unit_rows(z, 2, "uniformity")
+    x = _unitrows(z, 2, "uniformity")
     n = x.shape[0]
     totals = []
     for block in _blocks(n - 1):
@@ -256,20 +125,42 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
     return torch.stack(totals).logsumexp(0) - math.log(n * (n - 1) / 2)
 
 
-def _class_sums(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Per class: (C, D) sum of rows, (C,) number of rows, (C,) sum of squared norms. They add up over samples."""
-    sums = x.new_zeros(classes, x.shape[1]).index_add(0, labels, x)
-    counts = x.new_zeros(classes).index_add(0, labels, torch.ones_like(x[:, 0]))
-    squares = x.new_zeros(classes).index_add(0, labels, x.square().sum(1))
-    return sums, counts, squares
+@without_autocast
+def tolerance_sums(z: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
+    """What ``tolerance`` is made of, in a form that adds up over batches and ranks.
+
+    Args:
+        z: (N, D) projections, N ≥ 1.
+        labels: (N,) integer labels in [0, num_classes).
+        num_classes: C.
+
+    Returns:
+        (C, D + 2): for every class the sum of its unit rows, their number, and the sum of their squared lengths.
+
+    Raises:
+        TypeError: ``z`` not floating-point or ``labels`` not integer.
+        ValueError: Shapes do not fit. A label out of range is an IndexError or, on a GPU, a device-side assertion.
+    """
+    x = _unitrows(z, 1, "tolerance")
+    _checks.ids("labels", labels, z, "z")
+    rows = torch.cat([x, torch.ones_like(x[:, :1]), x.square().sum(1, keepdim=True)], dim=1)
+    return x.new_zeros(_checks.whole("num_classes", num_classes, 1), x.shape[1] + 2).index_add(0, labels, rows)
 
 
-def _tolerance(sums: Tensor, counts: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cosines of ordered same-label pairs, and their number."""
-    return (sums.square().sum(1) - squares).sum(), (counts * (counts - 1)).sum()
+def tolerance_from_sums(sums: Tensor) -> Tensor:
+    """Mean cosine of same-label pairs from (C, D + 2) sums of ``tolerance_sums``.
+
+    Raises:
+        ValueError: No two samples share a label (synchronises the device).
+    """
+    vectors, counts, squares = sums[:, :-2], sums[:, -2], sums[:, -1]
+    pairs = (counts * (counts - 1)).sum()
+    if pairs.item() == 0:
+        raise ValueError(f"tolerance needs two samples with the same label; all {int(counts.sum())} labels differ.")
+    return (vectors.square().sum() - squares.sum()) / pairs
 
 
-@_without_autocast
+@without_autocast
 def tolerance(z: Tensor, labels: Tensor) -> Tensor:
     r"""Tolerance: mean cosine over pairs i ≠ j that carry the SAME label; large = samples of a class stay together.
 
@@ -293,13 +184,10 @@ def tolerance(z: Tensor, labels: Tensor) -> Tensor:
 
     Reference: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Section 4.
     """
-    x = _unit_rows(z, 2, "tolerance")
+    rows(2, "tolerance", z=z)
     _checks.ids("labels", labels, z, "z")
     values, inverse = torch.unique(labels, return_inverse=True)
-    total, pairs = _tolerance(*_class_sums(x, inverse, values.numel()))
-    if pairs.item() == 0:
-        raise ValueError(f"tolerance needs two samples with the same label, all {z.shape[0]} labels differ")
-    return total / pairs
+    return tolerance_from_sums(tolerance_sums(z, inverse, num_classes=values.numel()))
 
 
 def sphere_cosine_quantile(q: Tensor, dim: int) -> Tensor:
@@ -348,7 +236,7 @@ def sphere_cosine_quantile(q: Tensor, dim: int) -> Tensor:
     return torch.where(level <= 0, -1.0, torch.where(level >= 1, 1.0, x)).to(x.dtype)
 
 
-@_without_autocast
+@without_autocast
 def wasserstein_uniformity(z: Tensor) -> Tensor:
     r"""W1 distance between the cosines of all pairs i < j and the law they would have on the uniform sphere.
 
@@ -369,7 +257,7 @@ def wasserstein_uniformity(z: Tensor) -> Tensor:
 
     Reference: Koromilas et al., ICML 2024 (arXiv 2405.18045), the metric and the law in its appendix.
     """
-    x = _unit_rows(z, 2, "Wasserstein uniformity")
+    x = _unitrows(z, 2, "Wasserstein uniformity")
     if x.shape[1] < 2:
         raise ValueError("Wasserstein uniformity needs D >= 2: in one dimension cosines are ±1 and have no density")
     tiles = (x[block] @ x[block.start :].T for block in _blocks(x.shape[0]))
@@ -379,7 +267,7 @@ def wasserstein_uniformity(z: Tensor) -> Tensor:
     return (cosines.sort().values - sphere_cosine_quantile(levels, x.shape[1])).abs().mean()
 
 
-@_without_autocast
+@without_autocast
 def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
     r"""Effective rank exp(H(p)), p_k = sigma_k / Σ sigma, of the uncentred embedding matrix; between 1 and min(N, D).
 
@@ -399,7 +287,7 @@ def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
 
     Reference: Roy & Vetterli, EUSIPCO 2007; for label-free quality Garrido et al., ICML 2023 (arXiv 2210.02885).
     """
-    (x,) = _rows(1, "effective rank", z=z)
+    (x,) = rows(1, "effective rank", z=z)
     if normalize:
         x = _numerics.unit(x)
     singular = torch.linalg.svdvals(x)
@@ -411,7 +299,7 @@ def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
     return entropy.exp()
 
 
-@_without_autocast
+@without_autocast
 def relative_penalty_entropy(
     z0: Tensor, z1: Tensor, *, temperature: float = 0.5, negatives: Negatives = "cross"
 ) -> Tensor:
@@ -439,7 +327,7 @@ def relative_penalty_entropy(
     """
     _checks.one_of(negatives, _checks.KINDS, "negatives")
     temperature = _positive("temperature", temperature)
-    u, v = _unit_views(z0, z1, 2, "a negative pair")
+    u, v = unit_views(z0, z1, 2, "a negative pair")
     n = u.shape[0]
     total = u.new_zeros(())
     for anchors, others in ((u, v), (v, u)):
