@@ -56,7 +56,7 @@ def rows(minimum: int, why: str, **named: Tensor) -> list[Tensor]:
     return [_numerics.widest(_numerics.wide(z)) for z in named.values()]
 
 
-def _unitrows(z: Tensor, minimum: int, why: str) -> Tensor:
+def unit_rows(z: Tensor, minimum: int, why: str) -> Tensor:
     return _numerics.unit(rows(minimum, why, z=z)[0])
 
 

@@ -25,6 +25,7 @@ from varloss._similarity_statistics import (
     similarity_moments,
     similarity_statistics,
     statistics_from_moments,
+    unit_rows,
     unit_views,
     without_autocast,
 )
@@ -114,7 +115,7 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
     Reference: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.2.
     """
     t = _positive("t", t)
-    x = _unitrows(z, 2, "uniformity")
+    x = unit_rows(z, 2, "uniformity")
     n = x.shape[0]
     totals = []
     for block in _blocks(n - 1):
@@ -141,10 +142,11 @@ def tolerance_sums(z: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
         TypeError: ``z`` not floating-point or ``labels`` not integer.
         ValueError: Shapes do not fit. A label out of range is an IndexError or, on a GPU, a device-side assertion.
     """
-    x = _unitrows(z, 1, "tolerance")
+    x = unit_rows(z, 1, "tolerance")
     _checks.ids("labels", labels, z, "z")
-    rows = torch.cat([x, torch.ones_like(x[:, :1]), x.square().sum(1, keepdim=True)], dim=1)
-    return x.new_zeros(_checks.whole("num_classes", num_classes, 1), x.shape[1] + 2).index_add(0, labels, rows)
+    addends = torch.cat([x, torch.ones_like(x[:, :1]), x.square().sum(1, keepdim=True)], dim=1)
+    sums = x.new_zeros(_checks.whole("num_classes", num_classes, 1), x.shape[1] + 2)
+    return sums.index_add(0, labels, addends)
 
 
 def tolerance_from_sums(sums: Tensor) -> Tensor:
@@ -257,7 +259,7 @@ def wasserstein_uniformity(z: Tensor) -> Tensor:
 
     Reference: Koromilas et al., ICML 2024 (arXiv 2405.18045), the metric and the law in its appendix.
     """
-    x = _unitrows(z, 2, "Wasserstein uniformity")
+    x = unit_rows(z, 2, "Wasserstein uniformity")
     if x.shape[1] < 2:
         raise ValueError("Wasserstein uniformity needs D >= 2: in one dimension cosines are ±1 and have no density")
     tiles = (x[block] @ x[block.start :].T for block in _blocks(x.shape[0]))
