@@ -152,11 +152,12 @@ class VRNMixin(_Method):
             return
         self._varloss_warned = True
         if self.trainer.is_global_zero:
+            both_sides = self._varloss_plan.between == "views"
             warnings.warn(
                 f"varloss: the mean similarity of negative pairs was {float(mean):.3f} over this epoch: the embeddings are "
                 "nearly the same, and the small variance of the similarities says nothing. In the first epoch that is how "
-                "a network starts; if it stays, lower varloss.weight, set varloss.warmup_fraction=0.5, or, with "
-                f"varloss.between={self._varloss_plan.between}, prefer pairs with a gradient on both sides.",
+                "a network starts; if it stays, lower varloss.weight or set varloss.warmup_fraction=0.5"
+                + ("." if both_sides else ", or take pairs with a gradient on both sides: varloss.between=views."),
                 stacklevel=2,
             )
 
