@@ -11,6 +11,9 @@ from varloss import functional
 
 TwoViewLoss = Callable[[Tensor, Tensor], Tensor]
 KINDS = ("cross", "within", "both")
+# Fake tensors have no data on any device, so that .item(), nonzero and boolean indexing fail on them. On a machine without a
+# GPU torch before 2.6 crashes the interpreter on fake CUDA tensors.
+FAKE_DEVICE = "cuda" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6) else "cpu"
 
 
 def _indexed(function: Callable[..., Tensor], **options: object) -> TwoViewLoss:

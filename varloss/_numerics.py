@@ -63,7 +63,8 @@ def _ieee_products() -> Iterator[None]:
 
 # A custom operator rather than ``a @ b.mT``: torch.compile, autocast and fake tensors see one opaque node, so that the
 # precision holds in the backward pass and in compiled code too.
-@torch.library.custom_op("varloss::products", mutates_args=())
+# The schema is written out because torch 2.4 cannot read annotations that are strings.
+@torch.library.custom_op("varloss::products", mutates_args=(), schema="(Tensor a, Tensor b) -> Tensor")
 def _products(a: Tensor, b: Tensor) -> Tensor:
     with _ieee_products(), torch.autocast(a.device.type, enabled=False):
         return a @ b.mT
