@@ -1,0 +1,155 @@
+"""What the two `SimilarityMonitor` classes share; it imports neither Lightning."""
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varloss.metrics import similarity_moments, statistics_from_moments
+
+Projections = Callable[[Any, Any, Any, Any], "tuple[Tensor, Tensor] | None"]
+
+
+class SimilarityMonitorMixin:
+    """Logs similarity statistics of training batches, and warns once when alignment is lost or everything collapses.
+
+    Every `every_n_steps` training batches the two projections of that batch are looked up and the six fields of
+    `varloss.metrics.SimilarityStatistics` are logged: mean and variance of positive, cross-view negative and within-view
+    negative similarities. Negatives are pairs INSIDE a batch (of each rank; sums are taken over ranks), as the loss sees them:
+    with small batches their mean lies below that of held-out pairs. Batches in between cost a comparison of integers.
+
+    Where the projections come from, two tensors (N, D) of which row i belongs to the same sample:
+
+    - a string (by default `"projections"`): that key of what `training_step` returns, or else that attribute of the
+      LightningModule; a pair of tensors, set by every `training_step`::
+
+          def training_step(self, batch, batch_idx):
+              ...
+              return {"loss": loss, "projections": (z0, z1)}
+
+    - a callable `(trainer, pl_module, outputs, batch) -> (z0, z1)`, or None to skip a batch.
+
+    Args:
+        projections: See above.
+        every_n_steps: Training batches between two measurements.
+        prefix: Before the six names in the logger.
+        window: Measurements that a warning looks back on.
+        alignment_floor: Warn when positives averaged less than this over the window.
+        collapse_ceiling: Warn when cross-view negatives averaged more than this over the window.
+
+    Raises:
+        ValueError, TypeError: For options out of range; in the first measured batch, for projections that are not there.
+    """
+
+    def __init__(
+        self,
+        projections: str | Projections = "projections",
+        *,
+        every_n_steps: int = 50,
+        prefix: str = "similarity/",
+        window: int = 100,
+        alignment_floor: float = 0.3,
+        collapse_ceiling: float = 0.9,
+    ) -> None:
+        if not (isinstance(projections, str) or callable(projections)):
+            raise TypeError(f"projections must be a name or a callable; got {type(projections).__name__}.")
+        for name, value in (("every_n_steps", every_n_steps), ("window", window)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")
+        self.projections = projections
+        self.every_n_steps = every_n_steps
+        self.prefix = prefix
+        self.alignment_floor = alignment_floor
+        self.collapse_ceiling = collapse_ceiling
+        self._batches = 0
+        self._positives: deque[float] = deque(maxlen=window)
+        self._negatives: deque[float] = deque(maxlen=window)
+        self._warned: set[str] = set()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Measure and log, every `every_n_steps` batches."""
+        del batch_idx
+        self._batches += 1
+        if self._batches % self.every_n_steps:
+            return
+        views = self._find(trainer, pl_module, outputs, batch)
+        with torch.no_grad():
+            nothing = torch.zeros(8, dtype=torch.float32 if pl_module.device.type == "mps" else torch.float64)
+            moments = nothing if views is None else similarity_moments(*views)
+            # Ranks without a batch to measure take part in the sum too, or the others would wait for ever.
+            moments = trainer.strategy.reduce(moments.to(pl_module.device), reduce_op="sum")
+            # One transfer to the host for all six.
+            counts, values = moments[:2].tolist(), torch.stack(statistics_from_moments(moments)).tolist()
+        if not all(counts):
+            return
+        names = statistics_from_moments(moments)._fields
+        logged = {f"{self.prefix}{name}": value for name, value in zip(names, values, strict=True)}
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=trainer.global_step)
+        self._judge(logged[f"{self.prefix}positive_mean"], logged[f"{self.prefix}cross_mean"], trainer.is_global_zero)
+
+    def _find(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
+        if callable(self.projections):
+            views = self.projections(trainer, pl_module, outputs, batch)
+            if views is None:
+                return None
+        elif isinstance(outputs, Mapping) and self.projections in outputs:
+            views = outputs[self.projections]
+        elif hasattr(pl_module, self.projections):
+            views = getattr(pl_module, self.projections)
+        else:
+            raise ValueError(
+                f"SimilarityMonitor found no projections: training_step returned no {self.projections!r} and "
+                f"{type(pl_module).__name__} has no such attribute. Return them, or give a callable as projections."
+            )
+        if not (isinstance(views, (tuple, list)) and len(views) == 2):
+            raise TypeError(f"projections must be a pair of tensors (N, D); got {type(views).__name__}.")
+        return views[0].detach(), views[1].detach()
+
+    def _judge(self, positive: float, negative: float, speak: bool) -> None:
+        self._positives.append(positive)
+        self._negatives.append(negative)
+        count = len(self._positives)
+        if count < (self._positives.maxlen or 1):
+            return
+        mean_positive, mean_negative = sum(self._positives) / count, sum(self._negatives) / count
+        if mean_positive < self.alignment_floor:
+            self._warn(
+                "alignment",
+                f"alignment is lost: positive pairs had a mean similarity of {mean_positive:.2f} over the last {count} "
+                "measurements. A VRN weight too large for the dimension does this; lower it or take pairs='both'.",
+                speak,
+            )
+        if mean_negative > self.collapse_ceiling:
+            self._warn(
+                "collapse",
+                f"embeddings collapse: negative pairs had a mean similarity of {mean_negative:.2f} over the last {count} "
+                "measurements. A small variance is no success then.",
+                speak,
+            )
+
+    def _warn(self, kind: str, message: str, speak: bool) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            if speak:
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: a resumed run keeps its window and does not warn twice."""
+        return {
+            "batches": self._batches,
+            "positives": list(self._positives),
+            "negatives": list(self._negatives),
+            "warned": sorted(self._warned),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where the checkpoint was written."""
+        self._batches = state_dict["batches"]
+        self._positives.extend(state_dict["positives"])
+        self._negatives.extend(state_dict["negatives"])
+        self._warned = set(state_dict["warned"])

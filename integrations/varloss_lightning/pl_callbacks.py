@@ -1,0 +1,11 @@
+"""`SimilarityMonitor` for `pytorch_lightning`."""
+
+from pytorch_lightning import Callback
+
+from varloss_lightning._monitor import SimilarityMonitorMixin
+
+__all__ = ["SimilarityMonitor"]
+
+
+class SimilarityMonitor(SimilarityMonitorMixin, Callback):
+    """The callback of `SimilarityMonitorMixin`, where it is described, for `pytorch_lightning`."""
