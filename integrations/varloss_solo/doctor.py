@@ -82,7 +82,11 @@ def _versions() -> Iterator[Finding]:
         elif name == "hydra-core" and _numbers(version) >= (1, 4):
             yield Finding("note", f"hydra-core {version} refuses main_pretrain.py's version_base='1.2'", _HYDRA)
         elif name == "torchmetrics" and _numbers(version) >= (0, 12):
-            yield Finding("note", f"torchmetrics {version}: knn_eval needs 0.11.4", 'pip install "torchmetrics<0.12"')
+            yield Finding(
+                "note",
+                f"torchmetrics {version}: knn_eval and main_knn.py need 0.11.4",
+                'pip install "torchmetrics<0.12"',
+            )
         else:
             yield Finding("ok", f"{name} {version}")
     yield Finding(

@@ -60,7 +60,8 @@ def test_the_release_of_2021_and_an_old_hydra_are_named(tmp_path):
     assert "type: pip uninstall -y solo-learn && git clone" in done.stdout
     assert "[FAIL] hydra-core 1.1.2 is older than 1.2" in done.stdout
     assert (
-        '[note] torchmetrics 1.9.0: knn_eval needs 0.11.4\n       type: pip install "torchmetrics<0.12"' in done.stdout
+        '[note] torchmetrics 1.9.0: knn_eval and main_knn.py need 0.11.4\n       type: pip install "torchmetrics<0.12"'
+        in done.stdout
     )
 
 
