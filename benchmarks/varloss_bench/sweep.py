@@ -57,7 +57,7 @@ def _present(
     result = summary.summarise(trials, loaded.records)
     content = {
         "command": command,
-        "environment": provenance.environment(),
+        "environment": next((record["environment"] for record in loaded.records.values()), None),
         "confounds": provenance.confounds(trained),
         "environments_differ": _environments_differ(loaded),
         "trials_run": ran,
@@ -72,7 +72,7 @@ def _present(
     if content["environments_differ"]:
         console.print(
             "[yellow]These rows were not all made by the same versions on the same machine[/yellow] (see each trial's "
-            "record); an empty --name makes them anew."
+            "record); another --name makes them anew."
         )
     console.print(
         f"{ran} trials run in {seconds:.0f} s. Table, figure and records: {store.folder}/",

@@ -159,7 +159,7 @@ def test_nan_trials_are_failures_with_a_reason_and_the_sweep_goes_on(tmp_path):
 def test_a_killed_worker_is_replaced_and_its_trial_tried_once_more(tmp_path):
     import multiprocessing
 
-    trials = [TrialConfig(seed=seed, epochs=4, batch_size=64) for seed in (0, 1, 2)]
+    trials = [TrialConfig(seed=seed, epochs=2, batch_size=64) for seed in (0, 1)]
     events, killed = [], False
     for event in runner.run_trials(trials, tmp_path, ["varloss-bench"], workers=1):
         events.append(event)
