@@ -109,6 +109,8 @@ def test_logs_the_statistics_of_every_nth_batch(flavour, step, options, views, t
 
 def test_two_ranks_log_the_pairs_of_both(views, tmp_path) -> None:
     """Sums over the ranks' in-batch pairs; the mean of the ranks' variances would be another number."""
+    # Rank 0 gets the even rows: its views are aligned, those of rank 1 opposed.
+    views[1][0::2], views[1][1::2] = views[0][0::2] + 0.1, -views[0][1::2] + 0.1
     lightning_ranks.fit_two_ranks(str(tmp_path), *views)
     rows = logged(tmp_path)
     steps = [([0, 2, 4], [1, 3, 5]), ([6, 8, 10], [7, 9, 11])]
@@ -119,7 +121,7 @@ def test_two_ranks_log_the_pairs_of_both(views, tmp_path) -> None:
         for name, value in found._asdict().items():
             assert row[f"similarity/{name}"] == pytest.approx(value.item(), rel=1e-5)
         averaged = torch.stack([torch.stack(statistics) for statistics in each]).mean(0)
-        assert (averaged - torch.stack(found)).abs().max() > 1e-3
+        assert (averaged - torch.stack(found)).abs().max() > 0.5
 
 
 @both
