@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from varloss import functional as vf
+from varloss._numerics import group_sizes, joint_labels
 
 KINDS = ("cross", "within", "both")
 CELLS = [(kind, decoupled) for kind in KINDS for decoupled in (False, True)]
@@ -195,6 +196,41 @@ def test_extreme_temperatures_equal_the_loops(temperature):
     exact = oracles.nt_xent(*z, temperature, "both", False)
     rounded = [x.detach().float() for x in z]
     assert vf.nt_xent(*rounded, temperature=temperature).item() == pytest.approx(exact.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "decoupled"), CELLS)
+def test_masks_hold_where_every_logit_is_far_below_zero(kind, decoupled):
+    """Opposite positives and negatives at t = .005: logits of -100 and less, which a large negative number would not mask."""
+    z = (torch.randn(6, 4, dtype=torch.float64) * 0.1 + torch.tensor([1.0, 0, 0, 0])).requires_grad_()
+    signs = torch.tensor([1.0, -1, 1, -1, 1, -1], dtype=torch.float64).unsqueeze(1)
+    index, views = [0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1]
+    ours = vf.nt_xent_indexed(
+        z * signs,
+        torch.tensor(index),
+        views=torch.tensor(views),
+        temperature=0.005,
+        negatives=kind,
+        decoupled=decoupled,
+    )
+    assert_same(ours, oracles.nt_xent_indexed(z * signs, index, views, 0.005, kind, decoupled, "inside"), [z], 1e-8)
+
+
+def test_ids_may_be_any_integers():
+    """Hashes near the largest integer, and views that are not 0, 1, 2: counts of pairs must not overflow or collide."""
+    z = torch.cat(oracles.views(3, 4)).detach()
+    small, views = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 1])
+    big = torch.tensor([2**62, -(2**62), 2**62 - 1])[small]
+    far = views * 2**61 - 5
+    for kind in KINDS:
+        for function, option in ((vf.nt_xent_indexed, "negatives"), (vf.vrn_indexed, "pairs")):
+            extra = {option: kind} | ({"num_samples": 9} if option == "pairs" else {})
+            torch.testing.assert_close(
+                function(z, big, views=far, **extra), function(z, small, views=views, **extra), rtol=0, atol=0
+            )
+    # Without ranks the pairs 0*2+2 and 1*2+0 would be one.
+    joint = joint_labels(torch.tensor([0, 1]), torch.tensor([2, 0]))
+    assert joint[0] != joint[1]
+    assert group_sizes(torch.tensor([5, -1, 5, 2**62])).tolist() == [2, 1, 2, 1]
 
 
 def test_more_negatives_push_each_less():
