@@ -65,7 +65,8 @@ def simple_loss(
         s = normalize(z0) @ normalize(z1).T
         loss = -s.diagonal().mean() + weight * s.fill_diagonal_(0).sum() / N
 
-    It repels all negatives alike and is not hardness-aware; choosing the hard ones restores most of what that costs.
+    It repels all negatives alike and is not hardness-aware; Wang & Liu find that choosing the hard ones
+    restores most of what that costs.
 
     Args:
         z0: (N, D) projections of view 0, of any length: rows are normalised inside.
