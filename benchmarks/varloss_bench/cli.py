@@ -8,6 +8,7 @@ import typer
 
 from varloss_bench.compare import compare
 from varloss_bench.theory import theory
+from varloss_bench.trends import trends
 
 app = typer.Typer(
     name="varloss-bench",
@@ -28,3 +29,4 @@ def root() -> None:
 
 app.command("compare")(compare)
 app.command("theory")(theory)
+app.command("trends")(trends)
