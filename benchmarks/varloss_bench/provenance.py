@@ -1,5 +1,6 @@
 """Where a row comes from: versions, machine, git state, and the choices that confound comparisons."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import varloss
 
 from varloss_bench import measures
 from varloss_bench.config import TrialConfig
@@ -33,7 +35,15 @@ _DISTRIBUTIONS = (
 def environment() -> dict[str, Any]:
     """Versions, machine and git state, as far as they can be told."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _DISTRIBUTIONS}
-    return {"versions": versions, "machine": _machine(), "git": _git()}
+    return {"versions": versions, "varloss_source": _source_digest(), "machine": _machine(), "git": _git()}
+
+
+def _source_digest() -> str:
+    """Digest of the losses' source: a checkout's version number stays while its code, and thereby rounding, changes."""
+    sha = hashlib.sha256()
+    for path in sorted(Path(varloss.__file__).parent.rglob("*.py")):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:12]
 
 
 def _version(distribution: str) -> str:

@@ -83,9 +83,9 @@ def _present(
 
 
 def _environments_differ(loaded: Loaded) -> bool:
-    """Whether the records come from different versions or machines; commits are left out, they differ all the time."""
+    """Whether the records come from different versions, losses or machines; commits differ for lesser reasons."""
     seen = {
-        json.dumps([record["environment"][part] for part in ("versions", "machine")], sort_keys=True)
+        json.dumps([record["environment"][part] for part in ("versions", "varloss_source", "machine")], sort_keys=True)
         for record in loaded.records.values()
     }
     return len(seen) > 1

@@ -131,6 +131,21 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     assert len(trial_files(tmp_path)) >= 2
 
 
+def test_rows_made_by_other_code_are_announced(undisturbed):
+    folder, output = undisturbed
+    announcement = "not all made by the same versions"
+    assert announcement not in output
+    changed = trial_files(folder)[0]
+    good = changed.read_text()
+    record = json.loads(good)
+    assert re.fullmatch("[0-9a-f]{12}", record["environment"]["varloss_source"])
+    record["environment"]["varloss_source"] = "0" * 12
+    changed.write_text(json.dumps(record))
+    _, output = run(*TINY, folder=folder)
+    changed.write_text(good)
+    assert announcement in output
+
+
 def test_a_corrupt_result_is_named_and_made_again(undisturbed):
     folder, _ = undisturbed
     expected = results(folder)
