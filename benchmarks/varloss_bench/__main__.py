@@ -35,7 +35,7 @@ def main() -> None:
             raise
         print(
             f"varloss-bench needs the package '{package}', which is not installed. Install what it needs with\n"
-            f'    pip install "varloss[{_EXTRA_OF[package]}]"',
+            f'    pip install "varloss[{_EXTRA_OF[package]}]"     or, in a checkout:  pip install ".[{_EXTRA_OF[package]}]"',
             file=sys.stderr,
         )
         sys.exit(2)
