@@ -65,6 +65,12 @@ def table() -> dict[str, TwoViewLoss]:
                 a, b, negatives=k, hard_fraction=0.5
             )
         cases[f"vrn_indexed-{kind}"] = _indexed(functional.vrn_indexed, num_samples=100, pairs=kind)
+        cases[f"nt_xent-{kind}-tiled"] = lambda a, b, k=kind: functional.nt_xent(a, b, negatives=k, form="tiled")
+        cases[f"nt_xent-{kind}-dense"] = lambda a, b, k=kind: functional.nt_xent(a, b, negatives=k, form="dense")
+        for form in ("auto", "tiled"):
+            cases[f"nt_xent_with_vrn-{kind}-{form}"] = lambda a, b, k=kind, f=form: functional.nt_xent_with_vrn(
+                a, b, weight=3, num_samples=100, pairs=k, form=f
+            )
     cases["nt_xent_indexed-outside"] = _indexed(functional.nt_xent_indexed, positives="outside")
     for scale in ("paper", "official"):
         cases[f"dhel-{scale}"] = lambda a, b, s=scale: functional.dhel(a, b, scale=s)

@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from varloss import _checks
+from varloss import _checks, _fused
 from varloss._checks import Negatives
+from varloss._fused import Form
 from varloss._hard import count_of_hard, mask_easy
+from varloss._kernels.common import Problem
 from varloss._numerics import (
     group_sizes,
     joint_labels,
@@ -42,6 +44,7 @@ def nt_xent(
     hard_count: int | None = None,
     keys: tuple[Tensor, Tensor] | None = None,
     offset: int = 0,
+    form: Form = "auto",
     check: bool = False,
 ) -> Tensor:
     r"""The normalised-temperature cross entropy of two views, with a choice of negatives.
@@ -72,6 +75,10 @@ def nt_xent(
         hard_count: or keep this many.
         keys: rows of all ranks for the two views, each (M, D), that contain this rank's. Anchors stay local.
         offset: row of ``keys`` where this rank's rows start.
+        form: ``"dense"`` keeps the similarity matrix for the backward pass; ``"tiled"`` computes the gradient along with
+            the value, tile by tile, in memory linear in N. ``"auto"`` is the fused computation too, the whole matrix at
+            once where the batch is small, and dense where an option needs it: a temperature that is a tensor,
+            ``positive_weight``, hard negatives.
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
     Returns:
@@ -83,7 +90,8 @@ def nt_xent(
         ValueError: for shapes, devices or options that do not fit, temperature 0, or one sample without gathered keys.
 
     At the edge: a zero row has similarity 0 to everything and gets a zero gradient. The loss of a perfectly separated
-    batch underflows to 0 gracefully, without cancellation.
+    batch underflows to 0 gracefully, without cancellation. The backward pass with ``create_graph=True`` takes the dense
+    formula whatever ``form`` says; the transforms of ``torch.func`` need ``form="dense"``.
 
     Sources: Chen et al. 2020 (SimCLR, arXiv 2002.05709) eq. 1; Yeh et al. 2022 (DCL, arXiv 2110.06848) eq. 6; Lee et al.
     2025 (arXiv 2506.09781) Def. 3.1; Wang & Liu 2021 (arXiv 2012.09740) section 3 for hard negatives.
@@ -91,8 +99,20 @@ def nt_xent(
     _checks.two_views(z0, z1, keys, offset)
     _checks.one_of(negatives, _checks.KINDS, "negatives")
     _checks.temperature(temperature)
+    _checks.one_of(form, _fused.FORMS, "form")
     if check:
         _checks.rows_are_sound(z0=z0, z1=z1)
+    needs_dense = {
+        "a temperature that is a tensor": isinstance(temperature, Tensor),
+        "positive_weight": positive_weight is not None,
+        "hard negatives": hard_fraction is not None or hard_count is not None,
+    }
+    if form != "dense" and not isinstance(temperature, Tensor) and not any(needs_dense.values()):
+        return _fused.nt_xent(z0, z1, Problem(float(temperature), negatives, decoupled), form, keys=keys, offset=offset)
+    if form == "tiled":
+        reasons = [name for name, needed in needs_dense.items() if needed]
+        raise ValueError(f"form='tiled' does not go with {' and '.join(reasons)}; use form='dense' or 'auto'.")
+
     u, v = unit(z0), unit(z1)
     key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
     rows, total = u.shape[0], key_u.shape[0]

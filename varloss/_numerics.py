@@ -33,8 +33,17 @@ def unit(z: Tensor) -> Tensor:
     return z / norm.masked_fill(norm == 0, math.inf)
 
 
+def products_are_ieee() -> bool:
+    """Whether fp32 products are full ones already, so that :func:`ieee_products` would do nothing."""
+    cuda = torch.backends.cuda.matmul
+    if not hasattr(cuda, "fp32_precision"):  # before torch 2.9
+        return torch.get_float32_matmul_precision() == "highest"
+    cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    return cuda.fp32_precision in ("none", "ieee") and cpu.fp32_precision in ("none", "ieee")
+
+
 @contextlib.contextmanager
-def _ieee_products() -> Iterator[None]:
+def ieee_products() -> Iterator[None]:
     """Full fp32 products: no TF32 on CUDA, no bf16 on CPUs whose matmul precision was lowered."""
     cuda = torch.backends.cuda.matmul
     if not hasattr(cuda, "fp32_precision"):  # before torch 2.9
@@ -66,7 +75,7 @@ def _ieee_products() -> Iterator[None]:
 # The schema is written out because torch 2.4 cannot read annotations that are strings.
 @torch.library.custom_op("varloss::products", mutates_args=(), schema="(Tensor a, Tensor b) -> Tensor")
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    with _ieee_products(), torch.autocast(a.device.type, enabled=False):
+    with ieee_products(), torch.autocast(a.device.type, enabled=False):
         return a @ b.mT
 
 

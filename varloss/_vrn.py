@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from varloss import _checks
+from varloss import _checks, _fused
 from varloss._checks import Form, Negatives
-from varloss._nt_xent import IndexedRows
+from varloss._kernels.common import Problem
+from varloss._nt_xent import IndexedRows, nt_xent
 from varloss._numerics import own_columns, products, unit, wide, widest
 
 
@@ -92,6 +93,73 @@ def vrn(
     if pairs != "cross":
         terms.append((mean(u, u, key_u) + mean(v, v, key_v)) / 2)
     return torch.stack(terms).mean()
+
+
+def nt_xent_with_vrn(
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    weight: float,
+    num_samples: int | None = None,
+    target: float | None = None,
+    pairs: Negatives = "cross",
+    temperature: float | Tensor = 0.5,
+    negatives: Negatives = "both",
+    decoupled: bool = False,
+    form: _fused.Form = "auto",
+    check: bool = False,
+) -> Tensor:
+    r"""NT-Xent plus ``weight`` times VRN: their sum, from one computation of the similarities.
+
+    .. math:: L_\text{NT-Xent} + \text{weight} \cdot \frac{1}{N(N-1)} \sum_{i \ne j} (S_{ij} - \delta)^2
+
+    The program it equals::
+
+        loss = nt_xent(z0, z1, temperature=t, negatives=negatives, decoupled=decoupled)
+        loss = loss + weight * vrn(z0, z1, num_samples=n, pairs=pairs)
+
+    VRN's derivative by a similarity the loss has computed is one addition, so that the sum costs little more than NT-Xent
+    alone. Where the loss does not look at VRN's pairs (``negatives="cross"`` with ``pairs="within"``, say), or where it takes
+    the dense form, the two terms are computed one after the other.
+
+    Args:
+        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
+        z1: (N, D) projections of view 1.
+        weight: factor on VRN, see ``VRNRegularizer``.
+        num_samples: n, the number of training samples; or
+        target: the target similarity.
+        pairs: which negative pairs VRN takes.
+        temperature: as :func:`nt_xent`.
+        negatives: which negatives NT-Xent takes.
+        decoupled: as :func:`nt_xent`.
+        form: as :func:`nt_xent`.
+        check: look at the values too (synchronises): raises for rows that are zero or not finite.
+
+    Returns:
+        A scalar, as :func:`nt_xent`.
+
+    Raises:
+        TypeError, ValueError: as :func:`nt_xent` and :func:`vrn`, and for a weight that is negative or not finite.
+
+    At the edge: as the two functions. Rows of several ranks are not its business: add an all-reduced VRN there.
+
+    Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7.
+    """
+    weight = _checks.weight(weight)
+    delta = _checks.delta(num_samples, target)
+    _checks.one_of(pairs, _checks.KINDS, "pairs")
+    options: dict[str, Any] = {"negatives": negatives, "decoupled": decoupled, "form": form, "check": check}
+    if weight == 0 or form == "dense" or isinstance(temperature, Tensor) or not _fused.can_fuse(negatives, pairs):
+        loss = nt_xent(z0, z1, temperature=temperature, **options)
+        return loss if weight == 0 else loss + weight * vrn(z0, z1, target=delta, pairs=pairs)
+    _checks.two_views(z0, z1, None, 0)
+    _checks.one_of(negatives, _checks.KINDS, "negatives")
+    _checks.one_of(form, _fused.FORMS, "form")
+    _checks.temperature(temperature)
+    if check:
+        _checks.rows_are_sound(z0=z0, z1=z1)
+    problem = Problem(float(temperature), negatives, decoupled, weight, delta, pairs)
+    return _fused.nt_xent(z0, z1, problem, form)
 
 
 def _closed_is_cheaper(rows: int, columns: int, dim: int) -> bool:

@@ -105,19 +105,42 @@ class NTXentLoss(_Tempered):
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
+        return self.plus(None, z0, z1)
+
+    def plus(self, regularizer: VRNRegularizer | None, z0: Tensor, z1: Tensor) -> Tensor:
+        """The loss and the regularizer's term: from one look at the similarities, where neither needs more than that.
+
+        That is on one rank, for exponent 2, a fixed temperature, all negatives and no ``positive_weight``.
+        """
         keys, offset = distributed.gather_two_views(z0, z1) if self.gather_distributed else (None, 0)
-        return functional.nt_xent(
+        positive_weight = self.positive_weight(z0, z1, keys, offset)
+        all_negatives = self.hard_fraction is None and self.hard_count is None
+        plain = keys is None and positive_weight is None and all_negatives
+        if plain and regularizer is not None and regularizer.exponent == 2 and not regularizer.looks_across_ranks():
+            return functional.nt_xent_with_vrn(
+                z0,
+                z1,
+                weight=regularizer.weight,
+                num_samples=regularizer.num_samples,
+                target=regularizer.target,
+                pairs=regularizer.pairs,
+                temperature=self.temperature,
+                negatives=self.negatives,
+                decoupled=self.decoupled,
+            )
+        loss = functional.nt_xent(
             z0,
             z1,
             temperature=self.temperature,
             negatives=self.negatives,
             decoupled=self.decoupled,
-            positive_weight=self.positive_weight(z0, z1, keys, offset),
+            positive_weight=positive_weight,
             hard_fraction=self.hard_fraction,
             hard_count=self.hard_count,
             keys=keys,
             offset=offset,
         )
+        return loss if regularizer is None else loss + cast(Tensor, regularizer(z0, z1))
 
 
 class DHELLoss(_Tempered):
@@ -194,9 +217,13 @@ class VRNLoss(nn.Module):
         aim = f"num_samples={self.num_samples}" if self.target is None else f"target={self.target}"
         return f"{aim}, pairs={self.pairs!r}, exponent={self.exponent}, gather_distributed={self.gather_distributed}"
 
+    def looks_across_ranks(self) -> bool:
+        """Whether other ranks' rows are there and wanted."""
+        return self.gather_distributed and distributed.world_size() > 1
+
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """VRN of two views, each (N, D)."""
-        many = self.gather_distributed and distributed.world_size() > 1
+        many = self.looks_across_ranks()
         if many and self.exponent == 2:
             moments = distributed.all_reduce_sum(functional.vrn_moments(z0, z1, pairs=self.pairs))
             return functional.vrn_from_moments(
@@ -301,8 +328,23 @@ class WithVRN(nn.Module):
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
+        # A subclass with a forward of its own, or a hook on either part, has to be called to be heard.
+        if (
+            isinstance(self.base, NTXentLoss)
+            and type(self.base).forward is NTXentLoss.forward
+            and not self._is_hooked()
+        ):
+            return self.base.plus(self.regularizer, z0, z1)
         total: Tensor = self.base(z0, z1) + self.regularizer(z0, z1)
         return total
+
+    def _is_hooked(self) -> bool:
+        parts = (self.base, self.regularizer)
+        return any(
+            hooks
+            for part in parts
+            for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+        )
 
 
 class QueueInfoNCELoss(nn.Module):

@@ -30,10 +30,13 @@ def _regularizer(
     )
 
 
+def _active(regularizer: varloss.VRNRegularizer | None) -> varloss.VRNRegularizer | None:
+    return None if regularizer is None or regularizer.weight == 0 else regularizer
+
+
 def _add(loss: Tensor, regularizer: varloss.VRNRegularizer | None, out0: Tensor, out1: Tensor) -> Tensor:
-    if regularizer is None or regularizer.weight == 0:
-        return loss
-    return loss + cast(Tensor, regularizer(out0, out1))
+    regularizer = _active(regularizer)
+    return loss if regularizer is None else loss + cast(Tensor, regularizer(out0, out1))
 
 
 class NTXentLoss(varloss.NTXentLoss):
@@ -113,7 +116,7 @@ class NTXentLoss(varloss.NTXentLoss):
             # One sample has no negatives, so that log(1 + 0) is all there is. The core refuses, lightly returns 0.
             return (out0 * 0 + out1 * 0).sum()
         else:
-            loss = super().forward(out0, out1)
+            return self.plus(_active(self.vrn), out0, out1)
         return _add(loss, self.vrn, out0, out1)
 
     def _gathers(self) -> bool:
@@ -190,7 +193,7 @@ class DCLLoss(varloss.NTXentLoss):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
-        return _add(super().forward(out0, out1), self.vrn, out0, out1)
+        return self.plus(_active(self.vrn), out0, out1)
 
 
 class DCLWLoss(DCLLoss):

@@ -1,0 +1,184 @@
+"""NT-Xent, and VRN with it, as one step of autograd: the gradient is computed with the value, and no N x N matrix is kept.
+
+In eager mode that step is a plain ``autograd.Function``; only torch.compile, which must not look inside, gets the operator
+``varloss::nt_xent``. An operator's dispatch would cost a fifth of the whole at N = 32, and its first call imports 900
+modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from varloss import _checks
+from varloss._kernels import gathered, tiles, whole
+from varloss._kernels.common import Problem
+from varloss._numerics import ieee_products, products_are_ieee
+
+Form = Literal["auto", "dense", "tiled"]
+FORMS = ("auto", "dense", "tiled")
+
+# Up to this many similarities the whole matrix at once is faster than its tiles: N = 181 on CPU, N = 1024 on a GPU, where
+# launches cost more.
+WHOLE_ELEMENTS = {"cpu": 2**17, "cuda": 2**22}
+
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def nt_xent(
+    z0: Tensor, z1: Tensor, problem: Problem, form: Form, *, keys: tuple[Tensor, Tensor] | None = None, offset: int = 0
+) -> Tensor:
+    """The loss of checked inputs; ``form`` is "auto" or "tiled". VRN's pairs must be among the negatives."""
+    inputs = (z0, z1, *(keys or (None, None)))
+    need_gradient = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
+    options = (offset, form == "tiled", problem)
+    if torch.compiler.is_compiling():
+        return _operator(*inputs, offset, form == "tiled", need_gradient, *problem)[0]  # type: ignore[no-any-return]
+    if need_gradient:
+        return _Fused.apply(*inputs, *options)  # type: ignore[no-any-return]
+    return _compute(inputs, *options, need_gradient=False)[0]
+
+
+def can_fuse(negatives: _checks.Negatives, pairs: _checks.Negatives) -> bool:
+    """Whether VRN's similarities are among those the loss looks at."""
+    return negatives in ("both", pairs)
+
+
+def _is_small(z0: Tensor, z1: Tensor, problem: Problem) -> bool:
+    n = z0.shape[0]
+    similarities = n * n * {"cross": 1, "within": 2, "both": 4}[problem.negatives]
+    limit = WHOLE_ELEMENTS.get(z0.device.type, WHOLE_ELEMENTS["cuda"])
+    return similarities <= limit and problem.fits_without_shift(_dtype_inside(z0, z1))
+
+
+def _dtype_inside(z0: Tensor, z1: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(z0.dtype, z1.dtype), torch.float32)
+
+
+@contextlib.contextmanager
+def _precision_put_back(device_type: str) -> Iterator[None]:
+    with ieee_products(), torch.autocast(device_type, enabled=False):
+        yield
+
+
+def _exact(device_type: str) -> contextlib.AbstractContextManager[None]:
+    """Products in full precision. Entered only where something lowers it: the contexts cost as much as five operations."""
+    if products_are_ieee() and not torch.is_autocast_enabled(device_type):
+        return contextlib.nullcontext()
+    return _precision_put_back(device_type)
+
+
+def _compute(
+    inputs: Inputs, offset: int, force_tiles: bool, problem: Problem, *, need_gradient: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Value, gradient by both views' rows (2, N, D), gradient by both views' keys (2, M, D)."""
+    z0, z1, k0, k1 = inputs
+    with _exact(z0.device.type):
+        if k0 is not None and k1 is not None:
+            return gathered.value_and_gradient((z0, z1), (k0, k1), offset, problem, need_gradient)
+        if not force_tiles and _is_small(z0, z1, problem):
+            return *whole.value_and_gradient(z0, z1, problem, need_gradient), None
+        return *tiles.value_and_gradient(z0, z1, problem, need_gradient), None
+
+
+def _backward(
+    upstream: Tensor, inputs: Inputs, gradients: tuple[Tensor, Tensor | None], offset: int, problem: Problem
+) -> Gradients:
+    if torch.is_grad_enabled():
+        return _differentiable(upstream, inputs, offset, problem)
+    z0, z1, k0, k1 = inputs
+    gradient, key_gradient = gradients
+    first, second = (gradient * upstream).unbind(0)
+    first, second = first.to(z0.dtype), second.to(z1.dtype)
+    if k0 is None or k1 is None or key_gradient is None:
+        return first, second, None, None
+    third, fourth = (key_gradient * upstream).unbind(0)
+    return first, second, third.to(k0.dtype), fourth.to(k1.dtype)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        inputs, (ctx.offset, force_tiles, ctx.problem) = arguments[:4], arguments[4:]
+        value, *gradients = _compute(inputs, ctx.offset, force_tiles, ctx.problem, need_gradient=True)
+        ctx.save_for_backward(*inputs, *gradients)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        return (*_backward(upstream, inputs, gradients, ctx.offset, ctx.problem), None, None, None)
+
+
+# The schema is written out because torch 2.4 cannot read annotations that are strings.
+@torch.library.custom_op(
+    "varloss::nt_xent",
+    mutates_args=(),
+    schema="(Tensor z0, Tensor z1, Tensor? k0, Tensor? k1, int offset, bool force_tiles, bool need_gradient, "
+    "float temperature, str negatives, bool decoupled, float vrn_weight, float target, str pairs) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+def _operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`_compute`; a gradient that is not there is an empty tensor, since an operator cannot return None."""
+    inputs, (offset, force_tiles, need_gradient), problem = arguments[:4], arguments[4:7], Problem(*arguments[7:])
+    value, *gradients = _compute(inputs, offset, force_tiles, problem, need_gradient=need_gradient)
+    first, second = (value.new_empty(0) if g is None else g for g in gradients)
+    return value, first, second
+
+
+@_operator.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    z0, z1, k0, _, _, _, need_gradient = arguments[:7]
+    value = z0.new_empty((), dtype=_dtype_inside(z0, z1))
+    shapes = [(2, *z.shape) if need_gradient and z is not None else (0,) for z in (z0, k0)]
+    return value, value.new_empty(shapes[0]), value.new_empty(shapes[1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.offset, ctx.problem = inputs[4], Problem(*inputs[7:])
+    ctx.save_for_backward(*inputs[:4], *output[1:])
+
+
+def _operator_backward(ctx: Any, upstream: Tensor, *of_gradients: Tensor) -> tuple[Tensor | None, ...]:
+    del of_gradients  # only the value is handed on
+    inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    found = _backward(upstream, inputs, gradients, ctx.offset, ctx.problem)
+    return (*found, *(None,) * 9)
+
+
+_operator.register_autograd(_operator_backward, setup_context=_save)
+
+
+def _differentiable(upstream: Tensor, inputs: Inputs, offset: int, problem: Problem) -> Gradients:
+    """The gradients once more by the dense formula, as a part of the graph: for ``create_graph=True``, at N x N memory."""
+    # The formula lives above this file, which it uses for all but this.
+    from varloss import functional  # noqa: PLC0415
+
+    # Views of the inputs rather than the inputs: the same tensor may have been given twice.
+    given = [None if z is None else z.view_as(z) for z in inputs]
+    z0, z1, k0, k1 = given
+    assert z0 is not None
+    assert z1 is not None
+    value = functional.nt_xent(
+        z0,
+        z1,
+        temperature=problem.temperature,
+        negatives=problem.negatives,
+        decoupled=problem.decoupled,
+        keys=None if k0 is None or k1 is None else (k0, k1),
+        offset=offset,
+        form="dense",
+    )
+    if problem.has_vrn:
+        value = value + problem.vrn_weight * functional.vrn(
+            z0, z1, target=problem.target, pairs=problem.pairs, form="direct"
+        )
+    wanted = [z for z in given if z is not None and z.requires_grad]
+    found = iter(torch.autograd.grad(value, wanted, upstream, create_graph=True))
+    first, second, third, fourth = (next(found) if z is not None and z.requires_grad else None for z in given)
+    return first, second, third, fourth
