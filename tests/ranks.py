@@ -61,6 +61,7 @@ def losses() -> dict[str, Callable[[], nn.Module]]:
         "lightly-dclw": lambda: varloss_lightly.DCLWLoss(0.2, 0.5, True),
         "lightly-dcl-weighted": lambda: varloss_lightly.DCLLoss(0.2, lambda a, b: (a * b).sum(1).detach(), True),
         "dhel-official": lambda: varloss.DHELLoss(scale="official", **on),
+        "kcl": lambda: varloss.KCLLoss(**on),
         "with-vrn": lambda: varloss.WithVRN(varloss.NTXentLoss(**on), weight=2, num_samples=50, pairs="both", **on),
     }
     for kind in ("cross", "within", "both"):
@@ -68,6 +69,10 @@ def losses() -> dict[str, Callable[[], nn.Module]]:
             table[f"nt_xent-{kind}-{decoupled}"] = lambda k=kind, d=decoupled: varloss.NTXentLoss(
                 negatives=k, decoupled=d, **on
             )
+        table[f"sigmoid-{kind}"] = lambda k=kind: varloss.SigmoidLoss(negatives=k, learnable=True, **on)
+        table[f"spectral-{kind}"] = lambda k=kind: varloss.SpectralLoss(negatives=k, **on)
+        table[f"simple-{kind}-hard"] = lambda k=kind: varloss.SimpleLoss(negatives=k, hard_count=3, **on)
+        table[f"nt_xent-{kind}-hard"] = lambda k=kind: varloss.NTXentLoss(negatives=k, hard_fraction=0.4, **on)
         table[f"vrn-{kind}"] = lambda k=kind: varloss.VRNLoss(num_samples=50, pairs=k, **on)
         table[f"vrn-{kind}-p3"] = lambda k=kind: varloss.VRNLoss(num_samples=50, pairs=k, exponent=3, **on)
     return table
