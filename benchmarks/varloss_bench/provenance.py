@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import varloss
 
+import varloss
 from varloss_bench import measures
 from varloss_bench.config import TrialConfig
 

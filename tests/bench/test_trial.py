@@ -78,14 +78,14 @@ def test_weight_zero_is_the_plain_method():
 
 def test_moco_takes_vrn_between_two_query_views_and_enqueues_once():
     source = data.load("digits")
-    module, loader, _ = train.build(dataclasses.replace(TINY, method="moco", weight=3.0), data.split(source, 0), source)
+    module, loader, _ = train.build(dataclasses.replace(TINY, method="moco", weight=3.0, batch_size=64), data.split(source, 0), source)
     bank = module.criterion.memory_bank
     assert bank.bank.shape == (256, methods.OUTPUT_DIM)
     _, q0, q1 = module.contrastive_loss(*next(iter(loader)))
     assert q0.requires_grad
     assert q1.requires_grad
     assert not torch.equal(q0, q1)
-    assert int(bank.valid().sum()) == 256  # 128 keys of each view, once
+    assert int(bank.valid().sum()) == 128  # 64 keys of each view, once
     assert all(not p.requires_grad for p in module.key_encoder.parameters())
 
 
