@@ -1,6 +1,7 @@
 """Results on disk: one JSON file per trial, there in full or not at all."""
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterable
@@ -75,7 +76,8 @@ class Store:
                 self._check(record, config)
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            # Half a record can be wrong in any of these ways, up to an integer too large for a float.
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
                 loaded.corrupt[path] = f"{type(error).__name__}: {error}"
                 continue
             loaded.records[config.key()] = record
@@ -87,7 +89,16 @@ class Store:
             raise ValueError(f"not a trial record of schema {SCHEMA}")
         if TrialConfig.from_dict(record["config"]) != config:
             raise ValueError("the configuration inside is not the one the file is named after")
-        if record["status"] == "finished" and not all(
-            isinstance(value, int | float) for value in record["metrics"].values()
-        ):
-            raise ValueError("a metric is not a number")
+        if record["status"] not in (*DONE, "crashed"):
+            raise ValueError(f"unknown status {record['status']!r}")
+        if not isinstance(record["environment"], dict):
+            raise ValueError("the environment is not a table of names")
+        if record["status"] != "finished":
+            return
+        # All that is read of a result later, so that the report never meets a record it cannot use.
+        if not isinstance(record["collapsed"], bool):
+            raise ValueError("collapsed is neither true nor false")
+        numbers = {**record["metrics"], "seconds to train": record["seconds"]["train"]}
+        for name, value in numbers.items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} is not a finite number: {value!r}")

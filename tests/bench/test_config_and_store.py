@@ -77,7 +77,8 @@ def test_learning_rate_rules():
 def record(config, **changes):
     return {
         "config": config.to_dict(), "status": "finished", "reason": None, "collapsed": False,
-        "metrics": {"knn": 90.0}, "seconds": {"train": 1.0, "evaluate": 0.1}, **changes,
+        "metrics": {"knn": 90.0}, "seconds": {"train": 1.0, "evaluate": 0.1},
+        "environment": {"versions": {}, "machine": {}}, **changes,
     }  # fmt: skip
 
 
@@ -110,6 +111,43 @@ def test_corrupt_file_is_reported_by_name_and_skipped(tmp_path, content):
     loaded = store.load([config])
     assert list(loaded.corrupt) == [store.path(config)]
     assert not loaded.records
+
+
+LACKING = object()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, LACKING) for name in ("config", "status", "metrics", "collapsed", "seconds", "environment")),
+        *(("metrics", value) for value in (None, [], 3, {"knn": None}, {"knn": "90"}, {"knn": 10**400})),
+        *(("metrics", {"knn": value}) for value in (float("nan"), float("inf"))),
+        *(("seconds", value) for value in (None, 3, {}, {"train": None}, {"train": float("nan")})),
+        *(("status", value) for value in (None, "half done", [])),
+        ("collapsed", None),
+        ("environment", None),
+    ],
+)
+def test_a_record_the_report_could_not_use_is_corrupt(tmp_path, name, value):
+    store, config = Store(tmp_path), TrialConfig()
+    whole = {"schema": 1, **record(config)}
+    store.path(config).parent.mkdir()
+    store.path(config).write_text(json.dumps(whole))
+    assert not store.load([config]).corrupt
+    del whole[name]
+    store.path(config).write_text(json.dumps(whole if value is LACKING else {**whole, name: value}))
+    loaded = store.load([config])
+    assert list(loaded.corrupt) == [store.path(config)]
+    assert not loaded.done(config)
+
+
+def test_a_failure_needs_no_metrics(tmp_path):
+    store, config = Store(tmp_path), TrialConfig()
+    failure = record(config, status="diverged")
+    for name in ("metrics", "collapsed", "seconds"):
+        del failure[name]
+    store.write(config, failure)
+    assert store.load([config]).done(config)
 
 
 def test_record_of_another_trial_is_corrupt(tmp_path):
