@@ -83,9 +83,13 @@ def _present(
 
 
 def _environments_differ(loaded: Loaded) -> bool:
-    """Whether the records come from different versions, losses or machines; commits differ for lesser reasons."""
+    """Whether the records come from different versions, losses or machines; commits differ for lesser reasons.
+
+    What an older record does not tell is unknown: the same as in other such records, not the same as in newer ones.
+    """
+    parts = ("versions", "varloss_source", "machine")
     seen = {
-        json.dumps([record["environment"][part] for part in ("versions", "varloss_source", "machine")], sort_keys=True)
+        json.dumps([record["environment"].get(part, "unknown") for part in parts], sort_keys=True)
         for record in loaded.records.values()
     }
     return len(seen) > 1
