@@ -18,6 +18,15 @@ def check_installed() -> None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
+def check_methods(methods: Sequence[str]) -> None:
+    """Raise `ValueError` for a method that cannot be asked for.
+
+    Before the grid is made: afterwards an untrained row that was asked for looks like one that belongs to every sweep.
+    """
+    for method in methods:
+        _one_of("--method", method, CONTRASTIVE)
+
+
 def check_trials(trials: Sequence[TrialConfig]) -> None:
     """Raise `ValueError` for a trial that could not run; what was given and what is allowed is in the message.
 
@@ -63,18 +72,18 @@ def check_run(*, seeds: int, interval: bool, workers: int, folder: Path | None) 
         raise ValueError(f"results cannot be kept in {folder}: {error}") from error
 
 
-def _check_values(trial: TrialConfig) -> None:
-    def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
-        if value not in allowed:
-            raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
+def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
 
+
+def _check_values(trial: TrialConfig) -> None:
     def within(option: str, value: float, holds: bool, allowed: str) -> None:
         if not (math.isfinite(value) and holds):
             raise ValueError(f"{option} must be {allowed}, got {value:g}")
 
-    one_of("--method", trial.method, CONTRASTIVE)
-    one_of("--lr-rule", trial.lr_rule, LR_RULES)
-    one_of("--evaluate-on", trial.evaluate_on, EVALUATION_SPLITS)
+    _one_of("--lr-rule", trial.lr_rule, LR_RULES)
+    _one_of("--evaluate-on", trial.evaluate_on, EVALUATION_SPLITS)
     within("--temperature", trial.temperature, trial.temperature > 0, "greater than 0")
     within("--weight", trial.weight, trial.weight >= 0, "at least 0")
     within("--epochs", trial.epochs, trial.epochs >= 1, "at least 1")

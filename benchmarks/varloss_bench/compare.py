@@ -140,6 +140,8 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
     console = Console()
     folder = output or Path("varloss-runs") / (name or data)
     try:
+        methods = _items("--method", method, str)
+        checks.check_methods(methods)
         trials = grid(
             TrialConfig(
                 data=data,
@@ -155,7 +157,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
                 evaluate_on=evaluate_on,
                 device=_resolve_device(device),
             ),
-            methods=_items("--method", method, str),
+            methods=methods,
             batch_sizes=_items("--batch-size", batch_size, int),
             weights=_items("--weight", weight, float),
             temperatures=_items("--temperature", temperature, float),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from varloss_bench import runner
+from varloss_bench import runner, sweep
 from varloss_bench.config import TrialConfig
-from varloss_bench.store import Store
+from varloss_bench.store import Loaded, Store
 
 TINY = ["compare", "--method", "simclr", "--epochs", "2", "--batch-size", "64", "--seeds", "2"]
 NUM_TRIALS = 2 * (2 + 3)
@@ -146,6 +146,14 @@ def test_rows_made_by_other_code_are_announced(undisturbed):
     assert announcement in output
 
 
+def test_rows_of_unknown_origin_are_told_from_known_ones():
+    known = {"environment": {"versions": {"torch": "2.4.0"}, "varloss_source": "0" * 12, "machine": {"cores": 2}}}
+    older = {"environment": {"versions": {"torch": "2.4.0"}, "machine": {"cores": 2}}}
+    assert not sweep._environments_differ(Loaded({"a": known, "b": known}))
+    assert not sweep._environments_differ(Loaded({"a": older, "b": older}))
+    assert sweep._environments_differ(Loaded({"a": known, "b": older}))
+
+
 def test_a_corrupt_result_is_named_and_made_again(undisturbed):
     folder, _ = undisturbed
     expected = results(folder)
@@ -198,6 +206,8 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_once_more(tmp_path):
         (["--batch-size", ""], "--batch-size needs at least one value"),
         (["--backbone", "resnet19"], "unknown backbone 'resnet19'"),
         (["--method", "byol"], "--method must be one of simclr, dcl, dhel, moco, got 'byol'"),
+        (["--method", "raw-pixels"], "--method must be one of simclr, dcl, dhel, moco, got 'raw-pixels'"),
+        (["--method", "simclr,random-init"], "--method must be one of simclr, dcl, dhel, moco, got 'random-init'"),
         (["--seeds", "1"], "an interval needs at least 2 seeds, got --seeds 1"),
         (["--seeds", "0", "--no-interval"], "--seeds must be at least 1, got 0"),
         (["--temperature", "0"], "--temperature must be greater than 0, got 0"),
