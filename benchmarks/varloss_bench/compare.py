@@ -141,6 +141,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
     folder = output or Path("varloss-runs") / (name or data)
     try:
         methods = _items("--method", method, str)
+        control_temperatures = _items("--control-temperature", control_temperature, float, allow_empty=True)
         checks.check_methods(methods)
         trials = grid(
             TrialConfig(
@@ -161,7 +162,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
             batch_sizes=_items("--batch-size", batch_size, int),
             weights=_items("--weight", weight, float),
             temperatures=_items("--temperature", temperature, float),
-            control_temperatures=_items("--control-temperature", control_temperature, float, allow_empty=True),
+            control_temperatures=control_temperatures,
             seeds=range(first_seed, first_seed + seeds),
         )
         checks.check_run(seeds=seeds, interval=interval, workers=workers, folder=None if dry_run else folder)
@@ -169,7 +170,9 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
     except ValueError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    sweep.run_sweep(trials, folder, workers=workers, dry_run=dry_run, console=console)
+    sweep.run_sweep(
+        trials, folder, control_temperatures=control_temperatures, workers=workers, dry_run=dry_run, console=console
+    )
 
 
 def _items(option: str, text: str, kind: type, *, allow_empty: bool = False) -> list[Any]:

@@ -1,7 +1,7 @@
 """From records to rows and comparisons: everything the table, the figure and the JSON summary show."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,15 +74,17 @@ class Summary:
         return next(row for row in self.rows if row.arm == arm)
 
 
-def summarise(configs: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]]) -> Summary:
+def summarise(
+    configs: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]], control_temperatures: Collection[float]
+) -> Summary:
     """Group records by arm and compare: each arm with VRN against the same arm without, and against every control.
 
-    A control is the same method and batch size without VRN at a temperature at which VRN was not run. An arm with a
-    collapsed or diverged seed wins nothing: its comparisons say so.
+    A control is the same method and batch size without VRN at another of the control temperatures, whether VRN was run
+    at that one as well or not. An arm with a collapsed or diverged seed wins nothing: its comparisons say so.
     """
     arms = list(dict.fromkeys(config.arm for config in configs))
     rows = {arm: _row(arm, [c for c in configs if c.arm == arm], records) for arm in arms}
-    pairs = [(arm, base) for arm in arms if arm.weight for base in _bases(arm, arms)]
+    pairs = [(arm, base) for arm in arms if arm.weight for base in _bases(arm, arms, control_temperatures)]
     tests = [
         (arm, base, metric, stats.paired(rows[arm].values.get(metric, {}), rows[base].values.get(metric, {})))
         for arm, base in pairs
@@ -103,12 +105,11 @@ def summarise(configs: Sequence[TrialConfig], records: Mapping[str, Mapping[str,
     return Summary(tuple(rows.values()), comparisons, tuple(dict.fromkeys(config.seed for config in configs)))
 
 
-def _bases(arm: Arm, arms: Sequence[Arm]) -> list[Arm]:
+def _bases(arm: Arm, arms: Sequence[Arm], control_temperatures: Collection[float]) -> list[Arm]:
     """The same arm without VRN first, then its controls."""
     alike = [a for a in arms if (a.method, a.batch_size, a.weight) == (arm.method, arm.batch_size, 0.0)]
-    with_vrn = {a.temperature for a in arms if (a.method, a.batch_size) == (arm.method, arm.batch_size) and a.weight}
     own = [a for a in alike if a.temperature == arm.temperature]
-    return own + [a for a in alike if a.temperature not in with_vrn]
+    return own + [a for a in alike if a.temperature != arm.temperature and a.temperature in control_temperatures]
 
 
 def _row(arm: Arm, configs: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]]) -> Row:

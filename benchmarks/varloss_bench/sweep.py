@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,15 @@ from varloss_bench.progress import SweepProgress
 from varloss_bench.store import Loaded, Store, write_atomically
 
 
-def run_sweep(trials: Sequence[TrialConfig], folder: Path, *, workers: int, dry_run: bool, console: Console) -> None:
+def run_sweep(
+    trials: Sequence[TrialConfig],
+    folder: Path,
+    *,
+    control_temperatures: Collection[float],
+    workers: int,
+    dry_run: bool,
+    console: Console,
+) -> None:
     """Run what is missing of these trials, then show and store table, verdict and figure of all of them."""
     store = Store(folder)
     loaded = store.load(trials)
@@ -43,18 +51,33 @@ def run_sweep(trials: Sequence[TrialConfig], folder: Path, *, workers: int, dry_
                 f"Interrupted; every finished trial is in {folder}. The same command resumes.", highlight=False
             )
             raise typer.Exit(130) from None
-    crashed = _present(trials, store, console, command=command, ran=len(missing), seconds=time.monotonic() - started)
+    crashed = _present(
+        trials,
+        store,
+        console,
+        control_temperatures=control_temperatures,
+        command=command,
+        ran=len(missing),
+        seconds=time.monotonic() - started,
+    )
     if crashed:
         raise typer.Exit(1)
 
 
 def _present(
-    trials: Sequence[TrialConfig], store: Store, console: Console, *, command: list[str], ran: int, seconds: float
+    trials: Sequence[TrialConfig],
+    store: Store,
+    console: Console,
+    *,
+    control_temperatures: Collection[float],
+    command: list[str],
+    ran: int,
+    seconds: float,
 ) -> int:
     """Print and store the summary; returns how many trials have no result."""
     loaded = store.load(trials)
     trained = next(trial for trial in trials if trial.arm.trained)
-    result = summary.summarise(trials, loaded.records)
+    result = summary.summarise(trials, loaded.records, control_temperatures)
     content = {
         "command": command,
         "environment": next((record["environment"] for record in loaded.records.values()), None),
