@@ -27,7 +27,7 @@ TWO_VIEW_LOSSES: dict[str, Callable[..., nn.Module]] = {
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss, or what the trained net puts out, became NaN or infinite."""
 
 
 class ContrastiveModule(LightningModule):

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from typing import get_args
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from varloss_bench.config import COLLAPSE_MEAN, Arm, TrialConfig
 from varloss_bench.measures import ACCURACIES, METRICS, Metric
-from varloss_bench.stats import Interval
+from varloss_bench.stats import Failure, Interval
 from varloss_bench.summary import Comparison, Row, Summary
 
 _SIMILARITIES = ("negative_variance", "negative_mean", "positive_mean")
@@ -26,7 +27,15 @@ _HEADS = {
     "negative_mean": "negatives'\nmean",
     "positive_mean": "positives'\nmean",
 }
-_MARKS = {"settled": "✓", "suggestive": "~", "open": "·", "no spread": "=", "collapsed": "✗", "diverged": "✗"}
+_MARKS = {
+    "settled": "✓",
+    "suggestive": "~",
+    "open": "·",
+    "no spread": "=",
+    "collapsed": "✗",
+    "diverged": "✗",
+    "crashed": "✗",
+}
 _NAMES = {"simclr": "SimCLR", "moco": "MoCo v2", "dcl": "DCL", "dhel": "DHEL"}
 
 
@@ -128,7 +137,7 @@ def _legend(summary: Summary) -> str:
         legend += (
             f"; differences are paired by seed. ✓ settled after Holm's correction over all {len(summary.comparisons)} "
             "comparisons, ~ only its own interval excludes 0, · interval holds 0, = no spread between seeds, "
-            "✗ a seed collapsed or diverged"
+            "✗ a seed collapsed, diverged or has no result"
         )
     return legend
 
@@ -140,7 +149,7 @@ def verdict_lines(summary: Summary) -> list[str]:
         versus = "no VRN" if treated.temperature == base.temperature else f"t={base.temperature:g} without VRN"
         lines.append(f"{group_label(treated)}: {arm_label(treated)} against {versus}")
         mine = [c for c in summary.comparisons if (c.treated, c.base) == (treated, base)]
-        if mine[0].verdict in ("collapsed", "diverged"):
+        if mine[0].verdict in get_args(Failure):
             lines.append(f"  {in_words(mine[0])}")
             continue
         lines += [f"  {METRICS[c.metric].title}: {in_words(c)}" for c in mine if c.verdict != "open"]
@@ -157,6 +166,8 @@ def in_words(comparison: Comparison) -> str:
     difference = comparison.result.difference
     if comparison.verdict == "diverged":
         return "no comparison: training diverged in at least one seed of one arm, and what is left are the survivors"
+    if comparison.verdict == "crashed":
+        return "no comparison: at least one seed of one arm has no result, and what is left may be the easy ones"
     if comparison.verdict == "collapsed":
         return (
             f"collapsed, not a win: mean similarity of held-out negatives above {COLLAPSE_MEAN} in at least one seed of "

@@ -10,8 +10,8 @@ from scipy import stats
 
 LEVEL = 0.95
 
-Verdict = Literal["settled", "suggestive", "open", "no spread", "collapsed", "diverged"]
-Failure = Literal["collapsed", "diverged"]
+Verdict = Literal["settled", "suggestive", "open", "no spread", "collapsed", "diverged", "crashed"]
+Failure = Literal["collapsed", "diverged", "crashed"]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,10 @@ class Row:
         """What went wrong in any seed of the arm."""
         if self.diverged:
             return "diverged"
-        return "collapsed" if self.collapsed else None
+        if self.collapsed:
+            return "collapsed"
+        # A trial may crash because of what it trains (memory, numbers out of range): its survivors are chosen, too.
+        return "crashed" if self.crashed else None
 
     def interval(self, metric: str) -> stats.Interval:
         """Mean and interval of a metric over the finished seeds."""
@@ -80,7 +83,8 @@ def summarise(
     """Group records by arm and compare: each arm with VRN against the same arm without, and against every control.
 
     A control is the same method and batch size without VRN at another of the control temperatures, whether VRN was run
-    at that one as well or not. An arm with a collapsed or diverged seed wins nothing: its comparisons say so.
+    at that one as well or not. An arm with a collapsed, diverged or crashed seed wins nothing: its comparisons
+    say so.
     """
     arms = list(dict.fromkeys(config.arm for config in configs))
     rows = {arm: _row(arm, [c for c in configs if c.arm == arm], records) for arm in arms}

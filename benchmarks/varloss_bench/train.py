@@ -79,7 +79,7 @@ def run_trial(config: TrialConfig, report: Callable[[float], None] = lambda _: N
         report: Called with the fraction done.
 
     Raises:
-        methods.TrainingDivergedError: The loss became NaN or infinite.
+        methods.TrainingDivergedError: The loss became NaN or infinite, or the trained net's outputs are.
     """
     torch.use_deterministic_algorithms(config.device == "cpu")
     source = load_source(config.data, config.data_dir)
@@ -108,6 +108,9 @@ def run_trial(config: TrialConfig, report: Callable[[float], None] = lambda _: N
         train_split, held_out = splits.train.to(device), held_out.to(device)
         train_features = evaluate.encode(module.backbone, train_split.images)
         held_out_features = evaluate.encode(module.backbone, held_out.images)
+        for features in (train_features, held_out_features):
+            _require_finite(features, "features")
+            _require_finite(evaluate.encode(module.head, features), "projections")
         metrics = evaluate.projection_metrics(module, source, train_split, held_out, config.seed)
     metrics |= evaluate.feature_metrics(
         train_features.cpu(), held_out_features.cpu(), splits.train, _cpu(held_out), config.seed
@@ -116,6 +119,12 @@ def run_trial(config: TrialConfig, report: Callable[[float], None] = lambda _: N
     outcome["collapsed"] = bool(metrics.get("negative_mean", 0.0) > COLLAPSE_MEAN)
     outcome["seconds"] = {"train": trained - started, "evaluate": time.perf_counter() - trained}
     return outcome
+
+
+def _require_finite(outputs: Tensor, name: str) -> None:
+    """What the last step did to the weights is in no loss: without this look it would count as a crash, and run again."""
+    if not outputs.isfinite().all():
+        raise methods.TrainingDivergedError(f"{name} after the last step are not finite")
 
 
 def number_of_steps(config: TrialConfig) -> int:

@@ -120,6 +120,20 @@ def test_survivors_of_a_diverged_arm_are_no_evidence():
     assert "(3/4)" in text
 
 
+@pytest.mark.parametrize("arm", [VRN, PLAIN])
+def test_survivors_of_an_arm_with_a_crash_are_no_evidence(arm):
+    trials, records = sweep(effect={"few_label_probe": 5.0})
+    change(trials, records, arm, seed=0, status="crashed", metrics={})
+    result = summary.summarise(trials, records, CONTROLS)
+    verdicts = {c.verdict for c in result.comparisons if (c.treated, c.base) == (VRN, PLAIN)}
+    assert verdicts == {"crashed"}
+    text = " ".join(text_of(trials, records).split())
+    assert (
+        "SimCLR, B=16: t=0.5 + VRN 3 against no VRN no comparison: at least one seed of one arm has no result" in text
+    )
+    assert "(3/4)" in text
+
+
 def test_missing_trials_are_named():
     trials, records = sweep()
     for trial in trials:

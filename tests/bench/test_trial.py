@@ -78,7 +78,9 @@ def test_weight_zero_is_the_plain_method():
 
 def test_moco_takes_vrn_between_two_query_views_and_enqueues_once():
     source = data.load("digits")
-    module, loader, _ = train.build(dataclasses.replace(TINY, method="moco", weight=3.0, batch_size=64), data.split(source, 0), source)
+    module, loader, _ = train.build(
+        dataclasses.replace(TINY, method="moco", weight=3.0, batch_size=64), data.split(source, 0), source
+    )
     bank = module.criterion.memory_bank
     assert bank.bank.shape == (256, methods.OUTPUT_DIM)
     _, q0, q1 = module.contrastive_loss(*next(iter(loader)))
@@ -132,6 +134,22 @@ def test_diverged_training_is_recorded_and_raises_nothing(tmp_path):
     record = json.loads(store.Store(tmp_path).path(config).read_text())
     assert (record["status"], record["reason"]) == (status, reason)
     assert store.Store(tmp_path).load([config]).done(config)
+
+
+@pytest.mark.parametrize(("part", "outputs"), [("backbone", "features"), ("head", "projections")])
+def test_a_last_step_that_ruins_the_weights_is_divergence_and_no_crash(tmp_path, monkeypatch, part, outputs):
+    """The loss of a step is from before its update, so every loss of such a trial is finite."""
+    note_loss = methods.ContrastiveModule.on_train_epoch_end
+
+    def ruin(self):
+        note_loss(self)
+        with torch.no_grad():
+            next(getattr(self, part).parameters()).fill_(float("inf"))
+
+    monkeypatch.setattr(methods.ContrastiveModule, "on_train_epoch_end", ruin)
+    status, reason = runner.execute(TINY, tmp_path, [])
+    assert (status, reason) == ("diverged", f"{outputs} after the last step are not finite")
+    assert store.Store(tmp_path).load([TINY]).done(TINY)
 
 
 def test_a_failing_trial_is_recorded_with_its_traceback(tmp_path, monkeypatch):
