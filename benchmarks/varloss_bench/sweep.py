@@ -126,12 +126,14 @@ def _dry_run(missing: Sequence[TrialConfig], workers: int, console: Console) -> 
     torch.set_num_threads(1)
     table = Table("trial", "seeds", "epochs", "estimated s/run", title="to run")
     measured: dict[tuple[str, int, bool], float] = {}
-    total = 0.0
+    # Of a trained trial where there is one: it has the backbone that matters.
+    sample = next((trial for trial in missing if trial.arm.trained), missing[0] if missing else None)
+    total, evaluation = 0.0, train.measure_evaluation_seconds(sample) if sample else 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for arm in dict.fromkeys(trial.arm for trial in missing):
             of_arm = [trial for trial in missing if trial.arm == arm]
-            seconds = train.EVALUATION_SECONDS
+            seconds = evaluation
             if arm.trained:
                 kind = (arm.method, arm.batch_size, bool(arm.weight))
                 if kind not in measured:
@@ -143,7 +145,7 @@ def _dry_run(missing: Sequence[TrialConfig], workers: int, console: Console) -> 
     console.print(table)
     wall = total / workers + (10 if missing else 0)
     console.print(
-        f"About {wall / 60:.1f} minutes with {workers} workers on as many free cores (steps timed one after another on "
+        f"About {wall / 60:.1f} minutes with {workers} workers on as many free cores (steps and evaluation timed on "
         "this machine just now, start-up counted as 10 s). Nothing was run.",
         highlight=False,
     )

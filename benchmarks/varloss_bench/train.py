@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from varloss_bench import augment, backbones, data, evaluate, methods
 from varloss_bench.config import COLLAPSE_MEAN, TrialConfig
 
-# Evaluation and set-up of a trial on digits, in seconds, for estimates only.
-EVALUATION_SECONDS = 0.4
-
 load_source = lru_cache(maxsize=1)(data.load)
 
 
@@ -130,6 +127,12 @@ def _require_finite(outputs: Tensor, name: str) -> None:
 def number_of_steps(config: TrialConfig) -> int:
     """Optimiser steps of a trial."""
     return load_source(config.data, config.data_dir).sizes[0] // config.batch_size * config.epochs
+
+
+def measure_evaluation_seconds(config: TrialConfig) -> float:
+    """Seconds that probes and kNN take on this data and backbone, measured on the random-init row."""
+    untrained = dataclasses.replace(config, method="random-init", epochs=0, weight=0.0)
+    return float(run_trial(untrained)["seconds"]["evaluate"])
 
 
 def measure_step_seconds(config: TrialConfig, short: int = 5, long: int = 35) -> float:
