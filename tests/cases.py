@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,11 +60,9 @@ def table() -> dict[str, TwoViewLoss]:
             )
         cases[f"vrn-{kind}-p3"] = lambda a, b, k=kind: functional.vrn(a, b, num_samples=100, pairs=k, exponent=3)
         for name in ("sigmoid_loss", "spectral_loss", "simple_loss"):
-            cases[f"{name}-{kind}"] = lambda a, b, k=kind, f=getattr(functional, name): f(a, b, negatives=k)
+            cases[f"{name}-{kind}"] = partial(getattr(functional, name), negatives=kind)
         for name in ("nt_xent", "simple_loss"):
-            cases[f"{name}-{kind}-hard"] = lambda a, b, k=kind, f=getattr(functional, name): f(
-                a, b, negatives=k, hard_fraction=0.5
-            )
+            cases[f"{name}-{kind}-hard"] = partial(getattr(functional, name), negatives=kind, hard_fraction=0.5)
         cases[f"vrn_indexed-{kind}"] = _indexed(functional.vrn_indexed, num_samples=100, pairs=kind)
         cases[f"nt_xent-{kind}-tiled"] = lambda a, b, k=kind: functional.nt_xent(a, b, negatives=k, form="tiled")
         cases[f"nt_xent-{kind}-dense"] = lambda a, b, k=kind: functional.nt_xent(a, b, negatives=k, form="dense")

@@ -149,6 +149,7 @@ GOOD = torch.ones(4, 3)
         (torch.ones(4, 0), torch.ones(4, 0), ValueError, r"dimension 0"),
         (torch.ones(4, 3, dtype=torch.long), GOOD, TypeError, "z0 must have a floating-point dtype; got torch.int64"),
         (GOOD, [[1.0]], TypeError, "z1 must be a torch.Tensor; got list"),
+        (GOOD, GOOD.double(), TypeError, r"float64 or none; got z0 torch\.float32, z1 torch\.float64"),
         (GOOD, torch.ones(4, 3, device="meta"), ValueError, "one device; got cpu and meta"),
     ],
 )
@@ -172,6 +173,7 @@ def test_one_sample_is_refused(name):
         ({"temperature": math.nan}, ValueError, "temperature must be finite; got nan"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number; got str"),
         ({"temperature": torch.ones(2)}, ValueError, r"single number; got a tensor of shape \(2,\)"),
+        ({"temperature": torch.ones(1)}, ValueError, r"single number; got a tensor of shape \(1,\)"),
         ({"negatives": "all"}, ValueError, "negatives must be one of 'cross', 'within', 'both'; got 'all'"),
         ({"positive_weight": torch.ones(3)}, ValueError, r"shape \(4,\) or \(2, 4\); got \(3,\)"),
         ({"offset": 1}, ValueError, "without keys it must be 0, got 1"),
@@ -212,6 +214,32 @@ VRN_FORMS = {
 def test_bad_options_of_vrn_are_named(form, options, error, message):
     with pytest.raises(error, match=message):
         VRN_FORMS[form](**options)
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-30])
+def test_check_notices_rows_too_long_or_short_for_their_dtype(scale):
+    z0, z1 = (z.detach() for z in oracles.views(4, 3, torch.float32))
+    long = z0 * torch.tensor([1, 1, scale, 1]).unsqueeze(1)
+    with pytest.raises(ValueError, match=r"z0 has 1 of 4 rows whose squared length leaves the range of torch\.float32"):
+        vf.nt_xent(long, z1, check=True)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: varloss.VRNRegularizer(weight=3, num_samples=9),
+        lambda: varloss.WithVRN(varloss.NTXentLoss(), weight=3, num_samples=9),
+        lambda: varloss.WithVRN(varloss.QueueInfoNCELoss(memory_bank_size=(8, 3)), weight=3, num_samples=9),
+    ],
+)
+def test_vrn_with_a_gradient_on_one_side_warns_once(build):
+    loss_fn = build()
+    query = torch.randn(4, 3, requires_grad=True)
+    with pytest.warns(UserWarning, match="only one carries a gradient"):
+        loss_fn(query, torch.randn(4, 3))
+    # A warning would be an error here: the second time, and for gradients on both sides.
+    loss_fn(query, torch.randn(4, 3))
+    build()(query, torch.randn(4, 3, requires_grad=True))
 
 
 def test_closed_form_of_another_exponent_is_refused():

@@ -214,7 +214,7 @@ def test_penalty_entropy_survives_a_temperature_that_leaves_one_negative(
         (lambda z: metrics.similarity_statistics(z, z[:3]), ValueError, "same shape"),
         (lambda z: metrics.similarity_statistics(z[0], z[0]), ValueError, "2-D"),
         (lambda z: metrics.similarity_statistics(z.long(), z.long()), TypeError, "floating-point"),
-        (lambda z: metrics.similarity_statistics(None, z), TypeError, "similarity_statistics takes tensors"),
+        (lambda z: metrics.similarity_statistics(None, z), TypeError, "z0 must be a torch.Tensor; got NoneType"),
         (lambda z: metrics.alignment(z[:0], z[:0]), ValueError, "at least 1 row"),
         (lambda z: metrics.alignment(z, z, alpha=0), ValueError, "alpha must be greater than 0; got 0"),
         (lambda z: metrics.uniformity(z[:1]), ValueError, "at least 2 rows"),
@@ -275,3 +275,9 @@ def test_tolerance_sums_of_batches_add_up() -> None:
     z, labels = rows(9, 4, seed=12), torch.tensor([0, 2, 2, 0, 1, 2, 0, 0, 2])
     total = sum(metrics.tolerance_sums(z[a:b], labels[a:b], num_classes=4) for a, b in ((0, 5), (5, 9)))
     torch.testing.assert_close(metrics.tolerance_from_sums(total), metrics.tolerance(z, labels), rtol=1e-12, atol=0)
+
+
+def test_arguments_may_be_given_by_name():
+    z0, z1 = torch.randn(5, 3), torch.randn(5, 3)
+    assert metrics.similarity_statistics(z0=z0, z1=z1) == metrics.similarity_statistics(z0, z1)
+    assert metrics.alignment(z0=z0, z1=z1) == metrics.alignment(z0, z1)

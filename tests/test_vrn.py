@@ -89,6 +89,17 @@ def test_closed_form_error_is_absolute_and_small(kind):
     assert closed.item() != 0
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_closed_form_is_right_to_a_few_eps_where_it_is_chosen(shift):
+    """Many more rows than dimensions, spread out and all in one corner."""
+    torch.manual_seed(0)
+    z0, z1 = torch.randn(2, 4096, 16) + shift
+    assert _closed_is_cheaper(4096, 4096, 16)
+    exact = vf.vrn(z0.double(), z1.double(), num_samples=50_000, form="direct")
+    closed = vf.vrn(z0, z1, num_samples=50_000)
+    assert closed.item() == pytest.approx(exact.item(), rel=20 * torch.finfo(torch.float32).eps)
+
+
 def test_form_is_chosen_by_cost():
     assert not _closed_is_cheaper(256, 256, 128)
     assert _closed_is_cheaper(257, 257, 128)

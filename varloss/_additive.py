@@ -136,7 +136,7 @@ def spectral_loss(
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
     Returns:
-        A scalar in [-1, 2], at least float32, also under autocast.
+        A scalar in [-1, 2] (up to 3 for ``"both"``), at least float32, also under autocast.
 
     Raises:
         TypeError, ValueError: as :func:`sigmoid_loss`.

@@ -28,7 +28,7 @@ def one_of(value: str, allowed: Sequence[str], name: str) -> None:
 
 
 def embeddings(**named: Tensor) -> None:
-    """Checks that every argument is a floating-point matrix and that all share width, dtype and device."""
+    """Checks that every argument is a floating-point matrix and that all share width and device."""
     first_name, first = next(iter(named.items()))
     for name, z in named.items():
         if not isinstance(z, Tensor):
@@ -48,9 +48,18 @@ def embeddings(**named: Tensor) -> None:
             raise ValueError(f"{first_name} and {name} must be on one device; got {first.device} and {z.device}.")
 
 
+def same_precision(**named: Tensor) -> None:
+    """Checks that all arguments are float64 or none is: the narrower dtypes are widened to float32 together."""
+    kinds = {z.dtype == torch.float64 for z in named.values()}
+    if len(kinds) > 1:
+        given = ", ".join(f"{name} {z.dtype}" for name, z in named.items())
+        raise TypeError(f"either all embeddings must be float64 or none; got {given}.")
+
+
 def two_views(z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int) -> None:
     """Checks a two-view batch and, where given, the gathered keys that contain it."""
     embeddings(z0=z0, z1=z1)
+    same_precision(z0=z0, z1=z1)
     if z0.shape != z1.shape:
         raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
     if keys is None:
@@ -63,6 +72,7 @@ def two_views(z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset
         if not isinstance(keys, tuple) or len(keys) != 2:
             raise TypeError("keys must be a pair (keys of view 0, keys of view 1) of tensors.")
         embeddings(z0=z0, keys0=keys[0], keys1=keys[1])
+        same_precision(z0=z0, keys0=keys[0], keys1=keys[1])
         if keys[0].shape != keys[1].shape:
             raise ValueError(
                 f"keys of the two views must have the same shape; got {tuple(keys[0].shape)} and {tuple(keys[1].shape)}."
@@ -104,7 +114,7 @@ def temperature(value: float | Tensor) -> None:
     Negative temperatures are allowed: they turn the loss around, and some test suites rely on it.
     """
     if isinstance(value, Tensor):
-        if value.numel() != 1:
+        if value.ndim != 0:
             raise ValueError(f"temperature must be a single number; got a tensor of shape {tuple(value.shape)}.")
         return
     number = real("temperature", value)
@@ -169,7 +179,7 @@ def weight(value: float) -> float:
 
 
 def rows_are_sound(**named: Tensor) -> None:
-    """``check=True``: raises for rows that are not finite or all zero. Synchronises with the device."""
+    """``check=True``: raises for rows that are not finite or without a direction. Synchronises with the device."""
     for name, z in named.items():
         bad = int((~torch.isfinite(z)).any(dim=1).sum())
         if bad:
@@ -177,3 +187,10 @@ def rows_are_sound(**named: Tensor) -> None:
         zero = int((z == 0).all(dim=1).sum())
         if zero:
             raise ValueError(f"{name} has {zero} of {z.shape[0]} rows of length zero: they have no direction.")
+        length = torch.linalg.vector_norm(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+        lost = int(((length == 0) | length.isinf()).sum())
+        if lost:
+            raise ValueError(
+                f"{name} has {lost} of {z.shape[0]} rows whose squared length leaves the range of {length.dtype}: "
+                "they would count as rows of length zero."
+            )

@@ -89,9 +89,10 @@ def nt_xent(
         TypeError: for what is not a floating-point tensor or not a number.
         ValueError: for shapes, devices or options that do not fit, temperature 0, or one sample without gathered keys.
 
-    At the edge: a zero row has similarity 0 to everything and gets a zero gradient. The loss of a perfectly separated
-    batch underflows to 0 gracefully, without cancellation. The backward pass with ``create_graph=True`` takes the dense
-    formula whatever ``form`` says; the transforms of ``torch.func`` need ``form="dense"``.
+    At the edge: a zero row has similarity 0 to everything and gets a zero gradient; so does, without a word unless
+    ``check``, a row whose squared length leaves the range of fp32 (longer than about 1e19). The loss of a perfectly
+    separated batch underflows to 0 gracefully, without cancellation. The backward pass with ``create_graph=True`` takes the
+    dense formula whatever ``form`` says; the transforms of ``torch.func`` need ``form="dense"``.
 
     Sources: Chen et al. 2020 (SimCLR, arXiv 2002.05709) eq. 1; Yeh et al. 2022 (DCL, arXiv 2110.06848) eq. 6; Lee et al.
     2025 (arXiv 2506.09781) Def. 3.1; Wang & Liu 2021 (arXiv 2012.09740) section 3 for hard negatives.
@@ -263,6 +264,7 @@ class IndexedRows:
             keys, keys_index, keys_views = z, index, views
         else:
             _checks.embeddings(z=z, keys=keys)
+            _checks.same_precision(z=z, keys=keys)
             keys_index = _checks.ids("keys_index", keys_index, keys, "keys")
             keys_views = _known_views(keys_views, keys, "keys_views", "keys", kind)
             _checks.rows_inside(z.shape[0], keys.shape[0], offset)

@@ -26,7 +26,8 @@ def widest(z: Tensor) -> Tensor:
 def unit(z: Tensor) -> Tensor:
     """Rows of ``z`` scaled to length 1 in at least fp32; a zero row stays zero and gets a zero gradient.
 
-    Dividing by an infinite norm gives both; the usual ``max(norm, eps)`` gives a gradient of 1/eps there.
+    Dividing by an infinite norm gives both; the usual ``max(norm, eps)`` gives a gradient of 1/eps there. Rows whose squared
+    length leaves the dtype's range (lengths beyond about 1e19 or below 1e-19 in fp32) count as zero rows.
     """
     z = wide(z)
     norm: Tensor = torch.linalg.vector_norm(z, dim=1, keepdim=True)

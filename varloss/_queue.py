@@ -56,6 +56,7 @@ def queue_info_nce(
     Source: He et al. 2020 (MoCo, arXiv 1911.05722) eq. 1.
     """
     _checks.embeddings(query=query, key=key, queue=queue)
+    _checks.same_precision(query=query, key=key)
     if query.shape != key.shape:
         raise ValueError(f"query and key must have the same shape; got {tuple(query.shape)} and {tuple(key.shape)}.")
     if query.shape[0] == 0:

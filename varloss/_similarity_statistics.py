@@ -35,14 +35,16 @@ class SimilarityStatistics(NamedTuple):
 
 
 def without_autocast(function: _Function) -> _Function:
-    """Run ``function`` with autocast off on the device of its first argument: wide stays wide."""
+    """Run ``function`` with autocast off on the device of its first tensor: wide stays wide."""
 
     @functools.wraps(function)
-    def wrapper(z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(z, Tensor):
-            raise TypeError(f"{function.__name__} takes tensors, got {type(z).__name__}")
-        with torch.autocast(z.device.type, enabled=False):
-            return function(z, *args, **kwargs)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if first is None:
+            given = ", ".join(type(value).__name__ for value in (*args, *kwargs.values())) or "nothing"
+            raise TypeError(f"{function.__name__} takes tensors, got {given}")
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args, **kwargs)
 
     return wrapper  # type: ignore[return-value]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +41,8 @@ def vrn(
 
     For p = 2 there is a closed form with O(N D^2) work and O(D^2) memory,
     :math:`\sum_{i,j}(S_{ij}-\delta)^2 = \langle U^\top U, V^\top V\rangle_F - 2\delta\,(\sum_i u_i)\cdot(\sum_j v_j) + N^2\delta^2`,
-    less the N diagonal terms. It is used where it is cheaper, N > 2 D. Its error is absolute, about eps/(N-1): the final
-    difference is taken in float64.
+    less the N diagonal terms. It is used where it is cheaper, N > 2 D. Its error is a few eps of the value plus a few
+    eps/(N-1), which counts where the value is tiny: the final difference is taken in float64.
 
     Args:
         z0: (N, D) projections of view 0, of any length: rows are normalised inside.
@@ -75,10 +76,34 @@ def vrn(
         raise ValueError(f"the closed form needs exponent 2; got {exponent}. Use form='direct' or 'auto'.")
     if check:
         _checks.rows_are_sound(z0=z0, z1=z1)
+    rows, total = z0.shape[0], z0.shape[0] if keys is None else keys[0].shape[0]
+    closed = form == "closed" or (form == "auto" and p == 2 and _closed_is_cheaper(rows, total, z0.shape[1]))
+    # One step of autograd; torch.compile fuses what it sees well enough, and an operator would hide it.
+    if p == 2 and keys is None and not torch.compiler.is_compiling():
+        dense = partial(_of_inputs, delta, pairs, closed)
+        return _fused.vrn(z0, z1, Problem(1.0, pairs, True, 1.0, delta, pairs), closed=closed, dense=dense)
+    return by_autograd(z0, z1, delta, p, pairs, closed=closed, keys=keys, offset=offset)
+
+
+def _of_inputs(delta: float, pairs: Negatives, closed: bool, inputs: _fused.Inputs) -> Tensor:
+    return by_autograd(inputs[0], inputs[1], delta, 2, pairs, closed=closed)
+
+
+def by_autograd(
+    z0: Tensor,
+    z1: Tensor,
+    delta: float,
+    p: float,
+    pairs: Negatives,
+    *,
+    closed: bool,
+    keys: tuple[Tensor, Tensor] | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """VRN as a formula that autograd differentiates, of checked inputs."""
     u, v = unit(z0), unit(z1)
     key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
     rows, total = u.shape[0], key_u.shape[0]
-    closed = form == "closed" or (form == "auto" and p == 2 and _closed_is_cheaper(rows, total, u.shape[1]))
 
     def mean(a: Tensor, own: Tensor, b: Tensor) -> Tensor:
         if closed:
@@ -217,6 +242,7 @@ def vrn_moments(z0: Tensor, z1: Tensor, *, pairs: Negatives = "cross") -> Tensor
         TypeError, ValueError: as :func:`vrn`.
     """
     _checks.embeddings(z0=z0, z1=z1)
+    _checks.same_precision(z0=z0, z1=z1)
     if z0.shape != z1.shape:
         raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
     _checks.one_of(pairs, _checks.KINDS, "pairs")
@@ -247,7 +273,7 @@ def vrn_from_moments(
         pairs: which negative pairs.
 
     Returns:
-        A scalar: ``vrn`` of the concatenated batch, to an absolute error of about eps/(N-1).
+        A scalar: ``vrn`` of the concatenated batch, to a few eps of the value plus a few eps/(N-1).
 
     Raises:
         ValueError: for a vector of the wrong length, and as :func:`vrn`.
@@ -354,8 +380,9 @@ def vrn_queue(
     .. math:: \frac{1}{N K}\sum_{i,k} |q_i \cdot m_k - \delta|^p
 
     The gradient goes to the query alone. That is why no adapter uses it by default: with the gradient on one side, queries
-    are pushed away from keys that follow them, and in our runs of MoCo the two drifted together until every embedding was
-    the same. Prefer :func:`vrn` between two views of the query encoder. The naive program::
+    are pushed away from keys that follow them, and in half of our runs of MoCo with keys on the other side every embedding
+    ended up the same (``benchmarks/results/moco-one-sided``). Prefer :func:`vrn` between two views of the query encoder.
+    The naive program::
 
         loss = (normalize(query) @ queue[valid].T - delta).abs().pow(p).mean()
 

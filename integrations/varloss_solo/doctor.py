@@ -155,7 +155,7 @@ def _installed(answer: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "FAIL",
             "Hydra does not find the plugin, so +varloss=vrn would be unknown or ignored",
-            "pip install --force-reinstall --no-deps varloss",
+            "pip install --force-reinstall --no-deps /path/to/varloss",
         )
     yield Finding("ok", f"{len(answer['patched'])} methods patched: {', '.join(answer['patched'])}")
 
@@ -177,7 +177,9 @@ def _training_step(root: Path) -> Finding:
         return Finding("FAIL", f"a training step with +varloss=vrn ends in: {_last_line(done.stderr)}", cure)
     if said is None:
         return Finding(
-            "FAIL", "a training step with +varloss=vrn ran without varloss", "pip install --force-reinstall varloss"
+            "FAIL",
+            "a training step with +varloss=vrn ran without varloss",
+            "pip install --force-reinstall /path/to/varloss",
         )
     return Finding("ok", f"one training step on synthetic images; it said\n       {said}")
 

@@ -81,6 +81,21 @@ def test_one_sample_gives_zero_as_lightly_does():
         varloss_lightly.DCLLoss()(*z)
 
 
+@pytest.mark.parametrize(
+    ("z0", "z1", "error"),
+    [
+        (torch.randn(1, 8), torch.randn(4, 8), ValueError),
+        (torch.randn(1, 8), torch.randn(1, 1), ValueError),
+        (torch.ones(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.long), TypeError),
+    ],
+)
+def test_one_sample_is_checked_like_any_batch(z0, z1, error):
+    with pytest.raises(error):
+        varloss_lightly.NTXentLoss()(z0, z1)
+    half = torch.randn(1, 8, dtype=torch.float16)
+    assert varloss_lightly.NTXentLoss()(half, half).dtype == torch.float32
+
+
 class TestBank:
     def pair(self, size):
         theirs = lightly.loss.NTXentLoss(0.2, size)
@@ -137,13 +152,22 @@ class TestBank:
 
     def test_vrn_against_keys_warns_with_the_way_out(self):
         with pytest.warns(
-            UserWarning, match=r"collapsed to one.*VRNRegularizer\(weight, num_samples=n\)\(query0, query1\)"
+            UserWarning,
+            match=r"collapsed to a single point in 2 of 4 runs.*VRNRegularizer\(weight, num_samples=n\)\(query0, query1\)",
         ):
             loss_fn = varloss_lightly.NTXentLoss(memory_bank_size=(8, 4), vrn_weight=3, num_samples=9)
         query, key = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
         bank = loss_fn.memory_bank.bank.clone()
         expected = vf.queue_info_nce(query, key, bank, temperature=0.5) + 3 * vf.vrn(query, key, num_samples=9)
         torch.testing.assert_close(loss_fn(query, key), expected)
+
+    def test_a_warm_up_from_zero_warns_when_the_term_sets_in(self):
+        loss_fn = varloss_lightly.NTXentLoss(memory_bank_size=(8, 4), num_samples=9)
+        query, key = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
+        loss_fn(query, key)
+        loss_fn.vrn.weight = 3.0
+        with pytest.warns(UserWarning, match="only one carries a gradient"):
+            loss_fn(query, key)
 
     @pytest.mark.parametrize(
         ("size", "message"),

@@ -32,7 +32,7 @@ class VarlossSearchPath(SearchPathPlugin):
         except ImportError as error:
             raise RuntimeError(
                 f"varloss is installed but cannot be imported: {error}. Reinstall it in the environment that runs "
-                "solo-learn (pip install --force-reinstall --no-deps varloss; torch >= 2.4 is needed), or remove it "
+                "solo-learn (pip install --force-reinstall --no-deps /path/to/varloss; torch >= 2.4 is needed), or remove it "
                 "(pip uninstall varloss) to run without it."
             ) from error
         install()
