@@ -1,6 +1,7 @@
 """From records to rows, comparisons, words and pictures, on records made up with known numbers."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -175,6 +176,66 @@ def test_summary_has_no_nan():
 
     trials, records = sweep(seeds=1)
     json.dumps(summary.to_dict(summary.summarise(trials, records, CONTROLS)), allow_nan=False)
+
+
+@pytest.fixture
+def drawn():
+    """Draws a sweep over batch sizes, one of whose arms is far off, and returns the figure and its left and right axes."""
+
+    def draw(**changes):
+        trials, records = sweep(effect={"few_label_probe": 1.0}, **changes)
+        for seed in range(4):
+            metrics = {**BASE, "few_label_probe": 75.0 + seed / 10}
+            change(trials, records, Arm("simclr", 256, 0.5, 3.0), seed, metrics=metrics)
+        result = summary.summarise(trials, records, CONTROLS)
+        picture = figure.build(result, next(t for t in trials if t.arm.trained))
+        picture.canvas.draw()
+        return picture, *picture.axes[:2]
+
+    return draw
+
+
+GRID = {"batch_sizes": (16, 64, 256), "weights": (1.0, 3.0, 10.0, 30.0)}
+
+
+def test_legend_lies_over_no_data(drawn):
+    for changes in (GRID, {"batch_sizes": (256,)}):
+        picture, *_ = drawn(**changes)
+        assert not any(axis.get_legend() for axis in picture.axes)
+        (legend,) = picture.legends
+        assert not any(legend.get_window_extent().overlaps(axis.get_window_extent()) for axis in picture.axes)
+
+
+def test_a_weight_has_one_colour_of_its_own_in_both_panels(drawn):
+    picture, gain, variance = drawn(**GRID)
+    # Lines over all batch sizes; error bars and caps are made of others.
+    left = [line.get_color() for line in gain.lines if len(line.get_xdata()) == 3]
+    right = {line.get_color() for line in variance.lines if len(line.get_xdata()) == 3 and line.get_linestyle() == "-"}
+    assert len(left) == len(set(left)) == 4
+    assert right == {*left, figure._GREY}
+    colours = {text.get_text(): line.get_color() for line, text in zip(
+        picture.legends[0].get_lines(), picture.legends[0].get_texts(), strict=True
+    )}  # fmt: skip
+    assert [colours[f"VRN {weight}"] for weight in (1, 3, 10, 30)] == left
+
+
+@pytest.mark.parametrize(("weights", "dashed"), [((1.0, 3.0, 10.0), 3), ((1.0, 3.0, 10.0, 30.0), 0)])
+def test_controls_are_dashed_and_left_to_the_table_where_weights_are_many(drawn, weights, dashed):
+    picture, gain, _ = drawn(batch_sizes=(16, 64, 256), weights=weights)
+    styles = [line.get_linestyle() for line in gain.lines if len(line.get_xdata()) == 3]
+    assert (styles.count("-"), styles.count("--")) == (len(weights), dashed)
+    assert ("control temperatures are in the table" in " ".join(picture._supxlabel.get_text().split())) is (dashed == 0)
+
+
+@pytest.mark.parametrize("batch_sizes", [(16, 64, 256), (256,)])
+def test_an_arm_far_off_is_noted_at_the_edge_and_squeezes_nothing(drawn, batch_sizes):
+    _, gain, _ = drawn(batch_sizes=batch_sizes, weights=(1.0, 3.0))
+    low, high = gain.get_ylim() if len(batch_sizes) > 1 else gain.get_xlim()
+    assert -3 < low < 0
+    assert 1 < high < 3  # the gain of the other arms
+    notes = [text.get_text() for text in gain.texts]
+    assert len(notes) == 2  # against the same temperature and against the control
+    assert all(re.fullmatch(r"-(19|20)\.\d±0\.\d", note) for note in notes), notes
 
 
 @pytest.mark.parametrize(
