@@ -8,14 +8,15 @@ modules.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from varloss import _checks
-from varloss._kernels import gathered, tiles, whole
+from varloss._kernels import closed_vrn, gathered, tiles, whole
 from varloss._kernels.common import Problem
 from varloss._numerics import ieee_products, products_are_ieee
 
@@ -27,6 +28,9 @@ FORMS = ("auto", "dense", "tiled")
 WHOLE_ELEMENTS = {"cpu": 2**17, "cuda": 2**22}
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+# Value, gradient by both views' rows, gradient by both views' keys.
+Computed = tuple[Tensor, Tensor | None, Tensor | None]
+Dense = Callable[[Inputs], Tensor]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -36,12 +40,25 @@ def nt_xent(
     """The loss of checked inputs; ``form`` is "auto" or "tiled". VRN's pairs must be among the negatives."""
     inputs = (z0, z1, *(keys or (None, None)))
     need_gradient = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
-    options = (offset, form == "tiled", problem)
     if torch.compiler.is_compiling():
         return _operator(*inputs, offset, form == "tiled", need_gradient, *problem)[0]  # type: ignore[no-any-return]
+    compute = partial(_compute, offset=offset, force_tiles=form == "tiled", problem=problem)
     if need_gradient:
-        return _Fused.apply(*inputs, *options)  # type: ignore[no-any-return]
-    return _compute(inputs, *options, need_gradient=False)[0]
+        return _Fused.apply(*inputs, compute, partial(_dense, problem, offset))  # type: ignore[no-any-return]
+    return compute(inputs, need_gradient=False)[0]
+
+
+def vrn(z0: Tensor, z1: Tensor, problem: Problem, *, closed: bool, dense: Dense) -> Tensor:
+    """VRN alone of checked inputs, ``problem.vrn_weight`` times; ``dense`` is the same by autograd. Not for torch.compile."""
+
+    def compute(inputs: Inputs, *, need_gradient: bool) -> Computed:
+        routine = closed_vrn.value_and_gradient if closed else whole.vrn_value_and_gradient
+        with _exact(z0.device.type):
+            return *routine(inputs[0], inputs[1], problem, need_gradient), None
+
+    if torch.is_grad_enabled() and (z0.requires_grad or z1.requires_grad):
+        return _Fused.apply(z0, z1, None, None, compute, dense)  # type: ignore[no-any-return]
+    return compute((z0, z1, None, None), need_gradient=False)[0]
 
 
 def can_fuse(negatives: _checks.Negatives, pairs: _checks.Negatives) -> bool:
@@ -73,9 +90,7 @@ def _exact(device_type: str) -> contextlib.AbstractContextManager[None]:
     return _precision_put_back(device_type)
 
 
-def _compute(
-    inputs: Inputs, offset: int, force_tiles: bool, problem: Problem, *, need_gradient: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _compute(inputs: Inputs, *, offset: int, force_tiles: bool, problem: Problem, need_gradient: bool) -> Computed:
     """Value, gradient by both views' rows (2, N, D), gradient by both views' keys (2, M, D)."""
     z0, z1, k0, k1 = inputs
     with _exact(z0.device.type):
@@ -86,11 +101,9 @@ def _compute(
         return *tiles.value_and_gradient(z0, z1, problem, need_gradient), None
 
 
-def _backward(
-    upstream: Tensor, inputs: Inputs, gradients: tuple[Tensor, Tensor | None], offset: int, problem: Problem
-) -> Gradients:
+def _backward(upstream: Tensor, inputs: Inputs, gradients: tuple[Tensor, Tensor | None], dense: Dense) -> Gradients:
     if torch.is_grad_enabled():
-        return _differentiable(upstream, inputs, offset, problem)
+        return _differentiable(upstream, inputs, dense)
     z0, z1, k0, k1 = inputs
     gradient, key_gradient = gradients
     first, second = (gradient * upstream).unbind(0)
@@ -102,17 +115,19 @@ def _backward(
 
 
 class _Fused(torch.autograd.Function):
+    """Two views and two or no keys, how to compute value and gradient, and the same value by autograd."""
+
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        inputs, (ctx.offset, force_tiles, ctx.problem) = arguments[:4], arguments[4:]
-        value, *gradients = _compute(inputs, ctx.offset, force_tiles, ctx.problem, need_gradient=True)
+        inputs, compute, ctx.dense = arguments[:4], *arguments[4:]
+        value, *gradients = compute(inputs, need_gradient=True)
         ctx.save_for_backward(*inputs, *gradients)
-        return value
+        return value  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        return (*_backward(upstream, inputs, gradients, ctx.offset, ctx.problem), None, None, None)
+        return (*_backward(upstream, inputs, gradients, ctx.dense), None, None)
 
 
 # The schema is written out because torch 2.4 cannot read annotations that are strings.
@@ -126,7 +141,9 @@ class _Fused(torch.autograd.Function):
 def _operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`_compute`; a gradient that is not there is an empty tensor, since an operator cannot return None."""
     inputs, (offset, force_tiles, need_gradient), problem = arguments[:4], arguments[4:7], Problem(*arguments[7:])
-    value, *gradients = _compute(inputs, offset, force_tiles, problem, need_gradient=need_gradient)
+    value, *gradients = _compute(
+        inputs, offset=offset, force_tiles=force_tiles, problem=problem, need_gradient=need_gradient
+    )
     first, second = (value.new_empty(0) if g is None else g for g in gradients)
     return value, first, second
 
@@ -147,23 +164,30 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _operator_backward(ctx: Any, upstream: Tensor, *of_gradients: Tensor) -> tuple[Tensor | None, ...]:
     del of_gradients  # only the value is handed on
     inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-    found = _backward(upstream, inputs, gradients, ctx.offset, ctx.problem)
+    found = _backward(upstream, inputs, gradients, partial(_dense, ctx.problem, ctx.offset))
     return (*found, *(None,) * 9)
 
 
 _operator.register_autograd(_operator_backward, setup_context=_save)
 
 
-def _differentiable(upstream: Tensor, inputs: Inputs, offset: int, problem: Problem) -> Gradients:
+def _differentiable(upstream: Tensor, inputs: Inputs, dense: Dense) -> Gradients:
     """The gradients once more by the dense formula, as a part of the graph: for ``create_graph=True``, at N x N memory."""
-    # The formula lives above this file, which it uses for all but this.
-    from varloss import functional  # noqa: PLC0415
-
     # Views of the inputs rather than the inputs: the same tensor may have been given twice.
-    given = [None if z is None else z.view_as(z) for z in inputs]
-    z0, z1, k0, k1 = given
-    assert z0 is not None
-    assert z1 is not None
+    first, second, third, fourth = given = [None if z is None else z.view_as(z) for z in inputs]
+    assert first is not None
+    assert second is not None
+    wanted = [z for z in given if z is not None and z.requires_grad]
+    found = iter(torch.autograd.grad(dense((first, second, third, fourth)), wanted, upstream, create_graph=True))
+    first, second, third, fourth = (next(found) if z is not None and z.requires_grad else None for z in given)
+    return first, second, third, fourth
+
+
+def _dense(problem: Problem, offset: int, inputs: Inputs) -> Tensor:
+    # The formulas live above this file, which they use for all but this.
+    from varloss import _vrn, functional  # noqa: PLC0415
+
+    z0, z1, k0, k1 = inputs
     value = functional.nt_xent(
         z0,
         z1,
@@ -175,10 +199,6 @@ def _differentiable(upstream: Tensor, inputs: Inputs, offset: int, problem: Prob
         form="dense",
     )
     if problem.has_vrn:
-        value = value + problem.vrn_weight * functional.vrn(
-            z0, z1, target=problem.target, pairs=problem.pairs, form="direct"
-        )
-    wanted = [z for z in given if z is not None and z.requires_grad]
-    found = iter(torch.autograd.grad(value, wanted, upstream, create_graph=True))
-    first, second, third, fourth = (next(found) if z is not None and z.requires_grad else None for z in given)
-    return first, second, third, fourth
+        penalty = _vrn.by_autograd(z0, z1, problem.target, 2, problem.pairs, closed=False)
+        value = value + problem.vrn_weight * penalty
+    return value

@@ -16,7 +16,7 @@ def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: 
     """
     n, t = z0.shape[0], problem.temperature
     z, length = unit_rows(z0, z1)
-    layout = _LAYOUTS[problem.negatives](z, n)
+    layout = LAYOUTS[problem.negatives](z, n)
     logits = layout.logits(1 / t)
     positive = layout.positives(logits, 1 / t)
     if problem.has_vrn:
@@ -43,8 +43,23 @@ def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: 
     weights = exponentials.mul_(layout.outer_sum(reciprocal))
     if problem.has_vrn:
         layout.vrn_block(weights, problem.pairs).add_(gaps, alpha=slope * t / scale)
-    pull = None if problem.decoupled else gap.sigmoid_().sum(0)
+    pull = 2.0 if problem.decoupled else gap.sigmoid_().sum(0)
     return value, to_raw_rows(layout.gradient(weights, pull, scale), z, length).view(2, n, -1)
+
+
+def vrn_value_and_gradient(
+    z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """VRN alone, ``problem.vrn_weight`` times, as :func:`value_and_gradient` otherwise."""
+    n, slope = z0.shape[0], problem.slope(z0.shape[0])
+    z, length = unit_rows(z0, z1)
+    layout = LAYOUTS[problem.pairs](z, n)
+    gaps = layout.logits(1.0).sub_(problem.target)
+    layout.not_negative(gaps).zero_()
+    value = gaps.square().sum().mul_(slope * layout.share_of_pairs)
+    if not need_gradient:
+        return value, None
+    return value, to_raw_rows(layout.gradient(gaps, 0.0, slope), z, length).view(2, n, -1)
 
 
 class _Both:
@@ -82,13 +97,9 @@ class _Both:
     def outer_sum(self, r: Tensor) -> Tensor:
         return r.view(-1, 1) + r.view(1, -1)
 
-    def gradient(self, weights: Tensor, pull: Tensor | None, scale: float) -> Tensor:
+    def gradient(self, weights: Tensor, pull: Tensor | float, scale: float) -> Tensor:
         n = self.n
-        at_positives = weights.as_strided((2, n), (2 * n * n - n, 2 * n + 1), n)
-        if pull is None:
-            at_positives.fill_(-2)
-        else:
-            at_positives.sub_(pull)
+        weights.as_strided((2, n), (2 * n * n - n, 2 * n + 1), n).sub_(pull)
         g = torch.empty_like(self.z)
         return torch.addmm(g, weights, self.z, beta=0, alpha=scale, out=g)
 
@@ -123,11 +134,8 @@ class _Cross:
     def outer_sum(self, r: Tensor) -> Tensor:
         return r[0].unsqueeze(1) + r[1]
 
-    def gradient(self, weights: Tensor, pull: Tensor | None, scale: float) -> Tensor:
-        if pull is None:
-            weights.diagonal().fill_(-2)
-        else:
-            weights.diagonal().sub_(pull)
+    def gradient(self, weights: Tensor, pull: Tensor | float, scale: float) -> Tensor:
+        weights.diagonal().sub_(pull)
         g, n = torch.empty_like(self.z), self.n
         torch.addmm(g[:n], weights, self.v, beta=0, alpha=scale, out=g[:n])
         torch.addmm(g[n:], weights.t(), self.u, beta=0, alpha=scale, out=g[n:])
@@ -164,13 +172,10 @@ class _Within:
     def outer_sum(self, r: Tensor) -> Tensor:
         return r.unsqueeze(2) + r.unsqueeze(1)
 
-    def gradient(self, weights: Tensor, pull: Tensor | None, scale: float) -> Tensor:
-        other_view = self.views.flip(0)
-        if pull is None:
-            g = torch.baddbmm(other_view, weights, self.views, beta=-2 * scale, alpha=scale)
-        else:
-            g = torch.baddbmm(other_view.mul_(pull.unsqueeze(1)), weights, self.views, beta=-scale, alpha=scale)
+    def gradient(self, weights: Tensor, pull: Tensor | float, scale: float) -> Tensor:
+        other_view = self.views.flip(0).mul_(pull.unsqueeze(1) if isinstance(pull, Tensor) else pull)
+        g = torch.baddbmm(other_view, weights, self.views, beta=-scale, alpha=scale)
         return g.view(2 * self.n, -1)
 
 
-_LAYOUTS: dict[str, type[_Both | _Cross | _Within]] = {"both": _Both, "cross": _Cross, "within": _Within}
+LAYOUTS: dict[str, type[_Both | _Cross | _Within]] = {"both": _Both, "cross": _Cross, "within": _Within}
