@@ -7,6 +7,7 @@ like inside the function that needs them, so that `--help` answers at once and a
 import typer
 
 from varloss_bench.compare import compare
+from varloss_bench.speed import speed
 from varloss_bench.theory import theory
 from varloss_bench.trends import trends
 
@@ -28,5 +29,6 @@ def root() -> None:
 
 
 app.command("compare")(compare)
+app.command("speed")(speed)
 app.command("theory")(theory)
 app.command("trends")(trends)

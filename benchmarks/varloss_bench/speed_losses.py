@@ -1,0 +1,168 @@
+"""The losses that `varloss-bench speed` compares, in groups that compute the same value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+TEMPERATURE = 0.5
+WEIGHT, NUM_SAMPLES = 3.0, 50_000
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation of a group's loss.
+
+    Attributes:
+        name: As in tables and rows.
+        build: Makes the loss; what it imports is imported then.
+        needs: Package it comes from, None for torch alone.
+        largest: N beyond which it is not run: where memory or patience ends.
+        only_cuda: Whether it has kernels for CUDA alone.
+    """
+
+    name: str
+    build: Callable[[], Loss]
+    needs: str | None = None
+    largest: int = 8192
+    only_cuda: bool = False
+
+    def is_here(self, device: str) -> bool:
+        """Whether it can run on this machine."""
+        return (self.needs is None or find_spec(self.needs) is not None) and (device == "cuda" or not self.only_cuda)
+
+
+def _ours_with_vrn() -> Loss:
+    import varloss  # noqa: PLC0415
+
+    return varloss.WithVRN(varloss.NTXentLoss(temperature=TEMPERATURE), weight=WEIGHT, num_samples=NUM_SAMPLES)
+
+
+def _ours(**options: Any) -> Callable[[], Loss]:
+    def build() -> Loss:
+        import varloss  # noqa: PLC0415
+
+        return varloss.NTXentLoss(temperature=TEMPERATURE, **options)
+
+    return build
+
+
+def _ours_vrn() -> Loss:
+    import varloss  # noqa: PLC0415
+
+    return varloss.VRNLoss(num_samples=NUM_SAMPLES)
+
+
+def _lightly(name: str) -> Callable[[], Loss]:
+    def build() -> Loss:
+        from lightly import loss  # noqa: PLC0415
+
+        made: Loss = getattr(loss, name)(temperature=TEMPERATURE)
+        return made
+
+    return build
+
+
+def mask_vrn(z0: Tensor, z1: Tensor) -> Tensor:
+    """VRN as the paper's code writes it: the N x N matrix and a boolean mask."""
+    u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
+    similarities = u @ v.T
+    off_diagonal = ~torch.eye(u.shape[0], dtype=torch.bool, device=u.device)
+    return (similarities[off_diagonal] + 1 / (NUM_SAMPLES - 1)).pow(2).mean()
+
+
+def _lightly_with_mask_vrn() -> Loss:
+    base = _lightly("NTXentLoss")()
+    return lambda z0, z1: base(z0, z1) + WEIGHT * mask_vrn(z0, z1)
+
+
+def indexed_formula(z0: Tensor, z1: Tensor) -> Tensor:
+    """SimCLR's loss by sample index, the formula solo-learn trains with: exponentials, two masks, log of a ratio."""
+    z = torch.nn.functional.normalize(torch.cat([z0, z1]), dim=1)
+    index = torch.arange(z0.shape[0], device=z.device).repeat(2)
+    exponentials = torch.exp(torch.einsum("if,jf->ij", z, z) / TEMPERATURE)
+    same = index.unsqueeze(0) == index.unsqueeze(1)
+    positive = torch.sum(exponentials * (same & ~torch.eye(len(z), dtype=torch.bool, device=z.device)), 1)
+    negative = torch.sum(exponentials * ~same, 1)
+    return -torch.mean(torch.log(positive / (positive + negative)))
+
+
+def _metric_learning() -> Loss:
+    losses = import_module("pytorch_metric_learning.losses")
+    made: Loss = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=TEMPERATURE))
+    return made
+
+
+def _inf_cl() -> Loss:
+    cal_inf_loss = import_module("inf_cl").cal_inf_loss
+
+    def loss(z0: Tensor, z1: Tensor) -> Tensor:
+        u, v = (torch.nn.functional.normalize(z.float(), dim=1) for z in (z0, z1))
+        scale = torch.tensor(1 / TEMPERATURE, device=u.device)
+        width = min(256, u.shape[1])
+        total: Tensor = cal_inf_loss(u, v, scale=scale, head_dim=width) + cal_inf_loss(
+            v, u, scale=scale, head_dim=width
+        )
+        return total / 2
+
+    return loss
+
+
+def _memeff() -> Loss:
+    made: Loss = import_module("memeff").MemoryEfficientCLIPLoss(temperature=TEMPERATURE)
+    return made
+
+
+# The first of each group is ours; ratios are the others' over its time.
+GROUPS: dict[str, list[Contender]] = {
+    "NT-Xent + VRN": [
+        Contender("varloss", _ours_with_vrn, largest=65536),
+        Contender("lightly + mask VRN", _lightly_with_mask_vrn, "lightly"),
+    ],
+    "NT-Xent": [
+        Contender("varloss", _ours(), largest=65536),
+        Contender("lightly", _lightly("NTXentLoss"), "lightly", 4096),
+        Contender("solo-learn's formula", lambda: indexed_formula, largest=4096),
+        # O(N^3) in memory.
+        Contender("pytorch-metric-learning", _metric_learning, "pytorch_metric_learning", 256),
+    ],
+    "DCL": [
+        Contender("varloss", _ours(decoupled=True), largest=65536),
+        Contender("lightly", _lightly("DCLLoss"), "lightly", 4096),
+    ],
+    "VRN": [
+        Contender("varloss", _ours_vrn, largest=65536),
+        Contender("boolean mask", lambda: mask_vrn),
+    ],
+    "InfoNCE": [
+        Contender("varloss", _ours(negatives="cross"), largest=65536),
+        Contender("inf-cl", _inf_cl, "inf_cl", 65536, only_cuda=True),
+        Contender("memeff", _memeff, "memeff", 65536, only_cuda=True),
+    ],
+}
+
+
+def contenders(group: str, device: str) -> list[Contender]:
+    """Those of a group that run on this machine; ours first."""
+    return [c for c in GROUPS[group] if c.is_here(device)]
+
+
+def disagreement(ours: Loss, theirs: Loss, n: int, d: int, device: str) -> float:
+    """Largest difference of value and gradient, relative to the largest entry, on a random batch in fp32."""
+    generator = torch.Generator().manual_seed(n)
+    views = [torch.randn(n, d, generator=generator).to(device) for _ in range(2)]
+
+    def run(loss: Loss) -> tuple[Tensor, Tensor]:
+        inputs = [z.clone().requires_grad_() for z in views]
+        value = loss(*inputs)
+        return value.detach(), torch.stack(torch.autograd.grad(value, inputs))
+
+    pairs = list(zip(run(ours), run(theirs), strict=True))
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
