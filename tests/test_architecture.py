@@ -28,6 +28,8 @@ ALLOWED = {
     },
     "integrations/hydra_plugins": {"hydra", "varloss_solo"},
 }
+# One file is there for those who have Triton; nothing imports it before a half-precision batch on a GPU asks for it.
+EXCEPTIONS = {"varloss/_kernels/triton_tiles.py": {"triton"}}
 # The harness may use any third-party library, but of ours only these; solo-learn is driven as a subprocess.
 HARNESS = "benchmarks/varloss_bench"
 HARNESS_OURS = {"varloss", "varloss_lightly", "varloss_lightning", "varloss_bench"}
@@ -55,7 +57,8 @@ def sources(folder: str) -> list[Path]:
 def test_imports_follow_the_arrows(folder):
     own = {Path(folder).name} if Path(folder).name != "hydra_plugins" else set()
     for path in sources(folder):
-        assert imported(path) - STANDARD - own <= ALLOWED[folder], path.relative_to(ROOT)
+        name = path.relative_to(ROOT)
+        assert imported(path) - STANDARD - own <= ALLOWED[folder] | EXCEPTIONS.get(str(name), set()), name
 
 
 def test_harness_imports_of_ours_only_what_it_compares():

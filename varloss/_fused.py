@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,9 @@ FORMS = ("auto", "dense", "tiled")
 # Up to this many similarities the whole matrix at once is faster than its tiles: N = 181 on CPU, N = 1024 on a GPU, where
 # launches cost more.
 WHOLE_ELEMENTS = {"cpu": 2**17, "cuda": 2**22}
+
+# A block of rows and its gradient have to stay on the chip.
+TRITON_MAX_DIM = 256
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 # Value, gradient by both views' rows, gradient by both views' keys.
@@ -73,6 +77,21 @@ def _is_small(z0: Tensor, z1: Tensor, problem: Problem) -> bool:
     return similarities <= limit and problem.fits_without_shift(_dtype_inside(z0, z1))
 
 
+def _suits_triton(z0: Tensor, z1: Tensor, problem: Problem) -> bool:
+    """Half-precision rows on an NVIDIA GPU with tensor cores for both half types; fp32 rows are cuBLAS's matter."""
+    return (
+        z0.is_cuda
+        and z0.dtype == z1.dtype
+        and z0.dtype in (torch.float16, torch.bfloat16)
+        and z0.shape[1] <= TRITON_MAX_DIM
+        and problem.fits_without_shift(torch.float32)
+        and type(z0) in (Tensor, torch.nn.Parameter)  # fake tensors have nothing to launch on
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(z0.device) >= (8, 0)
+        and find_spec("triton") is not None
+    )
+
+
 def _dtype_inside(z0: Tensor, z1: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(z0.dtype, z1.dtype), torch.float32)
 
@@ -98,6 +117,10 @@ def _compute(inputs: Inputs, *, offset: int, force_tiles: bool, problem: Problem
             return gathered.value_and_gradient((z0, z1), (k0, k1), offset, problem, need_gradient)
         if not force_tiles and _is_small(z0, z1, problem):
             return *whole.value_and_gradient(z0, z1, problem, need_gradient), None
+        if not force_tiles and _suits_triton(z0, z1, problem):
+            from varloss._kernels import triton_tiles  # noqa: PLC0415  (Triton is not on every machine)
+
+            return *triton_tiles.value_and_gradient(z0, z1, problem, need_gradient), None
         return *tiles.value_and_gradient(z0, z1, problem, need_gradient), None
 
 
