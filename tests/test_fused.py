@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import KINDS
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import varloss
 from varloss import functional as vf
@@ -321,6 +322,51 @@ def test_error_is_that_of_the_dense_formula(kind, decoupled, form):
     for ours, theirs in zip(errors[form], errors["dense"], strict=True):
         ninety_five = [torch.tensor(e).quantile(0.95).item() for e in (ours, theirs)]
         assert ninety_five[0] <= 2 * ninety_five[1] + 4 * ulp
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what would be launched on a GPU: neither views nor allocations."""
+
+    FREE = [
+        "view",
+        "t",
+        "transpose",
+        "slice",
+        "select",
+        "as_strided",
+        "unsqueeze",
+        "diagonal",
+        "unbind",
+        "detach",
+        "new_empty",
+        "empty_like",
+        "promote_types",
+    ]
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ not in self.FREE
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("loss", "most"),
+    [
+        (varloss.NTXentLoss(), 28),
+        (varloss.WithVRN(varloss.NTXentLoss(), weight=3, num_samples=100), 34),
+        (varloss.VRNLoss(num_samples=100), 20),
+    ],
+    ids=["nt_xent", "with_vrn", "vrn"],
+)
+def test_small_batches_take_few_operations(loss, most):
+    """At N = 32 operations are what a step costs. lightly's NT-Xent with a mask for VRN takes 177."""
+    z = oracles.views(32, 16, torch.float32)
+    with _Operations() as operations:
+        loss(*z).backward()
+    assert operations.count <= most
 
 
 MEMORY = """

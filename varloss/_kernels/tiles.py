@@ -20,7 +20,7 @@ from varloss._kernels.common import Problem, anchor_losses, to_raw_rows, unit_ro
 CPU_TILE = (128, 1024)
 GPU_TILE = (2048, 4096)
 # How much may be kept: this many logits for each row, and this many bytes at least and at most.
-KEPT_PER_ROW = 768
+KEPT_PER_ROW = 640
 KEPT_BYTES = (8 * 2**20, 64 * 2**20)
 
 
@@ -78,42 +78,54 @@ def value_and_gradient(
     """
     n, t = z0.shape[0], problem.temperature
     z, length = unit_rows(z0, z1)
+    u, v = z[:n], z[n:]
     parts = tiles(n, problem, tile or (CPU_TILE if z.device.type == "cpu" else GPU_TILE))
+    positive = (u * v).sum(1).div_(t)
+    log_sums, squared_gaps, gradient = _both_passes(z, positive, problem, parts, need_gradient)
+    value = anchor_losses(log_sums, positive, problem.decoupled).mean()
+    if problem.has_vrn:
+        value.add_(squared_gaps, alpha=problem.slope(n) / 2 * t**2)
+    if gradient is None:
+        return value, None
+    pull = torch.full_like(positive, 2) if problem.decoupled else torch.sigmoid(log_sums - positive).sum(0)
+    gradient[:n].addcmul_(pull.unsqueeze(1), v, value=-1)
+    gradient[n:].addcmul_(pull.unsqueeze(1), u, value=-1)
+    return value, to_raw_rows(gradient.div_(2 * n * t), z, length).view(2, n, -1)
+
+
+def _both_passes(
+    z: Tensor, positive: Tensor, problem: Problem, parts: list[Tile], need_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logarithms of the sums (2, N), the sum of squared gaps, and 2 N t times the negatives' share of the gradient.
+
+    A function of its own so that its buffers, most of the memory in use, are gone before normalisation needs some.
+    """
+    n, t = z.shape[0] // 2, problem.temperature
     work = _Work(z, 1 / t, parts, keep=need_gradient)
-    positive = (z[:n] * z[n:]).sum(1).div_(t)
     sums: _Sums = (_PlainSums if problem.fits_without_shift(z.dtype) else _ShiftedSums)(work, problem)
     squared_gaps = z.new_zeros(())
-
     for part in parts:
         logits = work.logits(part)
         sums.add(part, logits)
         if part.has_vrn and not need_gradient:
             _to_gaps(part, logits, problem, squared_gaps)
     log_sums = sums.log()
-    gradient = None
-    if need_gradient:
-        scale = 1 / (2 * n * t)  # put in at the end
-        gradient = torch.zeros_like(z)
-        sums.prepare_weights(log_sums, positive)
-        for part in parts:
-            logits = work.logits(part)
-            weights = part.without_own(sums.weights(part, logits))
-            if part.has_vrn:
-                gaps = _to_gaps(part, logits, problem, squared_gaps)
-                weights.add_(gaps, alpha=problem.slope(n) * t / scale)
-            rows, columns = z.narrow(0, part.top, part.height), z.narrow(0, part.left, part.width)
-            gradient.narrow(0, part.top, part.height).addmm_(weights, columns)
-            later = gradient.narrow(0, part.left + part.square, part.width - part.square)
-            later.addmm_(weights[:, part.square :].t(), rows)
-        pull = torch.full_like(positive, 2) if problem.decoupled else torch.sigmoid(log_sums - positive).sum(0)
-        gradient[:n].addcmul_(pull.unsqueeze(1), z[n:], value=-1)
-        gradient[n:].addcmul_(pull.unsqueeze(1), z[:n], value=-1)
-        to_raw_rows(gradient.mul_(scale), z, length)
-        gradient = gradient.view(2, n, -1)
-    value = anchor_losses(log_sums, positive, problem.decoupled).mean()
-    if problem.has_vrn:
-        value.add_(squared_gaps, alpha=problem.slope(n) / 2 * t**2)
-    return value, gradient
+    if not need_gradient:
+        return log_sums, squared_gaps, None
+
+    gradient = torch.zeros_like(z)
+    sums.prepare_weights(log_sums, positive)
+    for part in parts:
+        logits = work.logits(part)
+        weights = part.without_own(sums.weights(part, logits))
+        if part.has_vrn:
+            gaps = _to_gaps(part, logits, problem, squared_gaps)
+            weights.add_(gaps, alpha=problem.slope(n) * t * (2 * n * t))
+        rows, columns = z.narrow(0, part.top, part.height), z.narrow(0, part.left, part.width)
+        gradient.narrow(0, part.top, part.height).addmm_(weights, columns)
+        later = gradient.narrow(0, part.left + part.square, part.width - part.square)
+        later.addmm_(weights[:, part.square :].t(), rows)
+    return log_sums, squared_gaps, gradient
 
 
 def _to_gaps(part: Tile, logits: Tensor, problem: Problem, squared_gaps: Tensor) -> Tensor:
