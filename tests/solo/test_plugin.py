@@ -196,6 +196,8 @@ def test_the_flag_works_from_an_installed_wheel_and_an_editable_install(tmp_path
     python = tmp_path / "env" / "bin" / "python"
     what = [str(wheel)] if kind == "wheel" else ["--no-build-isolation", "-e", str(PROJECT)]
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    # Or pip would be content with the varloss that it sees over PYTHONPATH.
+    pip.append("--ignore-installed")
     # Third-party packages come over PYTHONPATH, where the .pth file of this environment's own varloss is not read.
     site = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
     done = subprocess.run([*pip, *what], env=environment(PYTHONPATH=site), capture_output=True, text=True, check=False)
