@@ -9,6 +9,7 @@ import sys
 import oracles
 import pytest
 import torch
+import torch._dynamo.testing
 from cases import KINDS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -322,6 +323,30 @@ def test_error_is_that_of_the_dense_formula(kind, decoupled, form):
     for ours, theirs in zip(errors[form], errors["dense"], strict=True):
         ninety_five = [torch.tensor(e).quantile(0.95).item() for e in (ours, theirs)]
         assert ninety_five[0] <= 2 * ninety_five[1] + 4 * ulp
+
+
+def test_compiled_warm_up_of_the_weight_does_not_compile_each_step():
+    z = oracles.views(6, 4, torch.float32)
+    module = varloss.WithVRN(varloss.NTXentLoss(), weight=0.5, num_samples=20)
+    torch._dynamo.reset()
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=graphs)
+    for step in range(1, 12):
+        module.regularizer.weight = 0.1 * step
+        torch.testing.assert_close(compiled(*z), module(*z))
+    # The number as a constant at first, as a symbol once it has changed.
+    assert graphs.frame_count == 2
+
+
+def test_compiled_batches_of_many_sizes_share_a_graph():
+    torch._dynamo.reset()
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(vf.nt_xent, fullgraph=True, backend=graphs)
+    # From the whole matrix at once to tiles: the operator decides when it runs.
+    for n in (8, 9, 200, 300):
+        z = oracles.views(n, 4, torch.float32)
+        torch.testing.assert_close(compiled(*z), vf.nt_xent(*z))
+    assert graphs.frame_count == 2
 
 
 LAUNCH_NOTHING = {

@@ -44,8 +44,8 @@ def nt_xent(
     """The loss of checked inputs; ``form`` is "auto" or "tiled". VRN's pairs must be among the negatives."""
     inputs = (z0, z1, *(keys or (None, None)))
     need_gradient = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
-    if torch.compiler.is_compiling():
-        return _operator(*inputs, offset, form == "tiled", need_gradient, *problem)[0]  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling():  # never with VRN, see nt_xent_with_vrn
+        return _operator(*inputs, offset, form == "tiled", need_gradient, *problem[:3])[0]  # type: ignore[no-any-return]
     compute = partial(_compute, offset=offset, force_tiles=form == "tiled", problem=problem)
     if need_gradient:
         return _Fused.apply(*inputs, compute, partial(_dense, problem, offset))  # type: ignore[no-any-return]
@@ -158,8 +158,7 @@ class _Fused(torch.autograd.Function):
     "varloss::nt_xent",
     mutates_args=(),
     schema="(Tensor z0, Tensor z1, Tensor? k0, Tensor? k1, int offset, bool force_tiles, bool need_gradient, "
-    "float temperature, str negatives, bool decoupled, float vrn_weight, float target, str pairs) "
-    "-> (Tensor, Tensor, Tensor)",
+    "float temperature, str negatives, bool decoupled) -> (Tensor, Tensor, Tensor)",
 )
 def _operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`_compute`; a gradient that is not there is an empty tensor, since an operator cannot return None."""
@@ -188,7 +187,7 @@ def _operator_backward(ctx: Any, upstream: Tensor, *of_gradients: Tensor) -> tup
     del of_gradients  # only the value is handed on
     inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
     found = _backward(upstream, inputs, gradients, partial(_dense, ctx.problem, ctx.offset))
-    return (*found, *(None,) * 9)
+    return (*found, *(None,) * 6)
 
 
 _operator.register_autograd(_operator_backward, setup_context=_save)

@@ -144,8 +144,8 @@ def nt_xent_with_vrn(
         loss = loss + weight * vrn(z0, z1, num_samples=n, pairs=pairs)
 
     VRN's derivative by a similarity the loss has computed is one addition, so that the sum costs little more than NT-Xent
-    alone. Where the loss does not look at VRN's pairs (``negatives="cross"`` with ``pairs="within"``, say), or where it takes
-    the dense form, the two terms are computed one after the other.
+    alone. Where the loss does not look at VRN's pairs (``negatives="cross"`` with ``pairs="within"``, say), where it takes the
+    dense form, and under torch.compile, the two terms are computed one after the other.
 
     Args:
         z0: (N, D) projections of view 0, of any length: rows are normalised inside.
@@ -170,11 +170,21 @@ def nt_xent_with_vrn(
 
     Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7.
     """
-    weight = _checks.weight(weight)
+    # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a constant
+    # of an operator it would cost a compilation each time.
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        weight = _checks.weight(weight)
     delta = _checks.delta(num_samples, target)
     _checks.one_of(pairs, _checks.KINDS, "pairs")
     options: dict[str, Any] = {"negatives": negatives, "decoupled": decoupled, "form": form, "check": check}
-    if weight == 0 or form == "dense" or isinstance(temperature, Tensor) or not _fused.can_fuse(negatives, pairs):
+    if (
+        compiling
+        or weight == 0
+        or form == "dense"
+        or isinstance(temperature, Tensor)
+        or not _fused.can_fuse(negatives, pairs)
+    ):
         loss = nt_xent(z0, z1, temperature=temperature, **options)
         return loss if weight == 0 else loss + weight * vrn(z0, z1, target=delta, pairs=pairs)
     _checks.two_views(z0, z1, None, 0)
