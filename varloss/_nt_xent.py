@@ -92,7 +92,7 @@ def nt_xent(
     At the edge: a zero row has similarity 0 to everything and gets a zero gradient; so does, without a word unless
     ``check``, a row whose squared length leaves the range of fp32 (longer than about 1e19). The loss of a perfectly
     separated batch underflows to 0 gracefully, without cancellation. The backward pass with ``create_graph=True`` takes the
-    dense formula whatever ``form`` says; the transforms of ``torch.func`` need ``form="dense"``.
+    dense formula whatever ``form`` says. The transforms of ``torch.func`` are not supported.
 
     Sources: Chen et al. 2020 (SimCLR, arXiv 2002.05709) eq. 1; Yeh et al. 2022 (DCL, arXiv 2110.06848) eq. 6; Lee et al.
     2025 (arXiv 2506.09781) Def. 3.1; Wang & Liu 2021 (arXiv 2012.09740) section 3 for hard negatives.
