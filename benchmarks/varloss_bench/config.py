@@ -10,7 +10,7 @@ from typing import Any
 
 # Raise this whenever a change of the harness changes the numbers a configuration leads to (augmentation, evaluation,
 # schedule, ...): it is hashed into every trial's key, so old results are then run again instead of silently mixed in.
-PROTOCOL = 1
+PROTOCOL = 2
 
 CONTRASTIVE = ("simclr", "dcl", "dhel", "moco")
 UNTRAINED = ("raw-pixels", "random-init")
@@ -19,6 +19,11 @@ EVALUATION_SPLITS = ("test", "val")
 
 # An embedding whose held-out negatives are this similar on average has collapsed; its small variance is then no success.
 COLLAPSE_MEAN = 0.9
+
+
+def _later(default: Any) -> Any:
+    """A field of `TrialConfig` that was added within a protocol; its default is what trials did before, for ever."""
+    return dataclasses.field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +79,12 @@ class TrialConfig:
         return self.base_lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "constant": 1.0}[self.lr_rule]
 
     def key(self) -> str:
-        """Name of the trial: 16 hexadecimal digits of the SHA-256 of the canonical JSON of everything above."""
-        canonical = json.dumps({"protocol": PROTOCOL, **self.to_dict()}, sort_keys=True, separators=(",", ":"))
+        """Name of the trial: 16 hexadecimal digits of the SHA-256 of the canonical JSON of everything above.
+
+        A field that was added later (`_later`) counts once it is set: what was run before it existed keeps its name.
+        """
+        decisive = {name: value for name, value in self.to_dict().items() if value != _added_later().get(name, ...)}
+        canonical = json.dumps({"protocol": PROTOCOL, **decisive}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def file_stem(self) -> str:
@@ -88,11 +97,15 @@ class TrialConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
-        """The inverse of `to_dict`; unknown or missing names raise `TypeError`."""
-        missing = {field.name for field in dataclasses.fields(cls)} - set(values)
+        """The inverse of `to_dict`, also of an older one; unknown or missing names raise `TypeError`."""
+        missing = {field.name for field in dataclasses.fields(cls)} - set(values) - set(_added_later())
         if missing:
             raise TypeError(f"trial configuration lacks {sorted(missing)}")
         return cls(**values)
+
+
+def _added_later() -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(TrialConfig) if "later" in field.metadata}
 
 
 @dataclass(frozen=True, order=True)

@@ -1,6 +1,7 @@
 """What is read off a trained net, once, after the last epoch."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from varloss.metrics import similarity_statistics
+from varloss import metrics
 from varloss_bench import augment
 from varloss_bench.data import Source, Split, few_labels
-from varloss_bench.measures import FEW_LABEL_DRAWS, FEW_LABELS, KNN_K, KNN_TEMPERATURE, MAX_SIMILARITY_IMAGES
+from varloss_bench.measures import (
+    FEW_LABEL_DRAWS,
+    FEW_LABELS,
+    FEWEST_LABELS,
+    HISTOGRAM_BINS,
+    KNN_K,
+    KNN_TEMPERATURE,
+    MAX_PLOTTED_IMAGES,
+    MAX_SIMILARITY_IMAGES,
+)
 
 ENCODE_BATCH = 512
 
@@ -60,36 +70,89 @@ def feature_metrics(
     """Accuracies on frozen features (N, D); the labelled subsets are drawn by the seed and averaged over."""
     num_classes = int(torch.cat([train_split.labels, held_out_split.labels]).max()) + 1
     labels, held_out_labels = train_split.labels, held_out_split.labels
-    subsets = few_labels(labels.cpu(), FEW_LABELS, seed, FEW_LABEL_DRAWS)
-    few = [probe_accuracy(train[subset], labels[subset], held_out, held_out_labels) for subset in subsets]
+
+    def few_label_probe(per_class: int) -> float:
+        subsets = few_labels(labels.cpu(), per_class, seed, FEW_LABEL_DRAWS)
+        scores = [probe_accuracy(train[subset], labels[subset], held_out, held_out_labels) for subset in subsets]
+        return float(np.mean(scores))
+
     return {
-        "few_label_probe": float(np.mean(few)),
+        "few_label_probe": few_label_probe(FEW_LABELS),
+        "fewest_label_probe": few_label_probe(FEWEST_LABELS),
         "linear_probe": probe_accuracy(train, labels, held_out, held_out_labels),
         "knn": knn_accuracy(train, labels, held_out, held_out_labels, num_classes),
+        "feature_rank": _rank(held_out),
     }
 
 
 def projection_metrics(
     encoder: nn.Module, source: Source, train_split: Split, held_out_split: Split, seed: int
-) -> dict[str, float]:
-    """KNN in projection space, and similarities of two augmented views of the held-out images (evaluation mode).
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """What is seen in projection space: kNN, and similarities of two augmented views of the held-out images.
 
-    Augmented by a seed of its own, the same for all arms. Negatives are all cross-view pairs of different images, of the
-    same class too: labels play no part in the loss.
+    Augmented by a seed of its own, the same for all arms; everything in evaluation mode. Negatives are all cross-view
+    pairs of different images, of the same class too: labels play no part in the loss.
+
+    Returns:
+        Metrics by name, and what figures are drawn from: histograms of the similarities over [-1, 1], and the first two
+        principal components of some projections.
     """
     num_classes = int(torch.cat([train_split.labels, held_out_split.labels]).max()) + 1
     train, held_out = encode(encoder, train_split.images), encode(encoder, held_out_split.images)
     images = held_out_split.images[:MAX_SIMILARITY_IMAGES]
     views = augment.two_views(images, augment.build_augmentation(source), augment.epoch_seed(seed, 9999))
-    statistics = similarity_statistics(encode(encoder, views[0]), encode(encoder, views[1]))
-    return {
+    z0, z1 = encode(encoder, views[0]), encode(encoder, views[1])
+    statistics = metrics.similarity_statistics(z0, z1)
+    measured = {
         "projection_knn": knn_accuracy(train, train_split.labels, held_out, held_out_split.labels, num_classes),
         "negative_variance": float(statistics.cross_var),
         "negative_mean": float(statistics.cross_mean),
         "positive_mean": float(statistics.positive_mean),
         "within_negative_variance": float(statistics.within_var),
         "within_negative_mean": float(statistics.within_mean),
+        "retrieval": retrieval_accuracy(z0, z1),
+        "alignment": float(metrics.alignment(z0, z1)),
+        "uniformity": float(metrics.uniformity(z0)),
+        "tolerance": float(metrics.tolerance(held_out, held_out_split.labels)),
+        "projection_rank": _rank(held_out),
     }
+    shown, labels = held_out[:MAX_PLOTTED_IMAGES], held_out_split.labels[:MAX_PLOTTED_IMAGES]
+    drawn = {
+        "similarity_histograms": similarity_histograms(z0, z1),
+        "principal_components": {"points": principal_components(shown), "labels": labels.tolist()},
+    }
+    return measured, drawn
+
+
+def _rank(z: Tensor) -> float:
+    """Effective rank; 0 where every entry is, as a net whose last ReLUs have died puts out."""
+    return float(metrics.effective_rank(z)) if bool(z.any()) else 0.0
+
+
+def retrieval_accuracy(z0: Tensor, z1: Tensor) -> float:
+    """Percent of images whose first view is most similar to their own second view, among those of all images."""
+    nearest = (nn.functional.normalize(z0, dim=1) @ nn.functional.normalize(z1, dim=1).T).argmax(1)
+    return 100.0 * float((nearest == torch.arange(len(z0), device=z0.device)).double().mean())
+
+
+def similarity_histograms(z0: Tensor, z1: Tensor) -> dict[str, list[int]]:
+    """Counts of the cosine similarities of positive pairs and of cross-view negatives, in equal bins over [-1, 1]."""
+    similarities = nn.functional.normalize(z0, dim=1) @ nn.functional.normalize(z1, dim=1).T
+    own = torch.eye(len(z0), dtype=torch.bool, device=z0.device)
+
+    def counts(values: Tensor) -> list[int]:
+        # Rounding can carry a cosine past 1, where histc would drop it.
+        return [int(count) for count in torch.histc(values.clamp(-1, 1).cpu(), HISTOGRAM_BINS, -1, 1)]
+
+    return {"positives": counts(similarities[own]), "negatives": counts(similarities[~own])}
+
+
+def principal_components(z: Tensor) -> list[list[float]]:
+    """Unit rows of (N, D) along the two directions of their largest variance: N points in the plane."""
+    rows = nn.functional.normalize(z.double(), dim=1)
+    centred = rows - rows.mean(0)
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)
+    return [[round(x, 3), round(y, 3)] for x, y in (centred @ directions).tolist()]
 
 
 def _numpy(values: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 KNN_K, KNN_TEMPERATURE = 20, 0.1
-FEW_LABELS, FEW_LABEL_DRAWS = 10, 5
+# Labels per class of the two few-label probes, each the mean of so many draws of the labels.
+FEW_LABELS, FEWEST_LABELS, FEW_LABEL_DRAWS = 10, 3, 5
+HISTOGRAM_BINS = 80  # of similarities, over [-1, 1]
+MAX_PLOTTED_IMAGES = 500
 # Similarities of held-out pairs are taken over at most this many images: all pairs of 2000 images are 4 million.
 MAX_SIMILARITY_IMAGES = 2000
 # Blocks of both views above this size are augmented piece by piece instead of a whole epoch at once.
@@ -16,7 +19,7 @@ class Metric:
 
     Attributes:
         title: For tables and figures.
-        unit: `"%"` (accuracy, more is better) or `""` (a similarity).
+        unit: `"%"` (accuracy, more is better) or `""` (a similarity or another property of the embeddings).
         digits: Digits after the point.
     """
 
@@ -33,5 +36,15 @@ METRICS = {
     "negative_variance": Metric("variance of held-out negatives", "", 4),
     "negative_mean": Metric("mean of held-out negatives", "", 3),
     "positive_mean": Metric("mean of held-out positives", "", 3),
+    "fewest_label_probe": Metric(f"linear probe, {FEWEST_LABELS} labels per class", "%", 2),
+    "retrieval": Metric("retrieval of the other view", "%", 2),
+    "alignment": Metric("alignment", "", 3),
+    "uniformity": Metric("uniformity", "", 3),
+    "tolerance": Metric("tolerance", "", 3),
+    "feature_rank": Metric("effective rank, backbone", "", 1),
+    "projection_rank": Metric("effective rank, projection", "", 1),
+    "within_negative_variance": Metric("variance of held-out within-view negatives", "", 4),
+    "within_negative_mean": Metric("mean of held-out within-view negatives", "", 3),
 }
-ACCURACIES = tuple(name for name, metric in METRICS.items() if metric.unit == "%")
+# The accuracies that arms are compared in. The others are described, not tested: each test costs all others some power.
+ACCURACIES = ("few_label_probe", "linear_probe", "knn", "projection_knn")

@@ -87,7 +87,7 @@ def run_trial(config: TrialConfig, report: Callable[[float], None] = lambda _: N
     if not config.arm.trained:
         train_features, held_out_features = _untrained_features(config, source, splits.train, held_out)
         trained = started
-        metrics = {}
+        metrics: dict[str, float] = {}
     else:
         module, loader, changed = build(config, splits, source)
         outcome |= {
@@ -108,7 +108,7 @@ def run_trial(config: TrialConfig, report: Callable[[float], None] = lambda _: N
         for features in (train_features, held_out_features):
             _require_finite(features, "features")
             _require_finite(evaluate.encode(module.head, features), "projections")
-        metrics = evaluate.projection_metrics(module, source, train_split, held_out, config.seed)
+        metrics, outcome["drawn"] = evaluate.projection_metrics(module, source, train_split, held_out, config.seed)
     metrics |= evaluate.feature_metrics(
         train_features.cpu(), held_out_features.cpu(), splits.train, _cpu(held_out), config.seed
     )

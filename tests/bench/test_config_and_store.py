@@ -1,10 +1,12 @@
 """Keys of trials, grids, and results on disk."""
 
 import dataclasses
+import hashlib
 import json
 
 import pytest
 
+from varloss_bench import config
 from varloss_bench.config import Arm, TrialConfig, grid
 from varloss_bench.store import Store, write_atomically
 
@@ -46,6 +48,19 @@ def test_from_dict_names_what_is_missing():
     del values["seed"]
     with pytest.raises(TypeError, match="seed"):
         TrialConfig.from_dict(values)
+
+
+def test_a_field_added_later_counts_once_it_is_set(monkeypatch):
+    """What was run before the field existed keeps its name and can still be read."""
+    before = TrialConfig()
+    monkeypatch.setattr(config, "_added_later", lambda: {"fused": True})
+    values = before.to_dict()
+    del values["fused"]
+    old = TrialConfig.from_dict(values)
+    assert old == before
+    canonical = json.dumps({"protocol": config.PROTOCOL, **values}, sort_keys=True, separators=(",", ":"))
+    assert old.key() == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    assert dataclasses.replace(before, fused=False).key() != old.key()
 
 
 def test_default_grid():

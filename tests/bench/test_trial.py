@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -228,10 +229,10 @@ def test_similarities_are_of_held_out_pairs():
         def forward(self, x):
             return torch.ones(len(x), 4)
 
-    constant = evaluate.projection_metrics(Constant(), source, splits.train, splits.test, 0)
+    constant, _ = evaluate.projection_metrics(Constant(), source, splits.train, splits.test, 0)
     assert constant["negative_mean"] == pytest.approx(1.0)
     assert constant["negative_variance"] == pytest.approx(0.0, abs=1e-10)
-    pixels = evaluate.projection_metrics(nn.Flatten(), source, splits.train, splits.test, 0)
+    pixels, drawn = evaluate.projection_metrics(nn.Flatten(), source, splits.train, splits.test, 0)
     u, v = (
         nn.functional.normalize(view.flatten(1).double(), dim=1)
         for view in augment.two_views(
@@ -241,6 +242,27 @@ def test_similarities_are_of_held_out_pairs():
     negatives = (u @ v.T)[~torch.eye(500, dtype=torch.bool)]
     assert pixels["negative_variance"] == pytest.approx(float(negatives.var(correction=0)), rel=1e-4)
     assert pixels["positive_mean"] == pytest.approx(float((u * v).sum(1).mean()), rel=1e-4)
+    hits = sum(int((v @ row).argmax()) == i for i, row in enumerate(u))
+    assert pixels["retrieval"] == pytest.approx(100 * hits / 500)
+    assert 0 < hits < 500
+    expected = {"positives": (u * v).sum(1), "negatives": negatives}
+    for kind, values in expected.items():
+        counts, _ = np.histogram(values.numpy(), bins=measures.HISTOGRAM_BINS, range=(-1, 1))
+        # A similarity on the edge of a bin may round into the next one.
+        assert np.abs(np.subtract(drawn["similarity_histograms"][kind], counts)).sum() <= 1e-4 * len(values) + 2
+    points = torch.tensor(drawn["principal_components"]["points"])
+    clean = nn.functional.normalize(splits.test.images.flatten(1).double(), dim=1)
+    variances = torch.linalg.svdvals(clean - clean.mean(0)).square()[:2]
+    torch.testing.assert_close(points.double().square().sum(0), variances, rtol=1e-2, atol=0)
+    assert drawn["principal_components"]["labels"] == splits.test.labels.tolist()
+
+
+def test_dead_features_have_rank_zero():
+    splits = data.split(data.load("digits"), 0)
+    dead = torch.zeros(len(splits.train), 8), torch.zeros(len(splits.test), 8)
+    measured = evaluate.feature_metrics(*dead, splits.train, splits.test, 0)
+    assert measured["feature_rank"] == 0
+    assert measured["linear_probe"] == pytest.approx(10, abs=4)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
