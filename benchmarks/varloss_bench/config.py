@@ -78,13 +78,14 @@ class TrialConfig:
         ratio = self.batch_size / 256
         return self.base_lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "constant": 1.0}[self.lr_rule]
 
-    def key(self) -> str:
+    def key(self, protocol: int = PROTOCOL) -> str:
         """Name of the trial: 16 hexadecimal digits of the SHA-256 of the canonical JSON of everything above.
 
         A field that was added later (`_later`) counts once it is set: what was run before it existed keeps its name.
+        Under an older `protocol` it is the name that records of then have.
         """
         decisive = {name: value for name, value in self.to_dict().items() if value != _added_later().get(name, ...)}
-        canonical = json.dumps({"protocol": PROTOCOL, **decisive}, sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps({"protocol": protocol, **decisive}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def file_stem(self) -> str:
@@ -165,7 +166,7 @@ def grid(
     ]
     trials: list[TrialConfig] = []
     for seed in seeds:
-        trials += [_untrained(base, name, seed) for name in UNTRAINED]
+        trials += [untrained(base, name, seed) for name in UNTRAINED]
         for method, batch_size, temperature, weight in arms:
             trials.append(
                 dataclasses.replace(
@@ -175,7 +176,7 @@ def grid(
     return list(dict.fromkeys(trials))
 
 
-def _untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
+def untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
     """A row without training; what it does not depend on is left at fixed values, so that sweeps share its result."""
     return TrialConfig(
         data=base.data,

@@ -73,7 +73,7 @@ class Store:
             path = self.path(config)
             try:
                 record = json.loads(path.read_text())
-                self._check(record, config)
+                self.check(record, config)
             except FileNotFoundError:
                 continue
             # Half a record can be wrong in any of these ways, up to an integer too large for a float.
@@ -84,7 +84,8 @@ class Store:
         return loaded
 
     @staticmethod
-    def _check(record: Any, config: TrialConfig) -> None:
+    def check(record: Any, config: TrialConfig) -> None:
+        """Raise `ValueError`, or what half a record makes Python raise, unless this is a whole record of that trial."""
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ValueError(f"not a trial record of schema {SCHEMA}")
         if TrialConfig.from_dict(record["config"]) != config:
