@@ -134,7 +134,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
     """
     from rich.console import Console  # noqa: PLC0415
 
-    from varloss_bench import checks, sweep  # noqa: PLC0415
+    from varloss_bench import checks, summary, sweep  # noqa: PLC0415
 
     checks.check_installed()
     console = Console()
@@ -171,7 +171,12 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     sweep.run_sweep(
-        trials, folder, control_temperatures=control_temperatures, workers=workers, dry_run=dry_run, console=console
+        trials,
+        folder,
+        pairs=summary.grid_pairs(trials, control_temperatures),
+        workers=workers,
+        dry_run=dry_run,
+        console=console,
     )
 
 

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from varloss_bench import stats
 from varloss_bench.config import Arm, TrialConfig
@@ -11,6 +11,40 @@ from varloss_bench.measures import ACCURACIES, METRICS
 
 # Compared, and together the family that Holm's correction runs over.
 COMPARED = (*ACCURACIES, "negative_variance")
+# The effect whose price in seeds is told where a comparison is open: percentage points of an accuracy, and for what has no
+# unit a fraction of the base arm's mean.
+EFFECT_POINTS, EFFECT_FRACTION = 0.5, 0.1
+
+Role = Literal["same temperature", "control", "tuned baseline"]
+
+
+class Pair(NamedTuple):
+    """Two arms that are compared, and what the second one is to the first."""
+
+    treated: Arm
+    base: Arm
+    role: Role
+
+
+def grid_pairs(configs: Sequence[TrialConfig], control_temperatures: Collection[float]) -> list[Pair]:
+    """What a grid compares: each arm with VRN against the same arm without, then against every control.
+
+    A control is the same method and batch size without VRN at another of the control temperatures, whether VRN was run
+    at that one as well or not.
+    """
+    arms = list(dict.fromkeys(config.arm for config in configs))
+    pairs = []
+    for arm in (arm for arm in arms if arm.weight):
+        plain = replace(arm, weight=0.0)
+        pairs += [Pair(arm, base, "same temperature") for base in arms if base == plain]
+        pairs += [
+            Pair(arm, base, "control")
+            for base in arms
+            if base.temperature != arm.temperature
+            and base.temperature in control_temperatures
+            and base == replace(plain, temperature=base.temperature)
+        ]
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -46,17 +80,40 @@ class Row:
         """Mean and interval of a metric over the finished seeds."""
         return stats.interval(list(self.values.get(metric, {}).values()))
 
+    def mean(self, metric: str) -> float:
+        """Mean of a metric over the finished seeds, NaN where there is none."""
+        values = self.values.get(metric, {}).values()
+        return sum(values) / len(values) if values else math.nan
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of one arm against its base arm."""
+    """One metric of one arm against its base arm.
+
+    Attributes:
+        role: What the base is to the treated arm.
+        family: Number of comparisons that share the correction.
+        effect: The stated effect, in the metric's unit, whose price in seeds is told; NaN where there is none.
+    """
 
     treated: Arm
     base: Arm
+    role: Role
     metric: str
     result: stats.Paired
     adjusted_p: float
     verdict: stats.Verdict
+    family: int
+    effect: float
+
+    def seeds_needed(self, effect: float, *, alone: bool = False) -> stats.SeedsNeeded | None:
+        """Seeds at which this effect would be settled four times out of five: in its family, or as the only comparison.
+
+        None where no test could be made: a failed arm, or too little to know the spread from.
+        """
+        if math.isnan(self.result.p_value):
+            return None
+        return stats.seeds_needed(self.result.difference, effect, comparisons=1 if alone else self.family)
 
     @property
     def against_control(self) -> bool:
@@ -78,42 +135,49 @@ class Summary:
 
 
 def summarise(
-    configs: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]], control_temperatures: Collection[float]
+    configs: Sequence[TrialConfig],
+    records: Mapping[str, Mapping[str, Any]],
+    pairs: Sequence[Pair],
+    *,
+    effect_points: float = EFFECT_POINTS,
 ) -> Summary:
-    """Group records by arm and compare: each arm with VRN against the same arm without, and against every control.
+    """Group records by arm and compare the pairs in every metric of `COMPARED`, which together are one family.
 
-    A control is the same method and batch size without VRN at another of the control temperatures, whether VRN was run
-    at that one as well or not. An arm with a collapsed, diverged or crashed seed wins nothing: its comparisons
-    say so.
+    An arm with a collapsed, diverged or crashed seed wins nothing: its comparisons say so, have no p-value, and stay
+    members of the family, whose size is hence fixed by what was asked and not by what came out.
+
+    Args:
+        configs: The trials asked for.
+        records: What there is of them, by key.
+        pairs: What is compared, decided before any result is seen.
+        effect_points: An accuracy difference that would matter; it decides which number of seeds is named, no verdict.
     """
     arms = list(dict.fromkeys(config.arm for config in configs))
     rows = {arm: _row(arm, [c for c in configs if c.arm == arm], records) for arm in arms}
-    pairs = [(arm, base) for arm in arms if arm.weight for base in _bases(arm, arms, control_temperatures)]
-    tests = [
-        (arm, base, metric, stats.paired(rows[arm].values.get(metric, {}), rows[base].values.get(metric, {})))
-        for arm, base in pairs
-        for metric in COMPARED
-    ]
-    adjusted = stats.holm([result.p_value for *_, result in tests])
+    tests = []
+    for pair in pairs:
+        treated, base = rows[pair.treated], rows[pair.base]
+        failure = treated.failure or base.failure
+        for metric in COMPARED:
+            result = stats.paired(treated.values.get(metric, {}), base.values.get(metric, {}))
+            # What is left of a failed arm are its survivors: their p-value would be one of nothing.
+            tests.append((pair, metric, replace(result, p_value=math.nan) if failure else result, failure))
+    adjusted = stats.holm([result.p_value for _, _, result, _ in tests])
     comparisons = tuple(
         Comparison(
-            arm,
-            base,
+            pair.treated,
+            pair.base,
+            pair.role,
             metric,
             result,
             p,
-            stats.verdict(result, p, rows[arm].failure or rows[base].failure),
+            stats.verdict(result, p, failure),
+            len(tests),
+            effect_points if METRICS[metric].unit else EFFECT_FRACTION * rows[pair.base].mean(metric),
         )
-        for (arm, base, metric, result), p in zip(tests, adjusted, strict=True)
+        for (pair, metric, result, failure), p in zip(tests, adjusted, strict=True)
     )
     return Summary(tuple(rows.values()), comparisons, tuple(dict.fromkeys(config.seed for config in configs)))
-
-
-def _bases(arm: Arm, arms: Sequence[Arm], control_temperatures: Collection[float]) -> list[Arm]:
-    """The same arm without VRN first, then its controls."""
-    alike = [a for a in arms if (a.method, a.batch_size, a.weight) == (arm.method, arm.batch_size, 0.0)]
-    own = [a for a in alike if a.temperature == arm.temperature]
-    return own + [a for a in alike if a.temperature != arm.temperature and a.temperature in control_temperatures]
 
 
 def _row(arm: Arm, configs: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]]) -> Row:
@@ -140,6 +204,7 @@ def to_dict(summary: Summary) -> dict[str, Any]:
     """The summary as plain values; what could not be computed is None."""
     return {
         "seeds": list(summary.seeds),
+        "comparisons_in_family": len(summary.comparisons),
         "rows": [
             {
                 **vars(row.arm),
@@ -154,15 +219,37 @@ def to_dict(summary: Summary) -> dict[str, Any]:
             {
                 "treated": vars(c.treated),
                 "base": vars(c.base),
+                "base_is": c.role,
                 "metric": c.metric,
                 "difference": _interval(c.result.difference),
                 "p_value": _number(c.result.p_value),
                 "p_value_holm": _number(c.adjusted_p),
                 "verdict": c.verdict,
+                "seeds_needed": _seeds_needed(c),
             }
             for c in summary.comparisons
         ],
     }
+
+
+def _seeds_needed(comparison: Comparison) -> dict[str, Any]:
+    """For the stated effect and for the observed one: in the family, and as the only comparison."""
+    effects = {"stated": comparison.effect, "observed": abs(comparison.result.difference.mean)}
+    found = {}
+    for name, effect in effects.items():
+        needed = comparison.seeds_needed(effect)
+        alone = comparison.seeds_needed(effect, alone=True)
+        found[name] = (
+            needed
+            and alone
+            and {
+                "effect": effect,
+                "seeds": needed.seeds,
+                "range95": [needed.low, needed.high],
+                "as_only_comparison": alone.seeds,
+            }
+        )
+    return found
 
 
 def _interval(value: stats.Interval) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ def run_sweep(
     trials: Sequence[TrialConfig],
     folder: Path,
     *,
-    control_temperatures: Collection[float],
+    pairs: Sequence[summary.Pair],
     workers: int,
     dry_run: bool,
     console: Console,
@@ -55,7 +55,7 @@ def run_sweep(
         trials,
         store,
         console,
-        control_temperatures=control_temperatures,
+        pairs=pairs,
         command=command,
         ran=len(missing),
         seconds=time.monotonic() - started,
@@ -69,7 +69,7 @@ def _present(
     store: Store,
     console: Console,
     *,
-    control_temperatures: Collection[float],
+    pairs: Sequence[summary.Pair],
     command: list[str],
     ran: int,
     seconds: float,
@@ -77,7 +77,7 @@ def _present(
     """Print and store the summary; returns how many trials have no result."""
     loaded = store.load(trials)
     trained = next(trial for trial in trials if trial.arm.trained)
-    result = summary.summarise(trials, loaded.records, control_temperatures)
+    result = summary.summarise(trials, loaded.records, pairs)
     content = {
         "command": command,
         "environment": next((record["environment"] for record in loaded.records.values()), None),

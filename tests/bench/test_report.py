@@ -17,6 +17,10 @@ BASE = {"few_label_probe": 95.0, "linear_probe": 98.0, "knn": 97.0, "projection_
 CONTROLS = (0.2,)
 
 
+def summarise(trials, records, **options):
+    return summary.summarise(trials, records, summary.grid_pairs(trials, CONTROLS), **options)
+
+
 def sweep(*, batch_sizes=(16,), seeds=4, effect=None, weights=(3.0,), temperatures=(0.5,), epochs=20):
     """Trials and records of which VRN moves each metric by `effect`, with a little noise that is not shared."""
     trials = grid(
@@ -48,9 +52,7 @@ def change(trials, records, arm, seed, **changes):
 
 
 def text_of(trials, records):
-    return report_text.plain_text(
-        summary.summarise(trials, records, CONTROLS), next(t for t in trials if t.arm.trained)
-    )
+    return report_text.plain_text(summarise(trials, records), next(t for t in trials if t.arm.trained))
 
 
 VRN = Arm("simclr", 16, 0.5, 3.0)
@@ -59,7 +61,7 @@ PLAIN = Arm("simclr", 16, 0.5, 0.0)
 
 def test_compares_with_the_same_arm_and_with_the_control():
     trials, records = sweep()
-    result = summary.summarise(trials, records, CONTROLS)
+    result = summarise(trials, records)
     pairs = list(dict.fromkeys((c.treated, c.base) for c in result.comparisons if c.treated.method == "simclr"))
     assert pairs == [(VRN, PLAIN), (VRN, Arm("simclr", 16, 0.2, 0.0))]
     assert len(result.comparisons) == 2 * 2 * 5
@@ -67,7 +69,7 @@ def test_compares_with_the_same_arm_and_with_the_control():
 
 def test_a_control_at_which_vrn_was_run_too_stays_a_rival():
     trials, records = sweep(temperatures=(0.5, 0.2, 0.1))
-    result = summary.summarise(trials, records, CONTROLS)
+    result = summarise(trials, records)
     pairs = {(c.treated, c.base.temperature) for c in result.comparisons if c.treated.method == "simclr"}
     at = {temperature: Arm("simclr", 16, temperature, 3.0) for temperature in (0.5, 0.2, 0.1)}
     # 0.5 and 0.1 are no controls, and 0.2 is its own base once, not twice.
@@ -77,7 +79,7 @@ def test_a_control_at_which_vrn_was_run_too_stays_a_rival():
 
 def test_a_planted_effect_is_settled_and_nothing_else_is():
     trials, records = sweep(effect={"few_label_probe": 1.0})
-    result = summary.summarise(trials, records, CONTROLS)
+    result = summarise(trials, records)
     settled = {c.metric for c in result.comparisons if c.verdict == "settled"}
     assert settled == {"few_label_probe"}
     text = " ".join(text_of(trials, records).split())
@@ -90,7 +92,7 @@ def test_differences_have_the_right_sign_and_size():
     trials, records = sweep(effect={"negative_variance": -0.1})
     comparison = next(
         c
-        for c in summary.summarise(trials, records, CONTROLS).comparisons
+        for c in summarise(trials, records).comparisons
         if c.metric == "negative_variance" and (c.treated, c.base) == (VRN, PLAIN)
     )
     assert comparison.result.difference.mean == pytest.approx(-0.1, abs=0.005)
@@ -101,7 +103,7 @@ def test_differences_have_the_right_sign_and_size():
 def test_a_collapsed_arm_wins_nothing():
     trials, records = sweep(effect={"negative_variance": -0.17})
     change(trials, records, VRN, seed=2, collapsed=True)
-    result = summary.summarise(trials, records, CONTROLS)
+    result = summarise(trials, records)
     assert {c.verdict for c in result.comparisons if c.treated == VRN} == {"collapsed"}
     assert "settled" in {c.verdict for c in result.comparisons if c.treated.method == "moco"}
     text = " ".join(text_of(trials, records).split())
@@ -112,7 +114,7 @@ def test_a_collapsed_arm_wins_nothing():
 def test_survivors_of_a_diverged_arm_are_no_evidence():
     trials, records = sweep(effect={"few_label_probe": 5.0})
     change(trials, records, PLAIN, seed=0, status="diverged", metrics={})
-    result = summary.summarise(trials, records, CONTROLS)
+    result = summarise(trials, records)
     assert result.row(PLAIN).diverged == (0,)
     verdicts = {c.verdict for c in result.comparisons if (c.treated, c.base) == (VRN, PLAIN)}
     assert verdicts == {"diverged"}
@@ -125,7 +127,7 @@ def test_survivors_of_a_diverged_arm_are_no_evidence():
 def test_survivors_of_an_arm_with_a_crash_are_no_evidence(arm):
     trials, records = sweep(effect={"few_label_probe": 5.0})
     change(trials, records, arm, seed=0, status="crashed", metrics={})
-    result = summary.summarise(trials, records, CONTROLS)
+    result = summarise(trials, records)
     verdicts = {c.verdict for c in result.comparisons if (c.treated, c.base) == (VRN, PLAIN)}
     assert verdicts == {"crashed"}
     text = " ".join(text_of(trials, records).split())
@@ -146,7 +148,7 @@ def test_missing_trials_are_named():
 def test_nothing_at_all_is_still_a_table():
     trials, _ = sweep()
     assert "no result for seeds 0, 1, 2, 3" in " ".join(text_of(trials, {}).split())
-    figure.draw(summary.summarise(trials, {}, CONTROLS), trials[2])
+    figure.draw(summarise(trials, {}), trials[2])
 
 
 def test_rows_below_a_baseline_are_named():
@@ -167,7 +169,7 @@ def test_tables_fit_eighty_columns():
 
     trials, records = sweep(effect=dict.fromkeys(measures.ACCURACIES, -1.0))
     console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(report_text.render(summary.summarise(trials, records, CONTROLS), trials[2]))
+    console.print(report_text.render(summarise(trials, records), trials[2]))
     assert "…" not in console.file.getvalue()
 
 
@@ -175,7 +177,7 @@ def test_summary_has_no_nan():
     import json
 
     trials, records = sweep(seeds=1)
-    json.dumps(summary.to_dict(summary.summarise(trials, records, CONTROLS)), allow_nan=False)
+    json.dumps(summary.to_dict(summarise(trials, records)), allow_nan=False)
 
 
 @pytest.fixture
@@ -187,7 +189,7 @@ def drawn():
         for seed in range(4):
             metrics = {**BASE, "few_label_probe": 75.0 + seed / 10}
             change(trials, records, Arm("simclr", 256, 0.5, 3.0), seed, metrics=metrics)
-        result = summary.summarise(trials, records, CONTROLS)
+        result = summarise(trials, records)
         picture = figure.build(result, next(t for t in trials if t.arm.trained))
         picture.canvas.draw()
         return picture, *picture.axes[:2]
@@ -212,7 +214,7 @@ def test_a_weight_has_one_colour_of_its_own_in_both_panels(drawn):
     left = [line.get_color() for line in gain.lines if len(line.get_xdata()) == 3]
     right = {line.get_color() for line in variance.lines if len(line.get_xdata()) == 3 and line.get_linestyle() == "-"}
     assert len(left) == len(set(left)) == 4
-    assert right == {*left, figure._GREY}
+    assert right == {*left, figure.GREY}
     colours = {text.get_text(): line.get_color() for line, text in zip(
         picture.legends[0].get_lines(), picture.legends[0].get_texts(), strict=True
     )}  # fmt: skip
@@ -243,7 +245,7 @@ def test_an_arm_far_off_is_noted_at_the_edge_and_squeezes_nothing(drawn, batch_s
 )
 def test_figure_is_a_picture_with_something_on_it(changes):
     trials, records = sweep(effect={"few_label_probe": 1.0}, **changes)
-    png = figure.draw(summary.summarise(trials, records, CONTROLS), next(t for t in trials if t.arm.trained))
+    png = figure.draw(summarise(trials, records), next(t for t in trials if t.arm.trained))
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     assert pixels.shape[0] > 500
     assert pixels.shape[1] > 1000
