@@ -14,7 +14,7 @@ from rich.text import Text
 
 from varloss_bench.config import COLLAPSE_MEAN, Arm, TrialConfig
 from varloss_bench.measures import ACCURACIES, METRICS, Metric
-from varloss_bench.stats import Failure, Interval
+from varloss_bench.stats import MOST_SEEDS, POWER, Failure, Interval, SeedsNeeded, spread_factors
 from varloss_bench.summary import Comparison, Row, Summary
 
 _SIMILARITIES = ("negative_variance", "negative_mean", "positive_mean")
@@ -136,7 +136,7 @@ def _legend(summary: Summary) -> str:
     if summary.comparisons:
         legend += (
             f"; differences are paired by seed. ✓ settled after Holm's correction over all {len(summary.comparisons)} "
-            "comparisons, ~ only its own interval excludes 0, · interval holds 0, = no spread between seeds, "
+            "comparisons, failed ones included, ~ only its own interval excludes 0, · interval holds 0, = no spread between seeds, "
             "✗ a seed collapsed, diverged or has no result"
         )
     return legend
@@ -146,18 +146,47 @@ def verdict_lines(summary: Summary) -> list[str]:
     """The comparisons in words, claiming what the intervals show: what is settled, what hints, what is open."""
     lines = []
     for treated, base in _pairs(summary, [row.arm for row in summary.rows]):
-        versus = "no VRN" if treated.temperature == base.temperature else f"t={base.temperature:g} without VRN"
-        lines.append(f"{group_label(treated)}: {arm_label(treated)} against {versus}")
         mine = [c for c in summary.comparisons if (c.treated, c.base) == (treated, base)]
+        lines.append(f"{group_label(treated)}: {arm_label(treated)} against {_versus(mine[0])}")
         if mine[0].verdict in get_args(Failure):
             lines.append(f"  {in_words(mine[0])}")
             continue
-        lines += [f"  {METRICS[c.metric].title}: {in_words(c)}" for c in mine if c.verdict != "open"]
-        still_open = [c for c in mine if c.verdict == "open"]
-        if still_open:
-            titles = "; ".join(METRICS[c.metric].title for c in still_open)
-            lines.append(f"  not settled at {_count(still_open[0])}: {titles}")
+        # What is open is told in one line for all accuracies, whose stated effect is the same.
+        open_accuracies = [c for c in mine if c.verdict == "open" and METRICS[c.metric].unit]
+        lines += [f"  {METRICS[c.metric].title}: {in_words(c)}" for c in mine if c not in open_accuracies]
+        if open_accuracies:
+            lines.append(f"  {_open_in_words(open_accuracies)}")
     return lines
+
+
+def _open_in_words(comparisons: Sequence[Comparison]) -> str:
+    needed = [c.seeds_needed(c.effect) for c in comparisons]
+    titles = [
+        METRICS[c.metric].title + (f" ({_number(seeds)})" if seeds else "")
+        for c, seeds in zip(comparisons, needed, strict=True)
+    ]
+    price = f"; an effect of {_effect(comparisons[0])} would need about (seeds)" if any(needed) else ""
+    return f"not settled at {_count(comparisons[0])}{price}: {'; '.join(titles)}"
+
+
+def _versus(comparison: Comparison) -> str:
+    if comparison.role == "same temperature":
+        return "no VRN"
+    at = f"t={comparison.base.temperature:g}"
+    return f"the tuned baseline, {at}" if comparison.role == "tuned baseline" else f"{at} without VRN"
+
+
+def _effect(comparison: Comparison) -> str:
+    metric = METRICS[comparison.metric]
+    return (
+        f"{comparison.effect:g} point{'' if comparison.effect == 1 else 's'}"
+        if metric.unit
+        else f"{comparison.effect:.{metric.digits}f}"
+    )
+
+
+def _number(needed: SeedsNeeded) -> str:
+    return f"over {MOST_SEEDS}" if needed.seeds >= MOST_SEEDS else str(needed.seeds)
 
 
 def in_words(comparison: Comparison) -> str:
@@ -184,8 +213,14 @@ def in_words(comparison: Comparison) -> str:
     if comparison.verdict == "settled":
         return f"{size}, settled at {_count(comparison)} ({span}, Holm p = {comparison.adjusted_p:.2g})"
     if comparison.verdict == "suggestive":
-        return f"{size} ({span}), not settled: does not survive the correction for many comparisons"
-    return f"not settled at {_count(comparison)} ({span})"
+        needed = comparison.seeds_needed(difference.mean)
+        price = f"; if it is as large as it looks, about {_number(needed)} seeds would settle it" if needed else ""
+        return (
+            f"{size} ({span}), not settled: does not survive the correction for {comparison.family} comparisons{price}"
+        )
+    needed = comparison.seeds_needed(comparison.effect)
+    price = f"; an effect of {_effect(comparison)} would need about {_number(needed)}" if needed else ""
+    return f"not settled at {_count(comparison)} ({span}){price}"
 
 
 def _count(comparison: Comparison) -> str:
@@ -201,6 +236,7 @@ def notes(summary: Summary, config: TrialConfig) -> list[str]:
         "A seed redraws split, labelled subsets, weights, order and augmentations, and all arms share them: the intervals "
         "are over splits too, and speak of this data set, net and schedule only.",
         "Similarities are of held-out images in evaluation mode, not of the training batches.",
+        *_planning(summary),
     ]
     trained = [row for row in summary.rows if row.arm.trained]
     beaten = [_beats(baseline, trained) for baseline in summary.rows if not baseline.arm.trained]
@@ -211,6 +247,27 @@ def notes(summary: Summary, config: TrialConfig) -> list[str]:
             lines.append(f"{label}: training became NaN or infinite at seeds {_list(row.diverged)}.")
         if row.crashed:
             lines.append(f"{label}: no result for seeds {_list(row.crashed)}; run the command again.")
+    return lines
+
+
+def _planning(summary: Summary) -> list[str]:
+    """What the numbers of seeds mean, and what the correction does not cover."""
+    if not summary.comparisons:
+        return []
+    lines = []
+    if any(c.seeds_needed(c.effect) for c in summary.comparisons):
+        count = max(c.result.difference.count for c in summary.comparisons)
+        low, high = spread_factors(count)
+        lines.append(
+            f"Seeds needed: for {POWER:.0%} power at level .05/{len(summary.comparisons)}, which settles whatever the other "
+            f"comparisons show, from the paired spread of {count} seeds. An estimate: that spread is known from {count} seeds "
+            f"only so well that the true number may be {low:.2g} to {high:.2g} times as large. With fewer comparisons fewer "
+            "seeds do."
+        )
+    lines.append(
+        "The correction is for one look at these comparisons. Adding seeds or arms until something is settled is another "
+        "experiment: decide their number first, or confirm with fresh seeds (--first-seed)."
+    )
     return lines
 
 

@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 LEVEL = 0.95
 POWER = 0.8
@@ -149,8 +149,8 @@ def seeds_needed(difference: Interval, effect: float, *, comparisons: int = 1) -
     """Seeds at which a true difference of `effect` is found with probability `POWER`: two-sided paired t-test.
 
     The level is .05 / comparisons, Holm's first and strictest step, so that what is found is settled whatever the other
-    comparisons bring. An estimate: `power` is exact, but the standard deviation is that of the seeds seen, whose normal
-    95% interval spans a factor of 6.5 at 4 seeds and of 2.7 at 10, and the number of seeds goes with its square.
+    comparisons bring. An estimate: `power` is exact, but the standard deviation is that of the seeds seen, whose 95%
+    interval spans a factor of 6.6 at 4 seeds and of 2.7 at 10, and the number of seeds goes with its square.
 
     Args:
         difference: What was seen; its spread and number of seeds are used, its mean is not.
@@ -158,17 +158,22 @@ def seeds_needed(difference: Interval, effect: float, *, comparisons: int = 1) -
         comparisons: Size of the family.
 
     Returns:
-        None where nothing can be said: fewer than 3 seeds (one degree of freedom tells the spread to a factor of 70), no
+        None where nothing can be said: fewer than 3 seeds (one degree of freedom tells the spread to a factor of 72), no
         spread, or no effect.
     """
     spread, count = difference.spread, difference.count
     if count < 3 or not spread > 0 or not abs(effect) > 0:
         return None
-    degrees = count - 1
-    tail = (1 - LEVEL) / 2
-    low, high = (spread * math.sqrt(degrees / float(stats.chi2.ppf(q, degrees))) for q in (1 - tail, tail))
     level = (1 - LEVEL) / comparisons
-    return SeedsNeeded(*(_smallest_number(abs(effect) / deviation, level) for deviation in (spread, low, high)))
+    deviations = (spread * math.sqrt(factor) for factor in (1.0, *spread_factors(count)))
+    return SeedsNeeded(*(_smallest_number(abs(effect) / deviation, level) for deviation in deviations))
+
+
+def spread_factors(count: int) -> tuple[float, float]:
+    """Ends of the 95% interval of a true variance over the one seen at so many seeds (normal values, chi-square)."""
+    tail = (1 - LEVEL) / 2
+    low, high = (float((count - 1) / special.chdtri(count - 1, q)) for q in (tail, 1 - tail))
+    return low, high
 
 
 def power(seeds: int, standardised: float, level: float = 1 - LEVEL) -> float:

@@ -1,6 +1,7 @@
 """From records to rows, comparisons, words and pictures, on records made up with known numbers."""
 
 import io
+import math
 import re
 
 import numpy as np
@@ -84,7 +85,11 @@ def test_a_planted_effect_is_settled_and_nothing_else_is():
     assert settled == {"few_label_probe"}
     text = " ".join(text_of(trials, records).split())
     assert "linear probe, 10 labels per class: 1.00 points higher, settled at 4 seeds (95% interval" in text
-    assert "not settled at 4 seeds: linear probe, all labels; kNN, backbone" in text
+    assert re.search(
+        r"not settled at 4 seeds; an effect of 0\.5 points would need about \(seeds\): linear probe, all labels \(\d+\); kNN, "
+        r"backbone \(\d+\)",
+        text,
+    )
     assert "On the 10-label probe every trained row is above raw-pixels (90.00)." in text
 
 
@@ -109,6 +114,51 @@ def test_a_collapsed_arm_wins_nothing():
     text = " ".join(text_of(trials, records).split())
     assert "collapsed, not a win" in text
     assert "(1 collapsed)" in text
+
+
+def test_a_failed_arm_has_no_p_value_and_stays_in_the_family():
+    """Its survivors' tiny p-value must not be the first step that makes Holm's next one easier."""
+    trials, records = sweep(effect={"negative_variance": -0.17, "few_label_probe": 0.006})
+    change(trials, records, VRN, seed=2, collapsed=True)
+    result = summarise(trials, records)
+    failed = [c for c in result.comparisons if c.treated == VRN]
+    assert all(math.isnan(c.result.p_value) and math.isnan(c.adjusted_p) for c in failed)
+    tested = sorted(c.result.p_value for c in result.comparisons if c.treated != VRN)
+    adjusted = sorted(c.adjusted_p for c in result.comparisons if c.treated != VRN)
+    assert len(failed) == len(tested) == 10
+    assert adjusted[0] == pytest.approx(20 * tested[0])
+    stored = summary.to_dict(result)
+    assert stored["comparisons_in_family"] == 20
+    assert {c["p_value"] for c in stored["comparisons"] if c["verdict"] == "collapsed"} == {None}
+    assert {c["seeds_needed"]["stated"] for c in stored["comparisons"] if c["verdict"] == "collapsed"} == {None}
+
+
+def test_seeds_needed_are_those_of_the_spread_and_the_family():
+    """Spread .816, half a point: the smallest n whose power by scipy's `nct.sf` is at least .8, at .05 and at .05/20."""
+    trials, records = sweep()
+    for seed, difference in enumerate((-1.0, 0.0, 0.0, 1.0)):
+        change(trials, records, VRN, seed, metrics={**BASE, "few_label_probe": 95.0 + difference})
+        change(trials, records, PLAIN, seed, metrics=BASE)
+    comparison = next(c for c in summarise(trials, records).comparisons if (c.treated, c.base) == (VRN, PLAIN))
+    assert comparison.seeds_needed(0.5, alone=True).seeds == 23
+    assert comparison.seeds_needed(0.5).seeds == 45
+    words = report_text.in_words(comparison)
+    assert words == (
+        "not settled at 4 seeds (95% interval -1.30 to +1.30); an effect of 0.5 points would need about 45"
+    )
+    stated = summary.to_dict(summarise(trials, records))["comparisons"][0]["seeds_needed"]["stated"]
+    assert (stated["effect"], stated["seeds"], stated["as_only_comparison"]) == (0.5, 45, 23)
+    other = next(c for c in summarise(trials, records, effect_points=1.0).comparisons if c.treated == VRN)
+    assert "an effect of 1 point would need about 15" in report_text.in_words(other)
+
+
+def test_the_base_of_a_pair_is_named_for_what_it_is():
+    trials, records = sweep(effect={"few_label_probe": 1.0})
+    pairs = [summary.Pair(VRN, Arm("simclr", 16, 0.2, 0.0), "tuned baseline")]
+    result = summary.summarise(trials, records, pairs)
+    assert [c.metric for c in result.comparisons] == list(summary.COMPARED)
+    assert report_text.verdict_lines(result)[0] == "SimCLR, B=16: t=0.5 + VRN 3 against the tuned baseline, t=0.2"
+    assert {c["base_is"] for c in summary.to_dict(result)["comparisons"]} == {"tuned baseline"}
 
 
 def test_survivors_of_a_diverged_arm_are_no_evidence():
@@ -160,7 +210,9 @@ def test_rows_below_a_baseline_are_named():
 
 def test_the_text_claims_no_more_than_the_run():
     text = " ".join(text_of(*sweep()).split())
-    for phrase in ("Equal epochs (20)", "redraws split", "held-out", "Holm's correction over all 20 comparisons"):
+    for phrase in ("Equal epochs (20)", "redraws split", "held-out", "Holm's correction over all 20 comparisons", "level .05/20",
+                   "from 4 seeds only so well that the true number may be 0.32 to 14 times as large",
+                   "The correction is for one look"):  # fmt: skip
         assert phrase in text
 
 
