@@ -97,14 +97,28 @@ def projection_metrics(
         Metrics by name, and what figures are drawn from: histograms of the similarities over [-1, 1], and the first two
         principal components of some projections.
     """
-    num_classes = int(torch.cat([train_split.labels, held_out_split.labels]).max()) + 1
     train, held_out = encode(encoder, train_split.images), encode(encoder, held_out_split.images)
     images = held_out_split.images[:MAX_SIMILARITY_IMAGES]
     views = augment.two_views(images, augment.build_augmentation(source), augment.epoch_seed(seed, 9999))
     z0, z1 = encode(encoder, views[0]), encode(encoder, views[1])
+    measured = embedding_metrics(train, held_out, (z0, z1), train_split, held_out_split)
+    shown, labels = held_out[:MAX_PLOTTED_IMAGES], held_out_split.labels[:MAX_PLOTTED_IMAGES]
+    drawn = {
+        "similarity_histograms": similarity_histograms(z0, z1),
+        "principal_components": {"points": principal_components(shown), "labels": labels.tolist()},
+    }
+    return measured, drawn
+
+
+def embedding_metrics(
+    train: Tensor, held_out: Tensor, views: tuple[Tensor, Tensor], train_split: Split, held_out_split: Split
+) -> dict[str, float]:
+    """Metrics of projections (N, D) of the training and the held-out images, and of two views (M, D) of the latter."""
+    labels, held_out_labels, (z0, z1) = train_split.labels, held_out_split.labels, views
+    num_classes = int(torch.cat([labels, held_out_labels]).max()) + 1
     statistics = metrics.similarity_statistics(z0, z1)
-    measured = {
-        "projection_knn": knn_accuracy(train, train_split.labels, held_out, held_out_split.labels, num_classes),
+    return {
+        "projection_knn": knn_accuracy(train, labels, held_out, held_out_labels, num_classes),
         "negative_variance": float(statistics.cross_var),
         "negative_mean": float(statistics.cross_mean),
         "positive_mean": float(statistics.positive_mean),
@@ -113,15 +127,9 @@ def projection_metrics(
         "retrieval": retrieval_accuracy(z0, z1),
         "alignment": float(metrics.alignment(z0, z1)),
         "uniformity": float(metrics.uniformity(z0)),
-        "tolerance": float(metrics.tolerance(held_out, held_out_split.labels)),
+        "tolerance": float(metrics.tolerance(held_out, held_out_labels)),
         "projection_rank": _rank(held_out),
     }
-    shown, labels = held_out[:MAX_PLOTTED_IMAGES], held_out_split.labels[:MAX_PLOTTED_IMAGES]
-    drawn = {
-        "similarity_histograms": similarity_histograms(z0, z1),
-        "principal_components": {"points": principal_components(shown), "labels": labels.tolist()},
-    }
-    return measured, drawn
 
 
 def _rank(z: Tensor) -> float:

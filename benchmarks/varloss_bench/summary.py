@@ -153,17 +153,26 @@ def summarise(
         effect_points: An accuracy difference that would matter; it decides which number of seeds is named, no verdict.
     """
     arms = list(dict.fromkeys(config.arm for config in configs))
-    rows = {arm: _row(arm, [c for c in configs if c.arm == arm], records) for arm in arms}
+    rows = [_row(arm, [c for c in configs if c.arm == arm], records) for arm in arms]
+    comparisons = compare_rows(rows, pairs, effect_points=effect_points)
+    return Summary(tuple(rows), comparisons, tuple(dict.fromkeys(config.seed for config in configs)))
+
+
+def compare_rows(
+    rows: Sequence[Row], pairs: Sequence[Pair], *, effect_points: float = EFFECT_POINTS
+) -> tuple[Comparison, ...]:
+    """The statistics of `summarise`: paired tests, one correction over all of them, verdicts."""
+    by_arm = {row.arm: row for row in rows}
     tests = []
     for pair in pairs:
-        treated, base = rows[pair.treated], rows[pair.base]
+        treated, base = by_arm[pair.treated], by_arm[pair.base]
         failure = treated.failure or base.failure
         for metric in COMPARED:
             result = stats.paired(treated.values.get(metric, {}), base.values.get(metric, {}))
             # What is left of a failed arm are its survivors: their p-value would be one of nothing.
             tests.append((pair, metric, replace(result, p_value=math.nan) if failure else result, failure))
     adjusted = stats.holm([result.p_value for _, _, result, _ in tests])
-    comparisons = tuple(
+    return tuple(
         Comparison(
             pair.treated,
             pair.base,
@@ -173,11 +182,10 @@ def summarise(
             p,
             stats.verdict(result, p, failure),
             len(tests),
-            effect_points if METRICS[metric].unit else EFFECT_FRACTION * rows[pair.base].mean(metric),
+            effect_points if METRICS[metric].unit else EFFECT_FRACTION * by_arm[pair.base].mean(metric),
         )
         for (pair, metric, result, failure), p in zip(tests, adjusted, strict=True)
     )
-    return Summary(tuple(rows.values()), comparisons, tuple(dict.fromkeys(config.seed for config in configs)))
 
 
 def _row(arm: Arm, configs: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]]) -> Row:
