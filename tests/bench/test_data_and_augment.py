@@ -51,7 +51,9 @@ def test_too_few_labels_is_an_error():
 
 
 def test_unknown_data_set():
-    with pytest.raises(data.DataError, match="unknown data set 'cifar'; known are digits, fashion-mnist"):
+    with pytest.raises(
+        data.DataError, match="unknown data set 'cifar'; known are digits, fashion-mnist, fashion-pairs"
+    ):
         data.load("cifar")
 
 
@@ -68,6 +70,42 @@ def test_fashion_mnist_reads_idx_files(tmp_path):
     source = data.load("fashion-mnist", str(tmp_path))
     assert torch.equal((source.images * 255).round().long(), torch.from_numpy(pixels).unsqueeze(1))
     assert source.labels.tolist() == [i % 10 for i in range(20)]
+
+
+def test_pairs_use_every_garment_once_whole_and_half_its_size(tmp_path):
+    # Each image is of one grey of its own, so that a garment can be told from its pixels.
+    pixels = np.broadcast_to(np.arange(1, 241).reshape(-1, 1, 1), (240, 28, 28))
+    garment_labels = torch.arange(240) * 7 % 10
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", garment_labels)
+    source = data.load("fashion-pairs", str(tmp_path))
+    assert source.images.shape == (120, 1, 32, 18)
+    used, places = [], set()
+    for image, label in zip((source.images[:, 0] * 255).round().long(), source.labels, strict=True):
+        ids = []
+        for half in (image[:16], image[16:]):
+            grey = half.max()
+            assert torch.equal(half.unique(), torch.tensor([0, int(grey)]))
+            rows, columns = (half == grey).nonzero().unbind(1)
+            assert len(rows) == 14 * 14
+            assert (int(rows.max() - rows.min()), int(columns.max() - columns.min())) == (13, 13)
+            places.add((int(rows.min()), int(columns.min())))
+            ids.append(int(grey) - 1)
+        assert label == 10 * garment_labels[ids[0]] + garment_labels[ids[1]]
+        used += ids
+    assert sorted(used) == list(range(240))
+    assert places == {(row, column) for row in range(3) for column in range(5)}
+    assert torch.equal(source.images, data.load("fashion-pairs", str(tmp_path)).images)
+
+
+def test_pairs_are_halved_by_averaging(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, size=(2, 28, 28))
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.array([3, 3]))
+    source = data.load("fashion-pairs", str(tmp_path))
+    assert source.labels.tolist() == [33]
+    averaged = pixels.reshape(2, 14, 2, 14, 2).mean((2, 4)) / 255
+    assert float(source.images.sum()) == pytest.approx(averaged.sum())
 
 
 def test_missing_fashion_mnist_says_where_to_get_it(tmp_path):
