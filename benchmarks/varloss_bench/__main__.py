@@ -5,11 +5,15 @@ import sys
 # What a command of ours may fail to import -> the extra that brings it. Anything else is a bug and keeps its traceback.
 _EXTRA_OF = dict.fromkeys(
     (
+        "jinja2",
+        "filelock",
         "kornia",
         "lightly",
         "matplotlib",
         "numpy",
+        "optuna",
         "pandas",
+        "pyarrow",
         "pytorch_lightning",
         "rich",
         "scipy",
@@ -18,6 +22,7 @@ _EXTRA_OF = dict.fromkeys(
         "torchmetrics",
         "torchvision",
         "typer",
+        "yaml",
     ),
     "bench",
 )

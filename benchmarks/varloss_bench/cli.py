@@ -7,6 +7,8 @@ like inside the function that needs them, so that `--help` answers at once and a
 import typer
 
 from varloss_bench.compare import compare
+from varloss_bench.report import report
+from varloss_bench.simulate import simulate
 from varloss_bench.speed import speed
 from varloss_bench.theory import theory
 from varloss_bench.trends import trends
@@ -29,6 +31,8 @@ def root() -> None:
 
 
 app.command("compare")(compare)
+app.command("report")(report)
+app.command("simulate")(simulate)
 app.command("speed")(speed)
 app.command("theory")(theory)
 app.command("trends")(trends)

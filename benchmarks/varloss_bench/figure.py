@@ -8,25 +8,20 @@ from dataclasses import dataclass
 from statistics import median
 from typing import get_args
 
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from varloss_bench.config import TrialConfig
+from varloss_bench.figure_style import GREY, MARKERS, METHOD_NAMES, equal_words, split_words, weight_colours
 from varloss_bench.measures import ACCURACIES, METRICS
 from varloss_bench.stats import Failure
 from varloss_bench.summary import Comparison, Summary
 
-# Okabe-Ito: told apart by colour-blind readers as well.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY = "#707070"
-_MARKERS = "osD^vP*X"
 _CONTROL_STYLES = ("--", ":", "-.")
-_NAMES = {"simclr": "SimCLR", "moco": "MoCo v2", "dcl": "DCL", "dhel": "DHEL"}
+_THEN = {"epochs": ": small batches take more steps", "steps": ": large batches see more data"}
 # With more weights than this, differences from the controls as well are too many to be read; they are in the table.
 _MAX_WEIGHTS_WITH_CONTROLS = 3
 # Differences this many times as large as the median one do not set the scale of all others, unless they are within these
@@ -49,21 +44,16 @@ class _Look:
 
 def _look(summary: Summary) -> _Look:
     trained = [row.arm for row in summary.rows if row.arm.trained]
-    weights = sorted({arm.weight for arm in trained if arm.weight})
-    colours = (
-        _COLOURS
-        if len(weights) <= len(_COLOURS)
-        else [to_hex(colormaps["viridis"](i / len(weights))) for i in range(len(weights))]
-    )
+    colours = weight_colours(arm.weight for arm in trained)
     # Bars have their temperature written beside them: with a single batch size markers are of arms with VRN only.
     curves = len({arm.batch_size for arm in trained}) > 1
     temperatures = list(dict.fromkeys(arm.temperature for arm in trained if curves or arm.weight))
     controls = list(dict.fromkeys(c.base.temperature for c in summary.comparisons if c.against_control))
     return _Look(
-        {0.0: _GREY, **dict(zip(weights, colours, strict=False))},
-        {t: _MARKERS[number % len(_MARKERS)] for number, t in enumerate(temperatures)},
+        colours,
+        {t: MARKERS[number % len(MARKERS)] for number, t in enumerate(temperatures)},
         {t: _CONTROL_STYLES[number % len(_CONTROL_STYLES)] for number, t in enumerate(controls)},
-        with_controls=len(weights) <= _MAX_WEIGHTS_WITH_CONTROLS,
+        with_controls=len(colours) - 1 <= _MAX_WEIGHTS_WITH_CONTROLS,
     )
 
 
@@ -92,7 +82,7 @@ def build(summary: Summary, config: TrialConfig) -> Figure:
             _variance_over_batch(variance, summary, method, look)
             for axis in (gain, variance):
                 _over_batch(axis, batch_sizes)
-        name = _NAMES.get(method, method)
+        name = METHOD_NAMES.get(method, method)
         gain.set_title(f"{name}: accuracy gained with VRN", fontsize=10.5, loc="left", fontweight="bold")
         variance.set_title(f"{name}: variance of negatives", fontsize=10.5, loc="left", fontweight="bold")
         for axis in (gain, variance):
@@ -104,7 +94,7 @@ def build(summary: Summary, config: TrialConfig) -> Figure:
         axes[-1, 1].set_xlim(left=0)
     else:
         for axis in axes[-1]:
-            axis.set_xlabel("batch size (equal epochs: small batches take more steps)", fontsize=9)
+            axis.set_xlabel(f"batch size ({equal_words(config)}{_THEN[config.equal]})", fontsize=9)
     figure.legend(handles=_legend(shown, look), loc="outside right upper", fontsize=9, frameon=False)
     figure.suptitle(_title(config, batch_sizes, len(summary.seeds)), fontsize=12.5, x=0.01, ha="left")
     figure.supxlabel(_caption(summary, config, look), fontsize=8.5, x=0.01, ha="left", color="#404040")
@@ -137,7 +127,7 @@ def _caption(summary: Summary, config: TrialConfig, look: _Look) -> str:
         if not row.arm.trained and "few_label_probe" in row.values
     )
     text = (
-        f"Equal epochs ({config.epochs}), last epoch, {config.evaluate_on} split. Bars: 95% t intervals over seeds of the "
+        f"{equal_words(config).capitalize()}, last epoch, {split_words(config)}. Bars: 95% t intervals over seeds of the "
         "paired difference (left) and of the mean (right); a seed redraws split, labels, weights, order and "
         "augmentations, shared by all arms. Filled: settled after Holm's correction over all comparisons; hollow: not; "
         "cross: no comparison, a seed collapsed, diverged or crashed. Arrow: beyond the axis. "
@@ -223,7 +213,7 @@ def _forest(axis: Axes, shown: Sequence[Comparison], method: str, look: _Look) -
         _point(axis, c, c.result.difference.mean, y, look, vertical=False)
         if c in outliers:
             _arrow(axis, c, y, look, number=0, vertical=False)
-    axis.axvline(0, color=_GREY, lw=1, zorder=0)
+    axis.axvline(0, color=GREY, lw=1, zorder=0)
     axis.set_yticks(range(len(ACCURACIES)), [METRICS[name].title for name in ACCURACIES])
     axis.set_ylim(len(ACCURACIES) - 0.5, -0.5)
 
@@ -264,7 +254,7 @@ def _gain_over_batch(axis: Axes, shown: Sequence[Comparison], method: str, look:
             _point(axis, c, x, y, look, vertical=True)
             if c in outliers:
                 _arrow(axis, c, x, look, number=outliers.index(c), vertical=True)
-    axis.axhline(0, color=_GREY, lw=1, zorder=0)
+    axis.axhline(0, color=GREY, lw=1, zorder=0)
     axis.set_ylabel(f"{METRICS['few_label_probe'].title}\ngain, percentage points", fontsize=9)
 
 

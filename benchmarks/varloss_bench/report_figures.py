@@ -1,0 +1,333 @@
+"""The report's panels: small SVGs that lie inside the page, take its colours, and stay legible on a telephone.
+
+A panel is drawn in a handful of stand-in colours which become the page's CSS variables, so that the same picture suits a
+light and a dark page. What is shared by all panels of a figure (legend, caption, method) is HTML around them.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any, NamedTuple, get_args
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+
+from varloss_bench import stats
+from varloss_bench.config import Arm
+from varloss_bench.figure_style import COLOURS, GREY, MARKERS
+from varloss_bench.measures import HISTOGRAM_BINS, METRICS
+from varloss_bench.report_records import Group, Trial
+from varloss_bench.summary import Summary
+
+# Stand-ins, replaced by CSS. Text, lines of the frame, and the inside of hollow markers.
+_TEXT, _MUTED, _SURFACE = "#010203", "#040506", "#fdfcfb"
+_CSS = {_TEXT: "currentColor", _MUTED: "var(--muted)", _SURFACE: "var(--surface)", GREY: "var(--plain)"} | {
+    colour: f"var(--s{number})" for number, colour in enumerate(COLOURS)
+}
+_GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚★✖", strict=True)) | {"D": "◆", "^": "▲"}
+_STYLE = {
+    # Text stays text: smaller, searchable, in the page's font. Nothing in a record is mathematics to be typeset.
+    "svg.fonttype": "none",
+    # Names inside an SVG are then digests of what they name: equal in every run, and in one page the same only for the same.
+    "svg.hashsalt": "varloss-bench",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _TEXT,
+    "text.color": _TEXT,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelcolor": _TEXT,
+    "ytick.labelcolor": _TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+}
+_SIZE = (4.1, 2.9)
+# Gains this many times as large as the median one are beyond the axis, unless they are within these percentage points.
+_OUTLIER, _NO_OUTLIER = 4.0, 2.0
+_MOST = 100.4  # per cent: an interval of few seeds may go on beyond all that there is
+# Colours of classes, repeated beyond ten: what a point's class is called is not the figure's matter.
+_CLASSES = (
+    "#4477AA",
+    "#EE6677",
+    "#228833",
+    "#CCBB44",
+    "#66CCEE",
+    "#AA3377",
+    "#999999",
+    "#EE7733",
+    "#009988",
+    "#6633CC",
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One SVG with its heading."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Values:
+    """Intervals of a method's arms and how they are shown.
+
+    Attributes:
+        hollow: Arms whose marker is not filled.
+        ends: Of the axis, one for all panels, so that they can be compared by eye.
+    """
+
+    title: str
+    of: Mapping[Arm, stats.Interval]
+    hollow: frozenset[Arm]
+    ends: tuple[float, float]
+    zero_line: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """What all panels of a group share: a colour per weight, and the words that say what was equal."""
+
+    colours: dict[float, str]
+    equal: str
+
+    def marker(self, weight: float) -> str:
+        """Of a weight, beside its colour."""
+        return MARKERS[list(self.colours).index(weight) % len(MARKERS)]
+
+
+class Key(NamedTuple):
+    """An entry of a legend in HTML."""
+
+    colour: str
+    glyph: str
+    label: str
+
+
+def css(colour: str) -> str:
+    """The CSS value that stands for a colour of the figures."""
+    return _CSS.get(colour, colour)
+
+
+def glyph(number: int) -> str:
+    """The character that looks like the marker of this number."""
+    return _GLYPHS[MARKERS[number % len(MARKERS)]]
+
+
+def _panel(title: str, draw: Callable[[Axes], None], size: tuple[float, float] = _SIZE) -> Panel:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, dpi=72, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots())
+        buffer = io.StringIO()
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata, dpi=160)
+    text = buffer.getvalue()
+    text = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'\bid="(?:figure|axes|patch|line2d|text|matplotlib\.axis|[xy]tick)_\d+"', "", text)
+    for colour, value in _CSS.items():
+        text = re.sub(re.escape(colour), value, text, flags=re.IGNORECASE)
+    return Panel(title, text)
+
+
+def scores(summary: Summary, method: str, metric: str) -> Values:
+    """Means over seeds of a method's arms."""
+    arms = {
+        row.arm: row.interval(metric) for row in summary.rows if row.arm.method == method and row.values.get(metric)
+    }
+    hollow = frozenset(arm for arm in arms if not arm.weight)
+    title = f"{METRICS[metric].title}{', %' if METRICS[metric].unit else ''}"
+    everything = [end for value in arms.values() for end in _ends(value)] or [0.0]
+    low, high = (min(everything) if METRICS[metric].unit else 0.0), max(everything)
+    margin = 0.05 * (high - low) or 1.0
+    ends = (low - margin, min(high + margin, _MOST)) if METRICS[metric].unit else (0.0, high + margin)
+    return Values(title, arms, hollow, ends)
+
+
+def gains(summary: Summary, method: str, metric: str) -> Values:
+    """Paired differences to the same temperature without VRN; hollow where they are not settled, none of failed arms."""
+    found = {
+        c.treated: c
+        for c in summary.comparisons
+        if (c.treated.method, c.metric, c.role) == (method, metric, "same temperature")
+        and c.verdict not in get_args(stats.Failure)
+        and c.result.difference.count
+    }
+    arms = {arm: c.result.difference for arm, c in found.items()}
+    reach = [max(map(abs, _ends(value))) for value in arms.values()] or [0.0]
+    # A ruinous arm does not squeeze all others into a line: it is an arrow at the edge.
+    most = max(_NO_OUTLIER, _OUTLIER * median(reach))
+    ends = [end for value in arms.values() for end in _ends(value) if abs(value.mean) <= most] + [0.0]
+    low, high = max(min(ends), -most), min(max(ends), most)
+    margin = 0.08 * (high - low) or 1.0
+    hollow = frozenset(arm for arm, c in found.items() if c.verdict != "settled")
+    return Values("gain, percentage points", arms, hollow, (low - margin, high + margin), zero_line=True)
+
+
+def over_batch(values: Values, look: Look) -> list[Panel]:
+    """One panel per temperature, one line per weight; with a single batch size the arms stand below each other instead.
+
+    A temperature at which VRN was not run has no panel: its line is dotted in all others.
+    """
+    arms, batch_sizes = values.of, sorted({arm.batch_size for arm in values.of})
+    if not arms:
+        return []
+    if len(batch_sizes) == 1:
+        return [_panel("", lambda axis: _arms(axis, values, look), (_SIZE[0], max(1.7, 1.0 + 0.19 * len(arms))))]
+    with_vrn = sorted({arm.temperature for arm in arms if arm.weight}) or sorted({arm.temperature for arm in arms})
+    controls = sorted({arm.temperature for arm in arms} - set(with_vrn))
+
+    def draw(axis: Axes, temperature: float) -> None:
+        for number, control in enumerate(controls):
+            line = sorted((arm for arm in arms if arm.temperature == control), key=lambda arm: arm.batch_size)
+            sizes, means = [arm.batch_size for arm in line], [arms[arm].mean for arm in line]
+            axis.plot(sizes, means, color=GREY, ls=":", marker=MARKERS[number + 1], ms=4, lw=1.3)
+        weights = sorted({arm.weight for arm in arms if arm.temperature == temperature})
+        for number, weight in enumerate(weights):
+            line = [arm for arm in arms if (arm.temperature, arm.weight) == (temperature, weight)]
+            line.sort(key=lambda arm: arm.batch_size)
+            shift = 2 ** (0.09 * (number - (len(weights) - 1) / 2))
+            xs = [arm.batch_size * shift for arm in line]
+            axis.plot(xs, [arms[arm].mean for arm in line], color=look.colours[weight], lw=1.5)
+            for x, arm in zip(xs, line, strict=True):
+                _point(axis, values, arm, x, look, vertical=True)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(batch_sizes)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel(f"batch size · {look.equal}")
+        axis.set_ylim(values.ends)
+        axis.set_ylabel(values.title)
+        axis.grid(axis="y", color=_MUTED, alpha=0.25, lw=0.6)
+        if values.zero_line:
+            axis.axhline(0, color=_MUTED, lw=1)
+
+    return [_panel(f"t = {temperature:g}", partial(draw, temperature=temperature)) for temperature in with_vrn]
+
+
+def _point(axis: Axes, values: Values, arm: Arm, place: float, look: Look, *, vertical: bool) -> None:
+    """Marker and bar of an arm; beyond the axis an arrow at its edge, with the number."""
+    value, colour = values.of[arm], look.colours[arm.weight]
+    low, high = values.ends
+    if not low <= value.mean <= high:
+        up = value.mean > high
+        edge, marker = (high, "^" if vertical else ">") if up else (low, "v" if vertical else "<")
+        at = (place, edge) if vertical else (edge, place)
+        axis.plot(*at, marker=marker, color=colour, ms=6, clip_on=False, zorder=5)
+        away = (0, -9 if up else 9) if vertical else (-8 if up else 8, 0)
+        alignment = "center" if vertical else "right" if up else "left"
+        axis.annotate(
+            f"{value.mean:+.1f}", at, away, textcoords="offset points", ha=alignment, va="center", color=colour
+        )
+        return
+    bar = float(np.nan_to_num(value.half_width))
+    x, y = (place, value.mean) if vertical else (value.mean, place)
+    axis.errorbar(
+        x, y, yerr=bar if vertical else None, xerr=None if vertical else bar, color=colour, marker=look.marker(arm.weight),
+        mfc=_SURFACE if arm in values.hollow else colour, ms=4.8, lw=1.5, capsize=2.5,
+    )  # fmt: skip
+
+
+def _arms(axis: Axes, values: Values, look: Look) -> None:
+    arms = list(values.of)
+    for y, arm in enumerate(arms):
+        _point(axis, values, arm, y, look, vertical=False)
+    axis.set_yticks(
+        range(len(arms)), [f"t={arm.temperature:g}" + (f", VRN {arm.weight:g}" if arm.weight else "") for arm in arms]
+    )
+    axis.set_ylim(len(arms) - 0.5, -0.5)
+    axis.set_xlim(values.ends)
+    axis.set_xlabel(f"{values.title}\n{look.equal}")
+    axis.grid(axis="x", color=_MUTED, alpha=0.25, lw=0.6)
+    if values.zero_line:
+        axis.axvline(0, color=_MUTED, lw=1)
+
+
+def _ends(value: stats.Interval) -> tuple[float, float]:
+    half_width = float(np.nan_to_num(value.half_width))
+    return value.mean - half_width, value.mean + half_width
+
+
+def histograms(group: Group, plain: Arm, treated: Arm, look: Look) -> Panel | None:
+    """Cosine similarities of held-out pairs, summed over seeds: positives dashed, negatives solid. None without records."""
+    pairs = [(arm, [t for t in group.of(arm) if "drawn" in t.record]) for arm in (plain, treated)]
+    if not all(trials for _, trials in pairs):
+        return None
+    edges = np.linspace(-1, 1, HISTOGRAM_BINS + 1)
+
+    def draw(axis: Axes) -> None:
+        for arm, trials in pairs:
+            for kind, style in (("negatives", "-"), ("positives", "--")):
+                counts = np.sum([t.record["drawn"]["similarity_histograms"][kind] for t in trials], axis=0, dtype=float)
+                density = counts / max(counts.sum(), 1) / (edges[1] - edges[0])
+                axis.stairs(density, edges, color=look.colours[arm.weight], ls=style, lw=1.5)
+        axis.set_xlim(-1, 1)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel(f"cosine similarity, held out · {look.equal}")
+        axis.set_ylabel("density")
+
+    return _panel(_versus(treated), draw)
+
+
+def losses(group: Group, arms: Sequence[Arm], look: Look) -> Panel | None:
+    """Training loss by epoch: mean and, shaded, the standard deviation over seeds. None without records."""
+    curves = {
+        arm: _whole([t.record["epoch_losses"] for t in group.of(arm) if t.record.get("epoch_losses")]) for arm in arms
+    }
+    if not any(len(values) for values in curves.values()):
+        return None
+
+    def draw(axis: Axes) -> None:
+        for arm, values in curves.items():
+            if not len(values):
+                continue
+            epochs = np.arange(1, values.shape[1] + 1)
+            mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+            axis.fill_between(epochs, mean - spread, mean + spread, color=look.colours[arm.weight], alpha=0.2, lw=0)
+            axis.plot(epochs, mean, color=look.colours[arm.weight], lw=1.5)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlabel(f"epoch · {look.equal}")
+        axis.set_ylabel("training loss, VRN included")
+        axis.grid(axis="y", color=_MUTED, alpha=0.25, lw=0.6)
+
+    first = arms[0]
+    return _panel(f"B = {first.batch_size}, t = {first.temperature:g}", draw)
+
+
+def _whole(curves: Sequence[Sequence[float]]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Curves of the longest length there is; a shorter one comes from a record that was cut."""
+    longest = max(map(len, curves), default=0)
+    return np.array([curve for curve in curves if len(curve) == longest], dtype=float)
+
+
+def components(trial: Trial, title: str, look: Look) -> Panel:
+    """First two principal components of held-out projections, coloured by class; points are one raster image."""
+    drawn = trial.record["drawn"]["principal_components"]
+    points, labels = np.array(drawn["points"], dtype=float).reshape(-1, 2), np.array(drawn["labels"], dtype=int)
+
+    def draw(axis: Axes) -> None:
+        axis.scatter(
+            points[:, 0], points[:, 1], c=labels % len(_CLASSES), cmap=ListedColormap(list(_CLASSES)), s=9, lw=0,
+            vmin=0, vmax=len(_CLASSES) - 1, rasterized=True,
+        )  # fmt: skip
+        axis.set_aspect("equal")
+        axis.set_xlim(-1.05, 1.05)
+        axis.set_ylim(-1.05, 1.05)
+        axis.set_xlabel(f"first component · {look.equal}")
+        axis.set_ylabel("second component")
+
+    return _panel(title, draw, (3.6, 3.2))
+
+
+def _versus(treated: Arm) -> str:
+    return f"B = {treated.batch_size}, t = {treated.temperature:g}: VRN {treated.weight:g} and none"

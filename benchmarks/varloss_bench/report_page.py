@@ -1,0 +1,356 @@
+"""The report's contents, from records to what the templates show: the question, the verdict, figures, details."""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from varloss_bench import report_text, stats
+from varloss_bench.config import COLLAPSE_MEAN, PROTOCOL, Arm, TrialConfig
+from varloss_bench.figure_style import METHOD_NAMES, equal_words, split_words
+from varloss_bench.measures import ACCURACIES, METRICS
+from varloss_bench.report_figures import Panel
+from varloss_bench.report_heat import SCORE, tuned
+from varloss_bench.report_pictures import Figure, controls, pictures
+from varloss_bench.report_records import Found, Group
+from varloss_bench.summary import Comparison, Summary, grid_pairs, summarise
+
+# Columns of the table of arms; the others are in rows.csv.
+_SHOWN = (*ACCURACIES, "negative_variance", "negative_mean", "positive_mean")
+_LISTED = 12
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that is said of one group."""
+
+    anchor: str
+    title: str
+    asked: tuple[tuple[str, str], ...]
+    verdict: tuple[str, ...]
+    settled: tuple[str, ...]
+    tuned: tuple[tuple[str, ...], ...]
+    warnings: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    missing_figures: tuple[str, ...]
+    notes: tuple[str, ...]
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    comparisons: tuple[tuple[str, ...], ...]
+    trials: tuple[tuple[str, ...], ...]
+    environments: tuple[tuple[str, str, int], ...]
+    confounds: tuple[tuple[str, str], ...]
+    commands: tuple[tuple[str, int], ...]
+
+
+def sections(found: Found) -> list[Section]:
+    """One section per group of comparable trials."""
+    return [_section(group, number) for number, group in enumerate(found.groups, 1)]
+
+
+def html(found: Found, parts: Sequence[Section], folder: Path, command: str) -> str:
+    """The page: one file, no script, nothing loaded. Everything out of a record is escaped."""
+    return _render("report.html.j2", found, parts, folder, command, escape=True)
+
+
+def markdown(found: Found, parts: Sequence[Section], folder: Path, command: str) -> str:
+    """The same without figures."""
+    return _render("report.md.j2", found, parts, folder, command, escape=False)
+
+
+def _render(template: str, found: Found, parts: Sequence[Section], folder: Path, command: str, *, escape: bool) -> str:
+    environment = Environment(
+        loader=PackageLoader("varloss_bench"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = _trusted_svg
+    environment.filters["cell"] = _markdown_cell
+    return environment.get_template(template).render(
+        sections=parts, left_out=found.left_out, folder=str(folder), command=command, num_trials=len(found.trials)
+    )
+
+
+def _trusted_svg(panel: Panel) -> Markup:
+    """Matplotlib's own output, in which it has escaped every text."""
+    return Markup(panel.svg)
+
+
+def _markdown_cell(text: object) -> str:
+    """Text that stays in its cell and is no markup: Markdown lets HTML through."""
+    one_line = " ".join(str(text).split())
+    for character, replacement in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        one_line = one_line.replace(character, replacement)
+    return "".join(f"\\{c}" if c in "|`*_[]#~" else c for c in one_line)
+
+
+def _section(group: Group, number: int) -> Section:
+    config = group.sample
+    summary = summarise(group.configs, group.records, grid_pairs(group.configs, controls(group.configs)))
+    arms = [row.arm for row in summary.rows if row.arm.trained]
+    methods = list(dict.fromkeys(arm.method for arm in arms))
+    drawn, missing = pictures(group, summary, methods)
+    return Section(
+        anchor=f"group{number}",
+        title=f"{config.data}, {split_words(config)}, {equal_words(config)}, {_backbone(config)}",
+        asked=_asked(group, summary, arms),
+        verdict=tuple(_verdict(summary)),
+        settled=tuple(_settled(summary)),
+        tuned=tuple(_tuned_rows(summary, arms)),
+        warnings=tuple(_warnings(group, summary)),
+        figures=tuple(drawn),
+        missing_figures=tuple(missing),
+        notes=tuple(report_text.notes(summary, config)),
+        heads=("arm", "seeds", *(METRICS[name].title + (", %" if METRICS[name].unit else "") for name in _SHOWN)),
+        rows=tuple(_rows(summary)),
+        comparisons=tuple(_comparison_rows(summary)),
+        trials=tuple(_trial_rows(group)),
+        environments=tuple(_environments(group)),
+        confounds=tuple(_confounds(group)),
+        commands=tuple(_commands(group)),
+    )
+
+
+def _backbone(config: TrialConfig) -> str:
+    return "3-convolution net" if config.backbone == "small" else config.backbone
+
+
+def _asked(group: Group, summary: Summary, arms: Sequence[Arm]) -> tuple[tuple[str, str], ...]:
+    config = group.sample
+    control_temperatures = controls(group.configs)
+    asked = [
+        ("Question", "does VRN, added to the method's loss, change what frozen features are worth?"),
+        ("Data", f"{config.data}, read on the {split_words(config)}"),
+        ("Methods", ", ".join(METHOD_NAMES.get(m, m) for m in dict.fromkeys(arm.method for arm in arms))),
+        ("Batch sizes", _list(arm.batch_size for arm in arms)),
+        ("VRN weights", _list(arm.weight for arm in arms)),
+        ("Temperatures", _list(arm.temperature for arm in arms)),
+        ("Seeds", f"{len(summary.seeds)} ({_list(summary.seeds)}), paired"),
+        ("Length", f"{equal_words(config)}; read once, after the last epoch"),
+        ("Backbone", _backbone(config)),
+        ("Trials", f"{len(group.trials)}, protocol {group.protocol}"),
+    ]
+    if control_temperatures:
+        asked.insert(6, ("Control temperatures, without VRN only", _list(control_temperatures)))
+    return tuple(asked)
+
+
+def _list(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in sorted(set(values)))
+
+
+def _verdict(summary: Summary) -> list[str]:
+    """The answer in two or three sentences that count verdicts and claim no more than these."""
+    if not summary.comparisons:
+        return ["Nothing is compared: no arm with VRN has its arm without VRN here."]
+    lines = []
+    accuracies = [c for c in summary.comparisons if METRICS[c.metric].unit]
+    better, worse = (
+        [c for c in accuracies if c.verdict == "settled" and (c.result.difference.mean > 0) == up]
+        for up in (True, False)
+    )
+    seeds = _seeds(summary.comparisons)
+    if not better and not worse:
+        lines.append(f"No difference in accuracy is settled at {seeds}.")
+    else:
+        lines.append(
+            f"Accuracy: {len(better)} of {len(accuracies)} comparisons are settled in favour of VRN and {len(worse)} "
+            f"against it, at {seeds}."
+        )
+    hints = [c for c in accuracies if c.verdict == "suggestive"]
+    if hints:
+        up = sum(c.result.difference.mean > 0 for c in hints)
+        lines.append(
+            f"{len(hints)} {'more ' if better or worse else ''}only hint ({up} for, {len(hints) - up} against): their own "
+            f"interval excludes 0, but does not survive the correction over all {len(summary.comparisons)} comparisons."
+        )
+    variances = [c for c in summary.comparisons if c.metric == "negative_variance"]
+    lower = sum(c.verdict == "settled" and c.result.difference.mean < 0 for c in variances)
+    higher = sum(c.verdict == "settled" and c.result.difference.mean > 0 for c in variances)
+    lines.append(
+        f"Variance of held-out negatives: settled lower with VRN in {lower} of {len(variances)} comparisons"
+        + (f", settled higher in {higher}." if higher else ".")
+    )
+    failures = Counter(row.failure for row in summary.rows if row.failure)
+    lines += [f"{count} arms {_FAILURES[failure]}" for failure, count in failures.items() if failure]
+    return lines
+
+
+_FAILURES: Mapping[stats.Failure, str] = {
+    "diverged": "diverged in at least one seed, and win nothing.",
+    "collapsed": f"collapsed in at least one seed (mean similarity of negatives above {COLLAPSE_MEAN}), and win nothing.",
+    "crashed": "lack at least one seed, and are compared with nothing.",
+}
+
+
+def _seeds(comparisons: Sequence[Comparison]) -> str:
+    counts = sorted({c.result.difference.count for c in comparisons})
+    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+
+
+def _settled(summary: Summary) -> list[str]:
+    """What is settled of the accuracies, largest first."""
+    found = [c for c in summary.comparisons if c.verdict == "settled" and METRICS[c.metric].unit]
+    found.sort(key=lambda c: -abs(c.result.difference.mean))
+    lines = [f"{_pair(c)}: {METRICS[c.metric].title} {report_text.in_words(c)}" for c in found[:_LISTED]]
+    return lines + (
+        [f"... and {len(found) - _LISTED} more in the table of comparisons"] if len(found) > _LISTED else []
+    )
+
+
+def _pair(c: Comparison) -> str:
+    versus = "no VRN" if c.treated.temperature == c.base.temperature else f"t={c.base.temperature:g} without VRN"
+    return f"{report_text.group_label(c.treated)}, {report_text.arm_label(c.treated)} against {versus}"
+
+
+def _tuned_rows(summary: Summary, arms: Sequence[Arm]) -> list[tuple[str, ...]]:
+    metric = METRICS[SCORE]
+    rows: list[tuple[str, ...]] = []
+    for method, batch_size in dict.fromkeys((arm.method, arm.batch_size) for arm in arms):
+        best = tuned(summary, method, batch_size)
+        if best is not None:
+            rows.append(
+                (
+                    report_text.group_label(best.treated.arm),
+                    *(
+                        f"{report_text.arm_label(row.arm)}: {report_text.format_interval(row.interval(SCORE), metric)}"
+                        for row in (best.treated, best.base)
+                    ),
+                    report_text.format_interval(best.difference, metric, signed=True),
+                )
+            )
+    return rows
+
+
+def _warnings(group: Group, summary: Summary) -> list[str]:
+    lines = []
+    if group.sample.evaluate_on == "val":
+        lines.append(
+            "Validation split: these numbers are for choosing. A choice is worth what it shows on fresh test seeds."
+        )
+    if group.protocol != PROTOCOL:
+        lines.append(
+            f"Made under protocol {group.protocol} of the harness, which is now at {PROTOCOL}: today's trials would differ."
+        )
+    seen = {_json(_made_by(trial.record)) for trial in group.trials}
+    if len(seen) > 1:
+        lines.append(
+            f"Made by {len(seen)} different sets of versions, losses or machines (below): seeds are paired, rounding is not."
+        )
+    crashed = [trial for trial in group.trials if trial.record["status"] == "crashed"]
+    if len(crashed) == len(group.trials):
+        lines.append(f"No trial has a result: all {len(crashed)} crashed. Their reasons are in the table of trials.")
+    counts = {len([c for c in group.configs if c.arm == row.arm]) for row in summary.rows if row.arm.trained}
+    if len(counts) > 1:
+        lines.append(
+            f"Arms have from {min(counts)} to {max(counts)} seeds; a comparison is over the seeds that both have."
+        )
+    return lines
+
+
+def _made_by(record: Mapping[str, Any]) -> dict[str, Any]:
+    environment = record["environment"]
+    return {name: environment.get(name, "unknown") for name in ("versions", "varloss_source", "machine")}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _rows(summary: Summary) -> list[tuple[str, ...]]:
+    rows = []
+    for row in summary.rows:
+        wanted = len(row.values.get(SCORE, {})) + len(row.diverged) + len(row.crashed)
+        count = f"{wanted - len(row.diverged) - len(row.crashed)}/{wanted}" + (
+            f", {row.failure}" if row.failure else ""
+        )
+        label = (
+            f"{report_text.group_label(row.arm)}, {report_text.arm_label(row.arm)}"
+            if row.arm.trained
+            else row.arm.method
+        )
+        rows.append(
+            (label, count, *(report_text.format_interval(row.interval(name), METRICS[name]) for name in _SHOWN))
+        )
+    return rows
+
+
+def _comparison_rows(summary: Summary) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for c in summary.comparisons:
+        failed = c.verdict in get_args(stats.Failure)
+        needed = None if failed else c.seeds_needed(c.effect)
+        at_most = f"{stats.MOST_SEEDS} or more" if needed and needed.seeds >= stats.MOST_SEEDS else ""
+        rows.append(
+            (
+                f"{report_text.group_label(c.treated)}, {report_text.arm_label(c.treated)}",
+                f"{report_text.arm_label(c.base)} ({c.role})",
+                METRICS[c.metric].title,
+                "-" if failed else report_text.format_interval(c.result.difference, METRICS[c.metric], signed=True),
+                report_text.in_words(c),
+                "-" if needed is None else at_most or f"{needed.seeds} ({needed.low} to {needed.high})",
+            )
+        )
+    return rows
+
+
+def _trial_rows(group: Group) -> list[tuple[str, ...]]:
+    rows = []
+    for trial in group.trials:
+        metrics = trial.record.get("metrics", {}) if trial.finished else {}
+        rows.append(
+            (
+                trial.config.arm.label(),
+                str(trial.config.seed),
+                trial.record["status"] + (f": {trial.record.get('reason')}" if trial.record.get("reason") else ""),
+                *(f"{metrics[name]:.{METRICS[name].digits}f}" if name in metrics else "-" for name in _SHOWN),
+                trial.file,
+            )
+        )
+    return rows
+
+
+def _environments(group: Group) -> list[tuple[str, str, int]]:
+    """Each set of versions, losses and machine with its number of trials; after the first, only what is different."""
+    counted = Counter(_json(_made_by(trial.record)) for trial in group.trials)
+    first: dict[str, str] = {}
+    result = []
+    for number, (text, count) in enumerate(counted.most_common()):
+        flat = _flatten(json.loads(text))
+        shown = flat if number == 0 else {name: value for name, value in flat.items() if first.get(name) != value}
+        first = first or flat
+        words = "; ".join(f"{name} {value}" for name, value in shown.items())
+        result.append(("as most" if number == 0 else "different in", words, count))
+    return result
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        flat |= _flatten(value) if isinstance(value, Mapping) else {name: str(value)}
+    return flat
+
+
+def _confounds(group: Group) -> list[tuple[str, str]]:
+    """Every confound with all the values it has in this group."""
+    seen: dict[str, list[str]] = {}
+    for trial in group.trials:
+        confounds = trial.record.get("confounds")
+        for name, value in confounds.items() if isinstance(confounds, Mapping) else ():
+            values = seen.setdefault(str(name).replace("_", " "), [])
+            if str(value) not in values:
+                values.append(str(value))
+    return [(name, " | ".join(values)) for name, values in seen.items()]
+
+
+def _commands(group: Group) -> list[tuple[str, int]]:
+    counted = Counter(shlex.join(map(str, trial.record.get("command", []))) for trial in group.trials)
+    return counted.most_common()

@@ -1,0 +1,381 @@
+"""`varloss-bench report`: what is read, what is left out, what may stand beside what, and the page itself."""
+
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from varloss_bench import report_heat, report_page, report_records
+from varloss_bench.cli import app
+from varloss_bench.config import PROTOCOL, Arm, TrialConfig, grid
+from varloss_bench.measures import HISTOGRAM_BINS
+from varloss_bench.store import Store
+from varloss_bench.summary import grid_pairs, summarise
+
+BASE = {"few_label_probe": 95.0, "linear_probe": 98.0, "knn": 97.0, "projection_knn": 96.0,
+        "negative_variance": 0.18, "negative_mean": 0.01, "positive_mean": 0.7}  # fmt: skip
+ENVIRONMENT = {"versions": {"torch": "2.9"}, "varloss_source": "abc", "machine": {"cpu": "a"}, "git": None}
+# One arm with VRN and one without.
+SMALL = {"methods": ["simclr"], "batch_sizes": [16], "weights": [3.0], "temperatures": [0.5], "control_temperatures": [],
+         "seeds": [0, 1]}  # fmt: skip
+HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>|$\\frac$&"
+
+
+def record_of(config, rng, **changes):
+    metrics = {name: value + 0.1 * rng.normal() for name, value in BASE.items()}
+    metrics["few_label_probe"] += 2.0 * (config.weight == 3)
+    trained = config.arm.trained
+    drawn = {
+        "similarity_histograms": {"positives": [1] * HISTOGRAM_BINS, "negatives": [2] * HISTOGRAM_BINS},
+        "principal_components": {"points": [[0.1, 0.2], [-0.3, 0.4]], "labels": [0, 1]},
+    }
+    record = {
+        "key": config.key(), "config": config.to_dict(), "environment": ENVIRONMENT, "status": "finished",
+        "reason": None, "collapsed": False, "metrics": metrics, "seconds": {"train": 2.0, "evaluate": 0.1},
+        "command": ["varloss-bench", "compare"], "finished_at": "2026-01-01T00:00:00+00:00",
+        "confounds": {"equal": config.equal} if trained else None,
+    }  # fmt: skip
+    if trained:
+        record |= {"drawn": drawn, "epoch_losses": [3.0, 2.0, 1.5]}
+    return record | changes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes a sweep into a folder and returns the folder; `changes(config)` are laid over the record."""
+
+    def write(base=None, *, changes=lambda config: {}, into=tmp_path, **axes):
+        asked = {"methods": ["simclr", "moco"], "batch_sizes": [16, 64], "weights": [1.0, 3.0], "temperatures": [0.2, 0.5],
+                 "control_temperatures": [0.1], "seeds": range(3)} | axes  # fmt: skip
+        rng = np.random.default_rng(0)
+        for config in grid(base or TrialConfig(), **asked):
+            Store(into).write(config, record_of(config, rng, **changes(config)))
+        return into
+
+    return write
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; opening and closing tags must match."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "hr", "input", "image", "use", "path"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.references, self.open = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.references += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
+        assert not any(name.startswith("on") for name, _ in attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def visible(folder):
+    text = re.sub(r"<style.*?</style>|<svg.*?</svg>", " ", (folder / "report.html").read_text(), flags=re.DOTALL)
+    return " ".join(re.sub("<[^>]+>", " ", text).replace("&#39;", "'").split())
+
+
+def test_writes_page_text_and_tables(folder):
+    path = folder()
+    result = run(path)
+    assert result.exit_code == 0, result.output
+    page = Page((path / "report.html").read_text())
+    # 2 methods x 2 temperatures in 3 figures over batch size, 2 x 2 histograms, 2 x 2 losses, 2 x 2 planes
+    assert page.tags.count("svg") == 12 + 4 + 4 + 4
+    assert sum(tag == "table" for tag in page.tags) >= 12  # 2 methods x 2 batch sizes x 3 heat maps
+    assert all(reference.startswith(("#", "data:")) for reference in page.references)
+    assert "script" not in page.tags
+    shown = visible(path)
+    assert shown.index("Question") < shown.index("Verdict") < shown.index("Accuracy against") < shown.index("Details")
+    for phrase in (
+        "settled in favour of VRN",
+        "equal epochs (20)",
+        "Control temperatures",
+        "seeds needed",
+        "varloss-bench compare",
+    ):
+        assert phrase in shown
+    text = (path / "report.md").read_text()
+    assert "settled in favour of VRN" in text
+    assert (path / "report.html").stat().st_size < 5e6
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [(TrialConfig(epochs=7), "equal epochs (7)"), (TrialConfig(epochs=0, steps=90), "equal steps (90)")],
+)
+@pytest.mark.parametrize("batch_sizes", [[16], [16, 64]])
+def test_every_figure_says_what_was_equal(folder, base, words, batch_sizes):
+    (section,) = report_page.sections(report_records.read(folder(base, methods=["simclr"], batch_sizes=batch_sizes)))
+    assert len(section.figures) == 7
+    for figure in section.figures:
+        assert words in figure.caption
+        assert all(words in panel.svg for _, panels in figure.parts for panel in panels)
+
+
+def test_tables_have_a_row_per_trial_and_agree(folder):
+    path = folder()
+    run(path)
+    number = len(list((path / "trials").iterdir()))
+    csv, parquet = pd.read_csv(path / "rows.csv"), pd.read_parquet(path / "rows.parquet")
+    assert len(csv) == len(parquet) == number == 2 * 2 * 7 * 3 + 2 * 3
+    for column in (
+        "config.weight",
+        "config.seed",
+        "metrics.few_label_probe",
+        "environment.versions.torch",
+        "final_loss",
+        "command",
+    ):
+        assert column in csv.columns
+        assert column in parquet.columns
+    assert np.allclose(csv["metrics.few_label_probe"], parquet["metrics.few_label_probe"].astype(float))
+    one = json.loads((path / "trials" / parquet["file"][5]).read_text())
+    assert parquet["metrics.few_label_probe"][5] == one["metrics"]["few_label_probe"]
+    assert parquet["config.batch_size"][5] == one["config"]["batch_size"]
+
+
+@pytest.mark.parametrize("change", [{"epochs": 30}, {"evaluate_on": "val"}, {"data": "fashion-mnist"}, {"base_lr": 0.3},
+                                    {"steps": 50, "epochs": 0}, {"fused": False}])  # fmt: skip
+def test_what_differs_in_more_than_the_arm_is_not_mixed(folder, change):
+    folder()
+    path = folder(dataclasses.replace(TrialConfig(), **change))
+    found = report_records.read(path)
+    assert len(found.groups) == 2
+    for group in found.groups:
+        assert len([t for t in group.trials if t.config.arm.trained]) == 2 * 2 * 7 * 3
+        assert len([t for t in group.trials if not t.config.arm.trained]) == 2 * 3
+    assert not found.left_out
+
+
+def test_sweeps_of_other_arms_and_seeds_are_one_group(folder):
+    folder(seeds=range(2))
+    path = folder(methods=["dcl"], batch_sizes=[32], seeds=range(2, 5))
+    (group,) = report_records.read(path).groups
+    assert len(group.trials) == 2 * 2 * 7 * 2 + 7 * 3 + 2 * 5
+
+
+def test_the_arm_without_vrn_stands_beside_vrn_of_either_kind(folder):
+    path = folder(**SMALL | {"methods": ["moco"]})
+    queue = TrialConfig(method="moco", weight=3.0, vrn_against="queue")
+    Store(path).write(queue, record_of(queue, np.random.default_rng(1)))
+    groups = report_records.read(path).groups
+    assert sorted(len(group.trials) for group in groups) == [1 + 2 + 4, 2 + 2 + 4]
+    for group in groups:
+        assert {t.config.arm.weight for t in group.trials if t.config.arm.trained} == {0.0, 3.0}
+        assert len({t.config.vrn_against for t in group.trials if t.config.weight}) == 1
+
+
+def test_records_of_an_older_protocol_stand_apart_and_say_so(folder):
+    folder(**SMALL)
+    path = folder(**SMALL | {"seeds": [7]}, changes=lambda config: {"key": config.key(PROTOCOL - 1)})
+    found = report_records.read(path)
+    assert [group.protocol for group in found.groups] == [PROTOCOL, PROTOCOL - 1]
+    run(path)
+    assert f"Made under protocol {PROTOCOL - 1}" in visible(path)
+
+
+def broken(record, **changes):
+    return json.dumps({**record, **changes})
+
+
+CORRUPTIONS = {
+    "half": lambda r: json.dumps(r)[:300],
+    "list": lambda r: "[]",
+    "deep": lambda r: "[" * 100_000,
+    "nan": lambda r: json.dumps(r).replace('"metrics": {', '"metrics": {"knn": NaN, "x": NaN,', 1),
+    "foreign key": lambda r: broken(r, key="0" * 16),
+    "text for a number": lambda r: broken(r, config={**r["config"], "batch_size": "16"}),
+    "boolean for a number": lambda r: broken(r, config={**r["config"], "weight": True}),
+    "unknown method": lambda r: broken(r, config={**r["config"], "method": "<script>"}),
+    "no temperature": lambda r: broken(r, config={**r["config"], "temperature": -1.0}),
+    "histogram": lambda r: broken(
+        r, drawn={**r["drawn"], "similarity_histograms": {"positives": [1], "negatives": []}}
+    ),
+    "points": lambda r: broken(r, drawn={**r["drawn"], "principal_components": {"points": [[1]], "labels": [1]}}),
+    "losses": lambda r: broken(r, epoch_losses=["x"]),
+    "command": lambda r: broken(r, command="rm -rf /"),
+}
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_a_corrupt_record_is_left_out(folder, kind):
+    path = folder(**SMALL)
+    victim = sorted((path / "trials").glob("simclr*"))[0]
+    victim.write_text(CORRUPTIONS[kind](json.loads(victim.read_text())))
+    found = report_records.read(path)
+    assert list(found.left_out) == [victim.name]
+    assert found.left_out[victim.name].startswith("corrupt: ")
+    assert len(found.trials) == 2 * (2 + 2) - 1
+
+
+def test_what_is_left_out_is_named_everywhere(folder):
+    path = folder(**SMALL)
+    victim = sorted((path / "trials").glob("simclr*"))[0]
+    victim.write_text("{")
+    result = run(path)
+    assert result.exit_code == 0, result.output
+    assert f"left out: {victim.name}: corrupt" in result.output
+    assert victim.name in visible(path)
+    assert victim.name in (path / "report.md").read_text().replace("\\", "")
+    assert victim.name not in (path / "rows.csv").read_text()
+
+
+def test_rows_without_training_alone_are_left_out_with_the_reason(folder):
+    path = folder(batch_sizes=[], seeds=[0])
+    found = report_records.read(path)
+    assert not found.groups
+    assert all("no trained row" in reason for reason in found.left_out.values())
+    assert run(path).exit_code == 1
+
+
+@pytest.mark.parametrize("make", [lambda path: path / "absent", lambda path: path])
+def test_nothing_to_report_is_an_error(tmp_path, make):
+    result = run(make(tmp_path))
+    assert result.exit_code == 2
+    assert "error: " in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_crashed_trials_are_said_to_be_so(folder):
+    crash = {"status": "crashed", "reason": "RuntimeError: out of memory", "metrics": {}}
+    path = folder(**SMALL | {"seeds": [0]}, changes=lambda config: crash)
+    result = run(path)
+    assert result.exit_code == 1
+    assert "all of them crashed" in result.output
+    assert "No trial has a result: all 4 crashed" in visible(path)
+    assert "out of memory" in visible(path)
+
+
+def test_nothing_out_of_a_record_becomes_markup(folder):
+    def hostile(config):
+        environment = {**ENVIRONMENT, "machine": {HOSTILE: HOSTILE}, "versions": {"torch": HOSTILE}}
+        return {
+            "reason": HOSTILE, "command": [HOSTILE], "environment": environment, "confounds": {HOSTILE: HOSTILE},
+            **({"status": "crashed"} if config.seed == 1 and config.weight == 3 else {}),
+        }  # fmt: skip
+
+    base = TrialConfig(data=HOSTILE, backbone=HOSTILE, device=HOSTILE)
+    path = folder(base, changes=hostile, **SMALL)
+    (path / "trials" / "<img src=x onerror=alert(3)>.json").write_text("{}")
+    result = run(path)
+    assert result.exit_code == 0, result.output
+    text = (path / "report.html").read_text()
+    page = Page(text)
+    assert "alert(1)" in text  # it is there, as text
+    assert not {"script", "img", "iframe", "object", "link"} & set(page.tags)
+    assert "Content-Security-Policy" in text
+    markdown = (path / "report.md").read_text()
+    assert "<script" not in markdown
+    assert "<img" not in markdown
+
+
+def test_heat_maps_show_the_differences_they_say(folder):
+    (group,) = report_records.read(folder()).groups
+    result = summarise(group.configs, group.records, grid_pairs(group.configs, [0.1]))
+    base = report_heat.tuned_baseline(result, "simclr", 16)
+    assert base.arm.weight == 0
+    assert base.interval("few_label_probe").mean == max(
+        row.interval("few_label_probe").mean
+        for row in result.rows
+        if row.arm.slug().startswith("simclr-b16") and not row.arm.weight
+    )
+    score, same, best = report_heat.heat_maps(result, "simclr", 16)
+    assert score.temperatures == (0.1, 0.2, 0.5)
+    cells = dict(score.rows)[3.0]
+    assert cells[0].text == ""  # VRN was not run at the control
+    mean = {t: result.row(Arm("simclr", 16, t, 3.0)).interval("few_label_probe").mean for t in (0.2, 0.5)}
+    plain = {t: result.row(Arm("simclr", 16, t, 0.0)).interval("few_label_probe").mean for t in (0.2, 0.5)}
+    assert cells[1].text == f"{mean[0.2]:.1f}"
+    assert dict(same.rows)[3.0][2].text == f"{mean[0.5] - plain[0.5]:+.1f}"
+    assert dict(best.rows)[3.0][2].text == f"{mean[0.5] - base.interval('few_label_probe').mean:+.1f}"
+    assert dict(best.rows)[0.0][(0.1, 0.2, 0.5).index(base.arm.temperature)].text == "base"
+    assert [cell.best for _, row in score.rows for cell in row].count(True) == 1
+
+
+def test_a_collapsed_arm_has_no_number_and_is_no_baseline(folder):
+    def collapse(config):
+        # By far the best score without VRN, if it counted.
+        gone = config.arm == Arm("simclr", 16, 0.1, 0.0)
+        return {"collapsed": True, "metrics": {**BASE, "few_label_probe": 99.0}} if gone else {}
+
+    (group,) = report_records.read(folder(changes=collapse)).groups
+    result = summarise(group.configs, group.records, grid_pairs(group.configs, [0.1]))
+    assert report_heat.tuned_baseline(result, "simclr", 16).arm.temperature != 0.1
+    score, *_ = report_heat.heat_maps(result, "simclr", 16)
+    assert dict(score.rows)[0.0][0].text == "collapsed"
+
+
+def test_cells_are_legible(folder):
+    def luminance(colour):
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    (group,) = report_records.read(folder()).groups
+    result = summarise(group.configs, group.records, grid_pairs(group.configs, [0.1]))
+    coloured = [
+        c for h in report_heat.heat_maps(result, "simclr", 16) for _, row in h.rows for c in row if c.background
+    ]
+    assert coloured
+    for cell in coloured:
+        light, dark = sorted((luminance(cell.background), {"#000": 0.0, "#fff": 1.0}[cell.ink]), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
+
+
+def test_records_without_pictures_still_make_a_report(folder):
+    path = folder(**SMALL)
+    for file in (path / "trials").iterdir():
+        record = json.loads(file.read_text())
+        record.pop("drawn", None)
+        record.pop("epoch_losses", None)
+        file.write_text(json.dumps(record))
+    assert run(path).exit_code == 0
+    shown = visible(path)
+    for words in ("Histograms of similarities: these records hold none", "Training loss: these records hold none"):
+        assert words in shown
+
+
+def test_output_folder_and_unwritable_output(folder, tmp_path):
+    path = folder(**SMALL, into=tmp_path / "in")
+    assert run(path, "--output", tmp_path / "out").exit_code == 0
+    assert not (path / "report.html").exists()
+    assert (tmp_path / "out" / "report.html").exists()
+    (tmp_path / "file").write_text("")
+    result = run(path, "--output", tmp_path / "file")
+    assert result.exit_code == 2
+    assert "error: " in result.output
+
+
+def test_pictures_are_the_same_in_every_run(folder):
+    path = folder(**SMALL)
+    pages = []
+    for _ in range(2):
+        run(path)
+        pages.append((path / "report.html").read_text())
+    assert pages[0] == pages[1]
+
+
+def test_columns_of_mixed_kinds_are_text(folder):
+    kinds = iter([1, "one", None, 2.5, True] * 100)
+    path = folder(seeds=[0], changes=lambda config: {"note": next(kinds)})
+    _csv, parquet = report_records.tables(report_records.read(path))
+    assert {"1", "one", "2.5", "True"} <= set(pd.read_parquet(io.BytesIO(parquet))["note"].dropna())
