@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from varloss_bench.data_types import DataError, Source
+from varloss_bench.data_torchvision import download_folder
+from varloss_bench.data_types import DataError, Request, Source, Split
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
+
+HINT = (
+    "Point --data-dir at a folder with Fashion-MNIST's original .gz files, or install Debian's package: "
+    "apt-get install dataset-fashion-mnist"
+)
 
 # Two garments of half the size, 14 x 14, one in each half of the canvas's height: 3 x 5 places for each.
 PAIR_CANVAS, GARMENT = (32, 18), 14
@@ -20,20 +26,31 @@ PAIR_CANVAS, GARMENT = (32, 18), 14
 PAIRING_SEED = 0
 
 
-def fashion_mnist(data_dir: str | None) -> Source:
+def fashion_mnist(request: Request) -> Source:
     """The original training files; 5000 / 2000 / 2000 of their 60000 images are drawn for every seed."""
-    images, labels = _training_files(data_dir)
-    return Source(images, labels, 10, (5000, 2000, 2000), rotation=10.0, scale=(0.7, 1.1), flip=True)
+    images, labels = _read_files(request, "train")
+    test = Split(*_read_files(request, "t10k")) if request.official_test else None
+    return Source(
+        images, labels, 10, (5000, 2000, 2000), rotation=10.0, scale=(0.7, 1.1), flip=True, official_test=test
+    )
 
 
-def fashion_pairs(data_dir: str | None) -> Source:
+def fashion_pairs(request: Request) -> Source:
     """Two garments above each other, each at a place of its own: 100 classes, the ordered pairs of garment classes.
 
     Every image of Fashion-MNIST's training files is in one pair only, so however 5000 / 2000 / 2000 of the 30000 pairs
     are drawn, no garment of one split is in another. Above each other and not side by side: a mirror image then is
-    still of its class.
+    still of its class. The official test set is the same of the 10000 test images.
     """
-    images, labels = _training_files(data_dir)
+    train = _pairs(*_read_files(request, "train"))
+    test = _pairs(*_read_files(request, "t10k")) if request.official_test else None
+    sizes = (5000, 2000, 2000)
+    return Source(
+        train.images, train.labels, 100, sizes, rotation=10.0, scale=(0.8, 1.15), flip=True, official_test=test
+    )
+
+
+def _pairs(images: Tensor, labels: Tensor) -> Split:
     generator = torch.Generator().manual_seed(PAIRING_SEED)
     garments = functional.avg_pool2d(images, 2)
     upper, lower = torch.randperm(len(garments) // 2 * 2, generator=generator).chunk(2)
@@ -43,9 +60,7 @@ def fashion_pairs(data_dir: str | None) -> Source:
         rows = top + torch.randint(height // 2 - GARMENT + 1, (len(ids),), generator=generator)
         columns = torch.randint(width - GARMENT + 1, (len(ids),), generator=generator)
         _place(canvas, garments[ids], rows, columns)
-    return Source(
-        canvas, 10 * labels[upper] + labels[lower], 100, (5000, 2000, 2000), rotation=10.0, scale=(0.8, 1.15), flip=True
-    )
+    return Split(canvas, 10 * labels[upper] + labels[lower])
 
 
 def _place(canvas: Tensor, patches: Tensor, rows: Tensor, columns: Tensor) -> None:
@@ -56,16 +71,31 @@ def _place(canvas: Tensor, patches: Tensor, rows: Tensor, columns: Tensor) -> No
     canvas[torch.arange(len(patches)).view(-1, 1, 1), 0, y, x] = patches[:, 0]
 
 
-def _training_files(data_dir: str | None) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) in [0, 1] and labels (N,)."""
-    folder = Path(data_dir) if data_dir else FASHION_MNIST_DIR
-    images = torch.from_numpy(_read_idx(folder / "train-images-idx3-ubyte.gz").astype(np.float32) / 255.0)
-    labels = torch.from_numpy(_read_idx(folder / "train-labels-idx1-ubyte.gz").astype(np.int64))
+def _read_files(request: Request, part: str) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 28, 28) in [0, 1] and labels (N,) of "train" or "t10k", from the folder named, Debian's or a download."""
+    folder = request.folder or (FASHION_MNIST_DIR if FASHION_MNIST_DIR.is_dir() else _download())
+    images = torch.from_numpy(_read_idx(folder / f"{part}-images-idx3-ubyte.gz").astype(np.float32) / 255.0)
+    labels = torch.from_numpy(_read_idx(folder / f"{part}-labels-idx1-ubyte.gz").astype(np.int64))
     if images.shape[1:] != (28, 28) or len(images) != len(labels):
         raise DataError(
             f"{folder}: expected N images of 28 x 28 and N labels, got {tuple(images.shape)} and {tuple(labels.shape)}"
         )
     return images.unsqueeze(1), labels
+
+
+def _download() -> Path:
+    """Folder of the original files, downloaded by torchvision if they are not there."""
+    from torchvision.datasets import FashionMNIST  # noqa: PLC0415  (only those without the files need it)
+
+    root = download_folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        FashionMNIST(root, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"Fashion-MNIST is neither in {FASHION_MNIST_DIR} nor could it be downloaded: {error}. {HINT}"
+        ) from error
+    return root / "FashionMNIST" / "raw"
 
 
 def _read_idx(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
@@ -74,10 +104,7 @@ def _read_idx(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
         with gzip.open(path) as file:
             content = file.read()
     except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist. Point --data-dir at a folder with Fashion-MNIST's original .gz files, or install "
-            "Debian's package: apt-get install dataset-fashion-mnist"
-        ) from None
+        raise DataError(f"{path} does not exist. {HINT}") from None
     except (OSError, EOFError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     zeros, kind, dimensions = struct.unpack(">HBB", content[:4]) if len(content) >= 4 else (1, 0, 0)

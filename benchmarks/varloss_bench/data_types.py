@@ -1,6 +1,7 @@
 """What a data set is to the harness, whichever loader it comes from."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,27 +9,6 @@ from torch import Tensor
 
 class DataError(ValueError):
     """The data asked for is not there or cannot be used; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set before it is split.
-
-    Attributes:
-        images: (N, C, H, W), float32 in [0, 1].
-        labels: (N,), int64 in [0, num_classes).
-        sizes: Samples in the train, validation and test splits.
-        rotation, scale: Strength of the augmentation: degrees, and range of the zoom.
-        flip: Whether a mirrored image is still of its class.
-    """
-
-    images: Tensor
-    labels: Tensor
-    num_classes: int
-    sizes: tuple[int, int, int]
-    rotation: float
-    scale: tuple[float, float]
-    flip: bool
 
 
 @dataclass(frozen=True)
@@ -48,9 +28,56 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A data set before it is split.
+
+    Attributes:
+        images: (N, C, H, W), float32 in [0, 1], or uint8 where floats would be four times too much (`as_float`).
+        labels: (N,), int64 in [0, num_classes).
+        sizes: Samples in the train, validation and test splits.
+        rotation, scale: Strength of the augmentation of grey images: degrees, and range of the zoom. Images in colour
+            are cropped instead, and `scale` is the range of the part of their area that is kept.
+        flip: Whether a mirrored image is still of its class.
+        official_test: The test split that was published with the data, for those who ask for it; the others are then
+            drawn from `images`, and without it all three are.
+    """
+
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+    sizes: tuple[int, int, int]
+    rotation: float
+    scale: tuple[float, float]
+    flip: bool
+    official_test: Split | None = None
+
+
+@dataclass(frozen=True)
 class Splits:
     """Disjoint splits of one data set, drawn by a seed."""
 
     train: Split
     val: Split
     test: Split
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a loader is asked for.
+
+    Attributes:
+        folder: Where the files are, or None for where they usually are.
+        path: What follows the colon of `imagefolder:PATH`.
+        image_size: Side in pixels that images of any size are brought to, or None for the loader's own.
+        official_test: Whether the published test split is wanted as well.
+    """
+
+    folder: Path | None = None
+    path: Path | None = None
+    image_size: int | None = None
+    official_test: bool = False
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images as float32 in [0, 1]; floats as they are."""
+    return images.float() / 255.0 if images.dtype == torch.uint8 else images

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from varloss import metrics
 from varloss_bench import augment
-from varloss_bench.data import Source, Split, few_labels
+from varloss_bench.data import Source, Split, as_float, few_labels
 from varloss_bench.measures import (
     FEW_LABEL_DRAWS,
     FEW_LABELS,
@@ -35,7 +35,7 @@ def encode(net: nn.Module, images: Tensor) -> Tensor:
     was_training = net.training
     net.eval()
     try:
-        return torch.cat([net(part) for part in torch.split(images, ENCODE_BATCH)]).float()
+        return torch.cat([net(as_float(part)) for part in torch.split(images, ENCODE_BATCH)]).float()
     finally:
         net.train(was_training)
 

@@ -67,7 +67,7 @@ def test_fashion_mnist_reads_idx_files(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, size=(20, 28, 28))
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.arange(20) % 10)
-    source = data.load("fashion-mnist", str(tmp_path))
+    source = data.load("fashion-mnist", str(tmp_path), sizes=(10, 5, 5))
     assert torch.equal((source.images * 255).round().long(), torch.from_numpy(pixels).unsqueeze(1))
     assert source.labels.tolist() == [i % 10 for i in range(20)]
 
@@ -78,7 +78,7 @@ def test_pairs_use_every_garment_once_whole_and_half_its_size(tmp_path):
     garment_labels = torch.arange(240) * 7 % 10
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", garment_labels)
-    source = data.load("fashion-pairs", str(tmp_path))
+    source = data.load("fashion-pairs", str(tmp_path), sizes=(60, 30, 30))
     assert source.images.shape == (120, 1, 32, 18)
     used, places = [], set()
     for image, label in zip((source.images[:, 0] * 255).round().long(), source.labels, strict=True):
@@ -95,16 +95,16 @@ def test_pairs_use_every_garment_once_whole_and_half_its_size(tmp_path):
         used += ids
     assert sorted(used) == list(range(240))
     assert places == {(row, column) for row in range(3) for column in range(5)}
-    assert torch.equal(source.images, data.load("fashion-pairs", str(tmp_path)).images)
+    assert torch.equal(source.images, data.load("fashion-pairs", str(tmp_path), sizes=(60, 30, 30)).images)
 
 
 def test_pairs_are_halved_by_averaging(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, size=(2, 28, 28))
+    pixels = np.random.default_rng(0).integers(0, 256, size=(4, 28, 28))
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
-    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.array([3, 3]))
-    source = data.load("fashion-pairs", str(tmp_path))
-    assert source.labels.tolist() == [33]
-    averaged = pixels.reshape(2, 14, 2, 14, 2).mean((2, 4)) / 255
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.array([3, 3, 3, 3]))
+    source = data.load("fashion-pairs", str(tmp_path), sizes=(2, 0, 0))
+    assert source.labels.tolist() == [33, 33]
+    averaged = pixels.reshape(4, 14, 2, 14, 2).mean((2, 4)) / 255
     assert float(source.images.sum()) == pytest.approx(averaged.sum())
 
 
