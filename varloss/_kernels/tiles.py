@@ -1,8 +1,8 @@
 """Tiles of the similarity matrix in two passes: sums first, gradient second. Linear memory, and symmetry used.
 
 Of a symmetric block only the tiles on and above the diagonal are computed, so that two passes over half of the matrix cost
-what one pass over all of it does. The logits of some tiles are kept from the first pass for the second, as many as stay
-within a share of memory that grows with N alone: for middling batches that saves the second product.
+what one pass over all of it does. What the first pass made of some tiles is kept for the second, as many as stay within a
+share of memory that grows with N alone: for middling batches that saves the second product.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from varloss._kernels import closed_vrn
 from varloss._kernels.common import Problem, anchor_losses, to_raw_rows, unit_rows
 
-# Buffers of this shape in fp32 stay in a CPU core's second-level cache; a GPU needs tiles that keep it busy.
-CPU_TILE = (128, 1024)
+# Two or three buffers of this shape in fp32, with the rows they belong to, stay in a CPU core's second-level cache; fewer
+# rows, and the calls begin to cost. A GPU needs tiles that keep it busy.
+CPU_TILE = (256, 256)
 GPU_TILE = (2048, 4096)
-# How much may be kept: this many logits for each row, and this many bytes at least and at most.
+# How much may be kept: this many numbers for each row, and this many bytes at least and at most.
 KEPT_PER_ROW = 640
 KEPT_BYTES = (8 * 2**20, 64 * 2**20)
 
 
-@dataclass(frozen=True, eq=False)  # eq=False: told apart, and hashed, by identity
+@dataclass(frozen=True, slots=True)  # there are many: 65 000 at N = 65536
 class Tile:
     """A rectangle of similarities, ``height`` x ``width``, between rows of the two views stacked, (2N, D)."""
 
@@ -35,6 +37,20 @@ class Tile:
     square: int  # leading columns that are the rows themselves: there, both orders of each pair are present
     own: int | None  # the diagonal on which a sample meets itself, which is no negative; None where it passes by
     has_vrn: bool
+
+    @property
+    def later(self) -> int:
+        """How many columns are other rows than the tile's own: there, each pair comes in one order alone."""
+        return self.width - self.square
+
+    @property
+    def later_at(self) -> int:
+        """The first of them."""
+        return self.left + self.square
+
+    def without_square(self, x: Tensor) -> Tensor:
+        """The part of ``x``, of the tile's shape, in these columns."""
+        return x[:, self.square :] if self.square else x
 
     def without_own(self, x: Tensor, value: float = 0.0) -> Tensor:
         """``x``, of the tile's shape, with ``value`` where a sample meets itself."""
@@ -79,18 +95,22 @@ def value_and_gradient(
     n, t = z0.shape[0], problem.temperature
     z, length = unit_rows(z0, z1)
     u, v = z[:n], z[n:]
-    parts = tiles(n, problem, tile or (CPU_TILE if z.device.type == "cpu" else GPU_TILE))
+    closed = problem.has_vrn and closed_vrn.costs_less_than_tiles(*z0.shape)
+    in_tiles = problem._replace(vrn_weight=0.0) if closed else problem
+    parts = tiles(n, in_tiles, tile or (CPU_TILE if z.device.type == "cpu" else GPU_TILE))
     positive = (u * v).sum(1).div_(t)
-    log_sums, squared_gaps, gradient = _both_passes(z, positive, problem, parts, need_gradient)
+    log_sums, squared_gaps, gradient = _both_passes(z, positive, in_tiles, parts, need_gradient)
     value = anchor_losses(log_sums, positive, problem.decoupled).mean()
-    if problem.has_vrn:
+    if closed:
+        value.add_(closed_vrn.add_to(gradient, z, problem, 2 * n * t))
+    elif problem.has_vrn:
         value.add_(squared_gaps, alpha=problem.slope(n) / 2 * t**2)
     if gradient is None:
         return value, None
     pull = torch.full_like(positive, 2) if problem.decoupled else torch.sigmoid(log_sums - positive).sum(0)
     gradient[:n].addcmul_(pull.unsqueeze(1), v, value=-1)
     gradient[n:].addcmul_(pull.unsqueeze(1), u, value=-1)
-    return value, to_raw_rows(gradient.div_(2 * n * t), z, length).view(2, n, -1)
+    return value, to_raw_rows(gradient, z, length.mul_(2 * n * t)).view(2, n, -1)
 
 
 def _both_passes(
@@ -104,8 +124,8 @@ def _both_passes(
     work = _Work(z, 1 / t, parts, keep=need_gradient)
     sums: _Sums = (_PlainSums if problem.fits_without_shift(z.dtype) else _ShiftedSums)(work, problem)
     squared_gaps = z.new_zeros(())
-    for part in parts:
-        logits = work.logits(part)
+    for index, part in enumerate(parts):
+        logits = work.logits(index, part)
         sums.add(part, logits)
         if part.has_vrn and not need_gradient:
             _to_gaps(part, logits, problem, squared_gaps)
@@ -114,17 +134,19 @@ def _both_passes(
         return log_sums, squared_gaps, None
 
     gradient = torch.zeros_like(z)
+    by_rows = _Ranges(gradient)
     sums.prepare_weights(log_sums, positive)
-    for part in parts:
-        logits = work.logits(part)
-        weights = part.without_own(sums.weights(part, logits))
+    for index, part in enumerate(parts):
+        kept = work.kept(index)
+        x = work.logits(index, part) if kept is None else kept
+        weights = sums.weights(part, x, fresh=kept is None)
         if part.has_vrn:
-            gaps = _to_gaps(part, logits, problem, squared_gaps)
+            gaps = _to_gaps(part, x, problem, squared_gaps)
             weights.add_(gaps, alpha=problem.slope(n) * t * (2 * n * t))
-        rows, columns = z.narrow(0, part.top, part.height), z.narrow(0, part.left, part.width)
-        gradient.narrow(0, part.top, part.height).addmm_(weights, columns)
-        later = gradient.narrow(0, part.left + part.square, part.width - part.square)
-        later.addmm_(weights[:, part.square :].t(), rows)
+        rows, columns = work.rows[part.top, part.height], work.rows[part.left, part.width]
+        by_rows[part.top, part.height].addmm_(weights, columns)
+        if part.later:
+            by_rows[part.later_at, part.later].addmm_(part.without_square(weights).t(), rows)
     return log_sums, squared_gaps, gradient
 
 
@@ -132,50 +154,80 @@ def _to_gaps(part: Tile, logits: Tensor, problem: Problem, squared_gaps: Tensor)
     """Turns logits into gaps (P - target) / t, 0 where a sample meets itself, and adds their squares, each pair once."""
     gaps = part.without_own(logits.sub_(problem.target / problem.temperature))
     # By row norms: no squares are written, and each sum stays short.
-    for columns, share in ((gaps[:, : part.square], 0.5), (gaps[:, part.square :], 1.0)):
+    for columns, share in ((gaps[:, : part.square], 0.5), (part.without_square(gaps), 1.0)):
         if columns.shape[1]:
             squared_gaps.add_(torch.linalg.vector_norm(columns, dim=1).square_().sum(), alpha=share)
     return gaps
 
 
+class _Ranges(dict[tuple[int, int], Tensor]):
+    """``x[first, count]``: that many rows from the first on. Tiles share ranges, and each is made once."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self._x = x
+
+    def __missing__(self, key: tuple[int, int]) -> Tensor:
+        made = self[key] = self._x.narrow(0, *key)
+        return made
+
+
 class _Work:
-    """Buffers that every tile uses again, and the logits kept from the first pass for the second: one allocation."""
+    """Buffers that every tile uses again, and what is kept from the first pass for the second: one allocation."""
 
     def __init__(self, z: Tensor, inverse_t: float, parts: list[Tile], keep: bool) -> None:
-        self.z, self._inverse_t = z, inverse_t
+        self.z, self.rows, self._inverse_t = z, _Ranges(z), inverse_t
         sizes = [part.height * part.width for part in parts]
         least, most = (bound // z.element_size() for bound in KEPT_BYTES)
         budget = min(max(KEPT_PER_ROW * z.shape[0], least), most) if keep else 0
-        kept = 0
-        while kept < len(sizes) and sizes[kept] <= budget:
-            budget -= sizes[kept]
-            kept += 1
-        memory = z.new_empty(sum(sizes[:kept]) + 3 * max(sizes))
-        *keeps, self._first, self._second, self._third = torch.split(memory, [*sizes[:kept], *3 * [max(sizes)]])
-        self._kept = dict(zip(parts, keeps, strict=False))
-        self._computed: set[Tile] = set()
+        count = 0
+        while count < len(sizes) and sizes[count] <= budget:
+            budget -= sizes[count]
+            count += 1
+        memory = z.new_empty(sum(sizes[:count]) + 3 * max(sizes))
+        *kept, first, second, third = torch.split(memory, [*sizes[:count], *3 * [max(sizes)]])
+        self._kept = [x.view(part.height, part.width) for x, part in zip(kept, parts, strict=False)]
+        self._logits, self._second, self._third = _Shapes(first), _Shapes(second), _Shapes(third)
 
-    def scratch(self, part: Tile, third: bool = False) -> Tensor:
-        buffer = self._third if third else self._second
-        return buffer[: part.height * part.width].view(part.height, part.width)
+    def second(self, part: Tile) -> Tensor:
+        """A buffer of the tile's shape."""
+        return self._second[part.height, part.width]
 
-    def logits(self, part: Tile) -> Tensor:
-        """The tile's logits, for the caller to overwrite. The second call may return those of the first."""
-        buffer = self._kept.get(part)
-        x = (self._first[: part.height * part.width] if buffer is None else buffer).view(part.height, part.width)
-        if part in self._computed:
-            return x
-        if buffer is not None:
-            self._computed.add(part)
-        rows, columns = self.z.narrow(0, part.top, part.height), self.z.narrow(0, part.left, part.width)
+    def third(self, part: Tile) -> Tensor:
+        """Another."""
+        return self._third[part.height, part.width]
+
+    def logits(self, index: int, part: Tile) -> Tensor:
+        """The logits of the tile ``parts[index]``, computed; where it is to be kept, into the place where it is."""
+        x = self._kept[index] if index < len(self._kept) else self._logits[part.height, part.width]
+        rows, columns = self.rows[part.top, part.height], self.rows[part.left, part.width]
         return torch.addmm(x, rows, columns.t(), beta=0, alpha=self._inverse_t, out=x)
+
+    def kept(self, index: int) -> Tensor | None:
+        """What the first pass made of the logits of ``parts[index]``, where that is kept."""
+        return self._kept[index] if index < len(self._kept) else None
+
+
+class _Shapes(dict[tuple[int, int], Tensor]):
+    """``x[height, width]``: the start of a buffer as a matrix. Tiles share shapes, and each is made once."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self._x = x
+
+    def __missing__(self, key: tuple[int, int]) -> Tensor:
+        made = self[key] = self._x[: key[0] * key[1]].view(key)
+        return made
 
 
 class _Sums(Protocol):
     """Sums of exponentials over each anchor's negatives, and the weights they give each pair in the gradient."""
 
     def add(self, part: Tile, logits: Tensor) -> None:
-        """Adds a tile to its rows' sums and, for pairs that come in no other order, to its columns'. Keeps the logits."""
+        """Adds a tile to its rows' sums and, for pairs that come in no other order, to its columns'.
+
+        Keeps the logits of tiles that need them for VRN; of others it leaves what :meth:`weights` can start from.
+        """
 
     def log(self) -> Tensor:
         """(2, N) logarithms of the sums."""
@@ -183,8 +235,11 @@ class _Sums(Protocol):
     def prepare_weights(self, log_sums: Tensor, positive: Tensor) -> None:
         """Goes over from summing to weighting."""
 
-    def weights(self, part: Tile, logits: Tensor) -> Tensor:
-        """``exp(x_ab) (1/den_a + 1/den_b)`` of a tile. Keeps the logits of tiles that need them for VRN."""
+    def weights(self, part: Tile, x: Tensor, fresh: bool) -> Tensor:
+        """``exp(x_ab) (1/den_a + 1/den_b)`` of a tile, 0 where a sample meets itself.
+
+        From its logits where ``fresh``, else from what :meth:`add` left. Keeps the logits of tiles that need them for VRN.
+        """
 
 
 class _PlainSums:
@@ -192,13 +247,18 @@ class _PlainSums:
 
     def __init__(self, work: _Work, problem: Problem) -> None:
         self._work, self._decoupled = work, problem.decoupled
-        self._sums = work.z.new_zeros(work.z.shape[0])
+        z = work.z
+        self._sums = z.new_zeros(z.shape[0])
+        self._by_rows = _Ranges(self._sums)
+
+    def _exponentials(self, part: Tile, logits: Tensor) -> Tensor:
+        return part.without_own(torch.exp(logits, out=self._work.second(part) if part.has_vrn else logits))
 
     def add(self, part: Tile, logits: Tensor) -> None:
-        exponentials = part.without_own(torch.exp(logits, out=self._work.scratch(part)))
-        self._sums.narrow(0, part.top, part.height).add_(exponentials.sum(1))
-        later = self._sums.narrow(0, part.left + part.square, part.width - part.square)
-        later.add_(exponentials[:, part.square :].sum(0))
+        exponentials = self._exponentials(part, logits)
+        self._by_rows[part.top, part.height].add_(exponentials.sum(1))
+        if part.later:
+            self._by_rows[part.later_at, part.later].add_(part.without_square(exponentials).sum(0))
 
     def log(self) -> Tensor:
         return self._sums.log().view(2, -1)
@@ -209,16 +269,15 @@ class _PlainSums:
             self._sums.view(2, -1).add_(positive.exp())
         self._sums.reciprocal_()
 
-    def weights(self, part: Tile, logits: Tensor) -> Tensor:
-        by_row = self._sums.narrow(0, part.top, part.height).unsqueeze(1)
-        by_column = self._sums.narrow(0, part.left, part.width)
-        both = torch.add(by_row, by_column, out=self._work.scratch(part, third=True))
-        exponentials = torch.exp(logits, out=self._work.scratch(part)) if part.has_vrn else logits.exp_()
-        return exponentials.mul_(both)
+    def weights(self, part: Tile, x: Tensor, fresh: bool) -> Tensor:
+        exponentials = self._exponentials(part, x) if fresh or part.has_vrn else x
+        by_row, by_column = self._by_rows[part.top, part.height], self._by_rows[part.left, part.width]
+        both = torch.add(by_row.unsqueeze(1), by_column, out=self._work.third(part))
+        return both.mul_(exponentials)
 
 
 class _ShiftedSums:
-    """For extreme temperatures: a running maximum for each anchor."""
+    """For extreme temperatures: a running maximum for each anchor. Keeps the logits of all tiles."""
 
     def __init__(self, work: _Work, problem: Problem) -> None:
         self._work, self._decoupled = work, problem.decoupled
@@ -229,8 +288,8 @@ class _ShiftedSums:
     def add(self, part: Tile, logits: Tensor) -> None:
         part.without_own(logits, -math.inf)
         self._add(part.top, logits)
-        if part.square < part.width:
-            self._add(part.left + part.square, logits[:, part.square :].t())
+        if part.later:
+            self._add(part.later_at, part.without_square(logits).t())
 
     def _add(self, first: int, logits: Tensor) -> None:
         """Anchors from ``first`` on in the rows of ``logits``."""
@@ -247,9 +306,10 @@ class _ShiftedSums:
         denominators = log_sums if self._decoupled else torch.logaddexp(log_sums, positive.expand_as(log_sums))
         self._log_denominators = denominators.flatten()
 
-    def weights(self, part: Tile, logits: Tensor) -> Tensor:
-        part.without_own(logits, -math.inf)
+    def weights(self, part: Tile, x: Tensor, fresh: bool) -> Tensor:
+        del fresh
+        part.without_own(x, -math.inf)
         by_row = self._log_denominators[part.top : part.top + part.height].unsqueeze(1)
         by_column = self._log_denominators[part.left : part.left + part.width]
-        weights = torch.sub(logits, by_row, out=self._work.scratch(part)).exp_()
-        return weights.add_(torch.sub(logits, by_column, out=self._work.scratch(part, third=True)).exp_())
+        weights = torch.sub(x, by_row, out=self._work.second(part)).exp_()
+        return weights.add_(torch.sub(x, by_column, out=self._work.third(part)).exp_())
