@@ -117,6 +117,12 @@ def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: 
 
     Only for problems that fit fp32 without a shift.
     """
+    # Triton launches on the current device, wherever its arguments are.
+    with torch.cuda.device_of(z0):
+        return _value_and_gradient(z0, z1, problem, need_gradient)
+
+
+def _value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
     (n, dim), t = z0.shape, problem.temperature
     z = torch.cat([z0, z1])
     length: Tensor = torch.linalg.vector_norm(wide(z), dim=1)
