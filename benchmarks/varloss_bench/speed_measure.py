@@ -53,18 +53,16 @@ def floor(n: int, d: int, device: str) -> Callable[[], None]:
 def interleaved(actions: Sequence[Callable[[], None]], seconds: float, device: str) -> list[list[float]]:
     """Seconds of single calls of each action, block by block in turn, until each has had ``seconds`` and three blocks.
 
-    One block is enough where a call takes longer than LONG_SECONDS. The first call of each action is not counted, nor the
-    first of each block of several.
+    The first call of each action is not counted, nor the first of each block of several. Where the first calls take longer
+    than LONG_SECONDS, warming up is nothing to that, and they are all there is.
     """
-    lengths, blocks = [], 3
-    for action in actions:
-        action()
-        took = _timed(action, device)
-        lengths.append(max(1, round(BLOCK_SECONDS / took)))
-        blocks = 1 if took > LONG_SECONDS else blocks
+    first = [_timed(action, device) for action in actions]
+    if max(first) > LONG_SECONDS:
+        return [[took] for took in first]
+    lengths = [max(1, round(BLOCK_SECONDS / _timed(action, device))) for action in actions]
     times: list[list[float]] = [[] for _ in actions]
     done = 0
-    while done < blocks or min(map(sum, times)) < seconds:
+    while done < 3 or min(map(sum, times)) < seconds:
         for action, length, found in zip(actions, lengths, times, strict=True):
             if length > 1:
                 action()

@@ -14,6 +14,7 @@ from varloss_bench.speed_run import FLOOR
 
 _COLOURS = {
     "varloss": "#0072B2",
+    "varloss without VRN": "#7FB8D8",
     "lightly": "#D55E00",
     "lightly + mask VRN": "#D55E00",
     "solo-learn's formula": "#009E73",

@@ -21,7 +21,8 @@ def test_papers_mask_and_solo_learns_formula_equal_the_loops():
     torch.testing.assert_close(speed_losses.mask_vrn(*z), oracles.vrn(*z, delta, "cross", 2))
     expected = oracles.nt_xent(*z, TEMPERATURE, "both", False)
     torch.testing.assert_close(speed_losses.indexed_formula(*z), expected)
-    ours, lightly = (who.build()(*z) for who in GROUPS["NT-Xent + VRN"])
+    ours, without, lightly = (who.build()(*z) for who in GROUPS["NT-Xent + VRN"])
+    torch.testing.assert_close(without, expected)
     torch.testing.assert_close(ours, expected + WEIGHT * oracles.vrn(*z, delta, "cross", 2))
     torch.testing.assert_close(lightly, ours)
 
@@ -31,7 +32,8 @@ def test_all_that_are_here_agree(group):
     first, *others = speed_losses.contenders(group, "cpu")
     assert first.name == "varloss"
     for other in others:
-        assert speed_losses.disagreement(first.build(), other.build(), 17, 8, "cpu") < 1e-4, other.name
+        if not other.is_reference:
+            assert speed_losses.disagreement(first.build(), other.build(), 17, 8, "cpu") < 1e-4, other.name
 
 
 def test_disagreement_sees_a_wrong_gradient():
@@ -86,6 +88,29 @@ def test_actions_take_turns_and_the_first_of_a_block_is_not_counted(monkeypatch)
     assert len(first) == len(second) == 60
 
 
+def test_a_long_action_is_timed_once(monkeypatch):
+    clock = iter(range(0, 10**6, 30))
+    monkeypatch.setattr(speed_measure.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert speed_measure.interleaved([lambda: calls.append(1)] * 2, 5.0, "cpu") == [[30], [30]]
+    assert len(calls) == 2
+
+
+def test_a_package_that_cannot_run_here_is_left_out_and_named(monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError("no kernel for this device")
+
+    broken = speed_losses.Contender("broken", lambda: fail, needs="torch")
+    monkeypatch.setitem(GROUPS, "VRN", [GROUPS["VRN"][0], broken])
+    arguments = ["speed", "--groups", "VRN", "--sizes", "4", "--dims", "4", "--seconds", "0.001", "--no-memory"]
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    output = " ".join(result.output.split())
+    assert "VRN: broken is left out at d = 4: RuntimeError: no kernel for this device" in output
+    with (tmp_path / "rows.csv").open() as file:
+        assert [row["loss"] for row in csv.DictReader(file)] == ["varloss", "floor"]
+
+
 @pytest.mark.slow
 def test_rows_table_and_picture(tmp_path):
     arguments = ["speed", "--sizes", "8,16", "--dims", "4", "--groups", "VRN,NT-Xent + VRN", "--seconds", "0.01"]
@@ -94,7 +119,7 @@ def test_rows_table_and_picture(tmp_path):
         assert result.exit_code == 0
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * 2 * 3
+    assert len(rows) == 2 * 2 * (3 + 4)
     ours = [row for row in rows if row["loss"] == "varloss"]
     assert all(float(row["over_varloss"]) == 1 for row in ours)
     assert all(float(row["over_floor"]) == 1 for row in rows if row["loss"] == "floor")
@@ -103,7 +128,7 @@ def test_rows_table_and_picture(tmp_path):
     assert "commit" in rows[0]  # empty for a varloss that is installed and not run from its checkout
     assert all((row["peak_extra_mib"] != "") == (i < 4) for i, row in enumerate(ours))
     # The second run's rows have replaced the first's.
-    assert len(speed_report.latest(tmp_path / "rows.csv")) == 12
+    assert len(speed_report.latest(tmp_path / "rows.csv")) == 14
     assert (tmp_path / "speed-d4.png").stat().st_size > 10_000
 
 
