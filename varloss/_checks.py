@@ -14,6 +14,8 @@ from typing import Literal, SupportsIndex, cast
 import torch
 from torch import Tensor
 
+from varloss._numerics import lengths, wide
+
 Negatives = Literal["cross", "within", "both"]
 Form = Literal["auto", "direct", "closed"]
 
@@ -56,12 +58,17 @@ def same_precision(**named: Tensor) -> None:
         raise TypeError(f"either all embeddings must be float64 or none; got {given}.")
 
 
-def two_views(z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int) -> None:
-    """Checks a two-view batch and, where given, the gathered keys that contain it."""
+def views(z0: Tensor, z1: Tensor) -> None:
+    """Checks that two tensors are the two views of one batch, of any size."""
     embeddings(z0=z0, z1=z1)
     same_precision(z0=z0, z1=z1)
     if z0.shape != z1.shape:
         raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
+
+
+def two_views(z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int) -> None:
+    """Checks a two-view batch and, where given, the gathered keys that contain it."""
+    views(z0, z1)
     if keys is None:
         if offset != 0:
             raise ValueError(
@@ -187,10 +194,10 @@ def rows_are_sound(**named: Tensor) -> None:
         zero = int((z == 0).all(dim=1).sum())
         if zero:
             raise ValueError(f"{name} has {zero} of {z.shape[0]} rows of length zero: they have no direction.")
-        length = torch.linalg.vector_norm(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
-        lost = int(((length == 0) | length.isinf()).sum())
+        length = lengths(wide(z))
+        lost = int(length.isinf().sum())
         if lost:
             raise ValueError(
-                f"{name} has {lost} of {z.shape[0]} rows whose squared length leaves the range of {length.dtype}: "
+                f"{name} has {lost} of {z.shape[0]} rows whose length leaves the range of {length.dtype}: "
                 "they would count as rows of length zero."
             )

@@ -19,7 +19,7 @@ class InfoNCELoss(NTXentLoss):
 
     Args:
         temperature: divides the cosine similarities.
-        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
         learnable_temperature: as :class:`NTXentLoss`. CLIP learns it, from 0.07, clamped at 0.01.
         hard_fraction: as :class:`NTXentLoss`; or
         hard_count: as :class:`NTXentLoss`.
@@ -49,7 +49,7 @@ class DCLLoss(NTXentLoss):
 
     Args:
         temperature: divides the cosine similarities; Yeh et al. use 0.1.
-        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
         learnable_temperature: as :class:`NTXentLoss`.
     """
 
@@ -81,9 +81,9 @@ class _Pairwise(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*self._shown, "gather_distributed"))
 
     def _call(self, function: Any, z0: Tensor, z1: Tensor, **options: Any) -> Tensor:
-        keys, offset = distributed.gather_two_views(z0, z1) if self.gather_distributed else (None, 0)
+        keys, offset, share = distributed.gather_two_views(z0, z1) if self.gather_distributed else distributed.ALONE
         loss: Tensor = function(z0, z1, keys=keys, offset=offset, **options)
-        return loss
+        return distributed.weighed(loss, share)
 
 
 class SigmoidLoss(_Pairwise):
@@ -94,7 +94,7 @@ class SigmoidLoss(_Pairwise):
         bias: added to the logits, open_clip's sign; the start of the parameter ``bias`` where it is learned.
         negatives: ``"cross"`` (SigLIP's), ``"within"`` or ``"both"``.
         learnable: learns ``log_scale`` and ``bias``, as SigLIP does. Give them to the optimizer.
-        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
     """
 
     def __init__(
@@ -124,8 +124,9 @@ class SigmoidLoss(_Pairwise):
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
+        scale, bias = (x.item() if isinstance(x, Tensor) else x for x in (self.scale, self.bias))
         return (
-            f"scale={float(self.scale):.4g}, bias={float(self.bias):.4g}, negatives={self.negatives!r}, "
+            f"scale={scale:.4g}, bias={bias:.4g}, negatives={self.negatives!r}, "
             f"learnable={self.learnable}, gather_distributed={self.gather_distributed}"
         )
 
@@ -139,7 +140,7 @@ class SpectralLoss(_Pairwise):
 
     Args:
         negatives: ``"cross"``, ``"within"`` or ``"both"``.
-        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
     """
 
     _shown = ("negatives",)
@@ -162,7 +163,7 @@ class SimpleLoss(_Pairwise):
         negatives: ``"cross"``, ``"within"`` or ``"both"``.
         hard_fraction: keeps only this upper share of each anchor's negatives; or
         hard_count: this many.
-        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
     """
 
     _shown = ("weight", "negatives", "hard_fraction", "hard_count")
@@ -204,7 +205,7 @@ class KCLLoss(_Pairwise):
         gamma: weight of the within-view energy.
         kernel: ``"gaussian"``.
         t: the kernel's scale.
-        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
     """
 
     _shown = ("gamma", "kernel", "t")

@@ -83,14 +83,15 @@ def nt_xent(
 
     Returns:
         A scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. The mean over local
-        anchors: averaged over ranks it is the single-process value.
+        anchors: averaged over ranks of equal size it is the single-process value, and over others where each is multiplied
+        by ``distributed.share``, as the modules do.
 
     Raises:
         TypeError: for what is not a floating-point tensor or not a number.
         ValueError: for shapes, devices or options that do not fit, temperature 0, or one sample without gathered keys.
 
     At the edge: a zero row has similarity 0 to everything and gets a zero gradient; so does, without a word unless
-    ``check``, a row whose squared length leaves the range of fp32 (longer than about 1e19). The loss of a perfectly
+    ``check``, a row whose length leaves the range of fp32 (below 1.2e-38 or above 3.4e38). The loss of a perfectly
     separated batch underflows to 0 gracefully, without cancellation. The backward pass with ``create_graph=True`` takes the
     dense formula whatever ``form`` says. The transforms of ``torch.func`` are not supported.
 
@@ -202,7 +203,8 @@ def nt_xent_indexed(
 
     Returns:
         A scalar in nats, the mean over the anchors that have a positive and a negative. Under ranks of equal size the
-        mean over ranks is the single-process value, also where the ranks differ in how many anchors count.
+        mean over ranks is the single-process value, also where the ranks differ in how many anchors count; under others,
+        of values times ``distributed.share``.
 
     Raises:
         TypeError, ValueError: as :func:`nt_xent`, and for ids of the wrong shape or dtype.
@@ -234,7 +236,7 @@ def nt_xent_indexed(
         denominator = log_negatives if decoupled else torch.logaddexp(log_negatives, log_positives)
         loss = denominator - mean_positive
     loss = loss.masked_fill(~(has_negative & has_positive), 0)
-    return loss.sum() / rows.anchor_share()
+    return rows.mean_over_anchors(loss.sum())
 
 
 class IndexedRows:
@@ -293,14 +295,18 @@ class IndexedRows:
         within = same_view - same_both
         return within if self._kind == "within" else self._total - same_sample - within
 
-    def anchor_share(self) -> Tensor:
-        """This rank's share, R/M, of the number of anchors in the global mean; at least that of one anchor."""
+    def mean_over_anchors(self, total: Tensor) -> Tensor:
+        """``total`` over this rank's share, R/M, of the number of anchors in the global mean; at least that of one."""
         counts = (self.negatives_of_each_key() > 0) & (group_sizes(self._keys_index) > 1)
-        return counts.sum().clamp_min(1) * (self._rows / self._total)
+        return self._mean(total, counts)
 
-    def pair_share(self) -> Tensor:
-        """This rank's share, R/M, of the number of negative pairs in the global mean; at least that of one pair."""
-        return self.negatives_of_each_key().sum().clamp_min(1) * (self._rows / self._total)
+    def mean_over_pairs(self, total: Tensor) -> Tensor:
+        """``total`` over this rank's share, R/M, of the number of negative pairs in the global mean; at least that of one."""
+        return self._mean(total, self.negatives_of_each_key())
+
+    def _mean(self, total: Tensor, counts: Tensor) -> Tensor:
+        # The ratio multiplies ``total`` and not the count: an integer tensor times a float is fp32 even among float64.
+        return total * (self._total / self._rows) / counts.sum().clamp_min(1)
 
     def raise_for_lonely_anchors(self) -> None:
         """``check=True``: raises where an anchor has no positive or no negative. Synchronises with the device."""

@@ -23,15 +23,27 @@ def widest(z: Tensor) -> Tensor:
     return z if z.device.type == "mps" else z.double()
 
 
+def lengths(z: Tensor) -> Tensor:
+    """(N, 1) lengths of wide rows, infinite for those that count as zero rows; NaN where a row holds one.
+
+    Squares are added in float64, so that fp32 rows of any length from the smallest normal number to the largest keep theirs.
+    Shorter ones count as zero rows: devices that flush subnormals see zeros there, and 1/length would overflow. Float64 rows
+    (and fp32 ones on MPS, which has no float64) count as zero rows where their squares leave the range.
+    """
+    squares = z.dtype if z.device.type == "mps" else torch.float64
+    tiny = torch.finfo(z.dtype).tiny
+    shortest = tiny if squares != z.dtype else 64 * math.sqrt(tiny)
+    length: Tensor = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=squares)
+    return torch.threshold(length, shortest, math.inf).to(z.dtype)
+
+
 def unit(z: Tensor) -> Tensor:
     """Rows of ``z`` scaled to length 1 in at least fp32; a zero row stays zero and gets a zero gradient.
 
-    Dividing by an infinite norm gives both; the usual ``max(norm, eps)`` gives a gradient of 1/eps there. Rows whose squared
-    length leaves the dtype's range (lengths beyond about 1e19 or below 1e-19 in fp32) count as zero rows.
+    Dividing by an infinite length gives both; the usual ``max(norm, eps)`` gives a gradient of 1/eps there.
     """
     z = wide(z)
-    norm: Tensor = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    return z / norm.masked_fill(norm == 0, math.inf)
+    return z / lengths(z)
 
 
 def products_are_ieee() -> bool:

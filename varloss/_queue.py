@@ -120,15 +120,45 @@ class MemoryBank(nn.Module):
         self.ptr.copy_((self.ptr + count) % self.num)
         self.filled.copy_((self.filled + count).clamp_max(self.num))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Loads the ring; a checkpoint from a loss that did not save its bank loads with a warning, not an error."""
-        if not any(prefix + name in state_dict for name in ("bank", "ptr", "filled")):
+    def _load_from_state_dict(  # noqa: PLR0917  (torch's signature)
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Loads the ring, also of a checkpoint that lacks a part of it, which is not an error; another size is one."""
+        bank = state_dict.get(f"{prefix}bank")
+        if bank is None:
             warnings.warn(
                 f"the state_dict holds no memory bank ({prefix}bank, ptr, filled): it was saved by a loss that does not "
                 "keep one. Training goes on with the bank as initialised; the first few steps contrast with few or "
                 "random negatives.",
                 stacklevel=2,
             )
+            # All three: a pointer without its bank says nothing.
             for name in ("bank", "ptr", "filled"):
                 state_dict[prefix + name] = getattr(self, name).clone()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        elif bank.shape != self.bank.shape:
+            error_msgs.append(
+                f"{prefix}bank holds {bank.shape[0]} keys of dimension {tuple(bank.shape[1:])} in the state_dict and "
+                f"{self.num} of dimension ({self.dim},) here: build the loss with the size it was saved with, or leave the "
+                f"entries {prefix}bank, ptr and filled out of the state_dict to start with an empty bank."
+            )
+            return
+        else:
+            # A slot that was never written is zero, and a key is not.
+            state_dict.setdefault(f"{prefix}filled", (bank != 0).any(dim=1).sum())
+            if f"{prefix}ptr" not in state_dict:
+                warnings.warn(
+                    f"the state_dict does not say which slot of {prefix}bank is the oldest ({prefix}ptr): the keys are "
+                    "overwritten from the first free slot on, or from slot 0.",
+                    stacklevel=2,
+                )
+                state_dict[f"{prefix}ptr"] = state_dict[f"{prefix}filled"] % self.num
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

@@ -177,6 +177,7 @@ def nt_xent_with_vrn(
         weight = _checks.weight(weight)
     delta = _checks.delta(num_samples, target)
     _checks.one_of(pairs, _checks.KINDS, "pairs")
+    _checks.two_views(z0, z1, None, 0)
     options: dict[str, Any] = {"negatives": negatives, "decoupled": decoupled, "form": form, "check": check}
     if (
         compiling
@@ -185,9 +186,10 @@ def nt_xent_with_vrn(
         or isinstance(temperature, Tensor)
         or not _fused.can_fuse(negatives, pairs)
     ):
+        # Widened once: the two terms' gradients are summed before they are rounded to half precision.
+        z0, z1 = wide(z0), wide(z1)
         loss = nt_xent(z0, z1, temperature=temperature, **options)
         return loss if weight == 0 else loss + weight * vrn(z0, z1, target=delta, pairs=pairs)
-    _checks.two_views(z0, z1, None, 0)
     _checks.one_of(negatives, _checks.KINDS, "negatives")
     _checks.one_of(form, _fused.FORMS, "form")
     _checks.temperature(temperature)
@@ -350,7 +352,8 @@ def vrn_indexed(
         check: look at the values too (synchronises).
 
     Returns:
-        A scalar. Under ranks of equal size the mean over ranks is the single-process value.
+        A scalar. Under ranks of equal size the mean over ranks is the single-process value; under others, of values times
+        ``distributed.share``.
 
     Raises:
         TypeError, ValueError: as :func:`vrn`, and for ids of the wrong shape or dtype or missing views.
@@ -371,7 +374,7 @@ def vrn_indexed(
         _checks.rows_are_sound(z=z)
     u = unit(z)
     cost = _power(products(u, u if keys is None else unit(keys)) - delta, p)
-    terms = [cost.masked_fill(~rows.negative, 0).sum() / rows.pair_share() for rows in ids]
+    terms = [rows.mean_over_pairs(cost.masked_fill(~rows.negative, 0).sum()) for rows in ids]
     return torch.stack(terms).mean()
 
 

@@ -1,12 +1,24 @@
-"""Collectives that carry gradients. The only file of the package that names torch.distributed."""
+"""Collectives that carry gradients. The only file of the package that names torch.distributed.
+
+Ranks may have batches of different sizes: sizes cross first, on the host, then rows padded to the largest batch. A loss that
+is the mean over a rank's own rows is multiplied by that rank's share, so that everything equals one process.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from varloss import _checks
+from varloss._numerics import wide
+
+_equal_batches = False
+# The group over which sizes cross where the default one takes no CPU tensors, and the default group it was made for.
+_host_group: tuple[Any, Any] | None = None
 
 
 def require_available() -> None:
@@ -32,6 +44,60 @@ def world_size() -> int:
     return dist.get_world_size() if _is_running() else 1
 
 
+def assume_equal_batches(equal: bool = True) -> None:
+    """Promises that all ranks have batches of one size (``drop_last=True``): sizes are then not exchanged.
+
+    That saves one small collective of the hosts for each gathering. A broken promise hangs or fails in the collective,
+    without a message of ours. It holds for the whole process, and must be made on all ranks.
+    """
+    global _equal_batches  # noqa: PLW0603  (a fact about the process's data, not about any one loss)
+    _equal_batches = equal
+
+
+def sizes(x: Tensor) -> tuple[int, ...]:
+    """Number of rows that each rank has of ``x``, in rank order. A collective: every rank must call it.
+
+    The numbers travel between hosts, over the process group itself where it takes CPU tensors and over a gloo group made on
+    the first call where it does not (NCCL): no host waits for its device. Under torch.compile, and after
+    :func:`assume_equal_batches`, nothing travels and all ranks are taken to have as many rows as this one.
+
+    Args:
+        x: (N, ...), of one dtype and one shape but for N on all ranks.
+
+    Raises:
+        ValueError: on every rank, where a rank has no rows, or where the shapes of rows or their dtypes differ.
+    """
+    ranks = world_size()
+    if ranks == 1 or _equal_batches or torch.compiler.is_compiling():
+        return (x.shape[0],) * ranks
+    mine = torch.tensor([x.shape[0], x.shape[1:].numel(), x.element_size()])
+    parts = [torch.empty_like(mine) for _ in range(ranks)]
+    dist.all_gather(parts, mine, group=_group_of_hosts(x))
+    rows, widths, bytes_each = zip(*(part.tolist() for part in parts), strict=True)
+    if len(set(zip(widths, bytes_each, strict=True))) > 1:
+        raise ValueError(
+            "all ranks must gather rows of one shape and one dtype; got, in rank order, "
+            f"{_listed(widths)} numbers a row of {_listed(bytes_each)} bytes each."
+        )
+    if 0 in rows:
+        raise ValueError(f"every rank needs at least one sample; got, in rank order, batches of {_listed(rows)}.")
+    return rows
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _group_of_hosts(x: Tensor) -> Any:
+    """A process group that takes CPU tensors; None is the default one."""
+    global _host_group  # noqa: PLW0603  (a process group belongs to the process)
+    if x.device.type == "cpu" or "cpu:" in dist.get_backend_config():
+        return None
+    if _host_group is None or _host_group[0] is not dist.group.WORLD:
+        _host_group = (dist.group.WORLD, dist.new_group(backend="gloo"))
+    return _host_group[1]
+
+
 class _AllReduceSum(torch.autograd.Function):
     """Sum over ranks, forwards and backwards: every rank's result depends on every rank's input."""
 
@@ -50,18 +116,24 @@ class _Gather(torch.autograd.Function):
     """Rows of all ranks in rank order; the gradient of this rank's rows is summed over the ranks that used them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rows = x.shape[0]
+    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...]) -> Tensor:
+        ctx.rows, ctx.dtype = rows, x.dtype
+        longest = max(rows)
+        if len(x) < longest:
+            x = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
         x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        parts = [torch.empty_like(x) for _ in rows]
         dist.all_gather(parts, x)
-        return torch.cat(parts)
+        gathered = torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
+        # Half precision on the wire, fp32 from there on: the backward pass then adds the ranks' gradients in fp32.
+        return wide(gathered) if gathered.is_floating_point() else gathered
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total: Tensor = _AllReduceSum.apply(grad)
-        start = dist.get_rank() * ctx.rows
-        return total[start : start + ctx.rows]
+        me = dist.get_rank()
+        start = sum(ctx.rows[:me])
+        return total[start : start + ctx.rows[me]].to(ctx.dtype), None
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
@@ -77,19 +149,59 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return total
 
 
-def gather(x: Tensor) -> Tensor:
-    """Rows of all ranks, (N, ...) -> (world_size N, ...), in rank order, with gradient; ``x`` itself in one process.
+def gather(x: Tensor, rows: tuple[int, ...] | None = None) -> Tensor:
+    """Rows of all ranks, (N, ...) -> (sum of N over ranks, ...), in rank order, with gradient; ``x`` itself in one process.
+
+    Half precision comes back in fp32, so that the backward pass adds the ranks' gradients in fp32.
 
     Args:
-        x: rows of this rank, of one shape on all ranks: drop the last, smaller batch (``drop_last=True``).
+        x: (N, ...) rows of this rank.
+        rows: what :func:`sizes` returned, where it is known already.
+
+    Raises:
+        ValueError: on every rank, as :func:`sizes`.
     """
-    rows: Tensor = _Gather.apply(x) if world_size() > 1 else x
-    return rows
-
-
-def gather_two_views(z0: Tensor, z1: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int]:
-    """``keys`` and ``offset`` of a two-view loss: both views of all ranks in one collective; (None, 0) in one process."""
     if world_size() == 1:
-        return None, 0
-    both = gather(torch.stack([z0, z1], dim=1))
-    return (both[:, 0], both[:, 1]), rank() * z0.shape[0]
+        return x
+    gathered: Tensor = _Gather.apply(x, sizes(x) if rows is None else rows)
+    return gathered
+
+
+def share(rows: tuple[int, ...]) -> float:
+    """This rank's number of rows over the mean of all ranks': 1 where all have as many.
+
+    A mean over this rank's rows, times this, averages over ranks to the mean over all rows; the gradients that
+    DistributedDataParallel averages do so too.
+
+    Args:
+        rows: what :func:`sizes` returned.
+    """
+    if all(count == rows[0] for count in rows):
+        return 1.0
+    return len(rows) * rows[rank()] / sum(rows)
+
+
+def weighed(loss: Tensor, share: float) -> Tensor:
+    """``loss * share``, where that is not ``loss``."""
+    return loss if share == 1 else loss * share
+
+
+class GatheredViews(NamedTuple):
+    """What a two-view loss needs to look across ranks: two arguments, and the factor on its value."""
+
+    keys: tuple[Tensor, Tensor] | None
+    offset: int
+    share: float
+
+
+ALONE = GatheredViews(None, 0, 1.0)
+
+
+def gather_two_views(z0: Tensor, z1: Tensor) -> GatheredViews:
+    """``keys``, ``offset`` and share of a two-view loss: both views of all ranks at once; ``ALONE`` in one process."""
+    if world_size() == 1:
+        return ALONE
+    _checks.views(z0, z1)
+    rows = sizes(z0)
+    both = gather(torch.stack([z0, z1], dim=1), rows)
+    return GatheredViews((both[:, 0], both[:, 1]), sum(rows[: rank()]), share(rows))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from varloss import _checks, distributed, functional
 from varloss._checks import Negatives
 from varloss._hard import check_hard
+from varloss._numerics import wide
 from varloss._queue import MemoryBank
 
 
@@ -48,6 +49,11 @@ class _Tempered(nn.Module):
         return f"temperature={self.log_temperature.exp().item():.4g}, learnable_temperature=True"
 
 
+def _across_ranks(module: Any, z0: Tensor, z1: Tensor) -> distributed.GatheredViews:
+    """The rows of all ranks where ``module`` wants them, and the factor on the loss that goes with them."""
+    return distributed.gather_two_views(z0, z1) if module.gather_distributed else distributed.ALONE
+
+
 class NTXentLoss(_Tempered):
     """:func:`varloss.functional.nt_xent` as a module.
 
@@ -59,7 +65,7 @@ class NTXentLoss(_Tempered):
             be given to the optimizer (without weight decay) and may be clamped by the caller; nothing here bounds it.
         hard_fraction: keeps only this upper share of each anchor's negatives (the hard contrastive loss); or
         hard_count: this many.
-        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
     """
 
     def __init__(
@@ -113,7 +119,7 @@ class NTXentLoss(_Tempered):
 
         That is on one rank, for exponent 2, a fixed temperature, all negatives and no ``positive_weight``.
         """
-        keys, offset = distributed.gather_two_views(z0, z1) if self.gather_distributed else (None, 0)
+        keys, offset, share = _across_ranks(self, z0, z1)
         positive_weight = self.positive_weight(z0, z1, keys, offset)
         all_negatives = self.hard_fraction is None and self.hard_count is None
         plain = keys is None and positive_weight is None and all_negatives
@@ -131,6 +137,10 @@ class NTXentLoss(_Tempered):
             )
             regularizer.warn_if_one_sided(z0, z1)
             return loss
+        if regularizer is not None:
+            _checks.views(z0, z1)
+            # Widened once: the two terms' gradients are summed before they are rounded to half precision.
+            z0, z1 = wide(z0), wide(z1)
         loss = functional.nt_xent(
             z0,
             z1,
@@ -143,6 +153,7 @@ class NTXentLoss(_Tempered):
             keys=keys,
             offset=offset,
         )
+        loss = distributed.weighed(loss, share)
         return loss if regularizer is None else loss + cast(Tensor, regularizer(z0, z1))
 
 
@@ -152,7 +163,7 @@ class DHELLoss(_Tempered):
     Args:
         temperature: divides the cosine similarities.
         scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL): they weigh alignment differently.
-        gather_distributed: takes negatives from all ranks, with gradient. Every rank must have the same batch size.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
         learnable_temperature: as :class:`NTXentLoss`.
     """
 
@@ -178,8 +189,9 @@ class DHELLoss(_Tempered):
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
-        keys, offset = distributed.gather_two_views(z0, z1) if self.gather_distributed else (None, 0)
-        return functional.dhel(z0, z1, temperature=self.temperature, scale=self.scale, keys=keys, offset=offset)
+        keys, offset, share = _across_ranks(self, z0, z1)
+        loss = functional.dhel(z0, z1, temperature=self.temperature, scale=self.scale, keys=keys, offset=offset)
+        return distributed.weighed(loss, share)
 
 
 ONE_SIDED = (
@@ -199,7 +211,7 @@ class VRNLoss(nn.Module):
         pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
         exponent: p >= 1.
         gather_distributed: takes the pairs of the global batch. With exponent 2 only two D x D Gram matrices cross the
-            wire, and ranks may differ in batch size; with another exponent the rows are gathered.
+            wire; with another exponent the rows are gathered. Ranks may differ in batch size.
     """
 
     def __init__(
@@ -240,8 +252,8 @@ class VRNLoss(nn.Module):
             return functional.vrn_from_moments(
                 moments, z0.shape[1], num_samples=self.num_samples, target=self.target, pairs=self.pairs
             )
-        keys, offset = distributed.gather_two_views(z0, z1) if many else (None, 0)
-        return functional.vrn(
+        keys, offset, share = distributed.gather_two_views(z0, z1) if many else distributed.ALONE
+        loss = functional.vrn(
             z0,
             z1,
             num_samples=self.num_samples,
@@ -251,6 +263,7 @@ class VRNLoss(nn.Module):
             keys=keys,
             offset=offset,
         )
+        return distributed.weighed(loss, share)
 
 
 class VRNRegularizer(VRNLoss):
@@ -375,7 +388,8 @@ class QueueInfoNCELoss(nn.Module):
         memory_bank_size: (K, D), number of keys kept and their dimension. A ring larger than half the data set holds
             samples' own keys.
         temperature: divides the cosine similarities.
-        gather_distributed: enqueues the keys of all ranks, so that the bank is the same on each.
+        gather_distributed: enqueues the keys of all ranks, so that the bank is the same on each. Ranks may differ in batch
+            size.
     """
 
     def __init__(
@@ -409,6 +423,8 @@ class QueueInfoNCELoss(nn.Module):
         loss = functional.queue_info_nce(
             query, key.detach(), bank.bank.clone(), temperature=self.temperature, valid=bank.valid()
         )
+        if self.gather_distributed:
+            loss = distributed.weighed(loss, distributed.share(distributed.sizes(query)))
         if query.requires_grad if update is None else update:
             self.enqueue(key)
         return loss

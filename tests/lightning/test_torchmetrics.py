@@ -1,13 +1,12 @@
-"""The torchmetrics classes: many batches, and several ranks, give the value of all samples together."""
+"""The torchmetrics classes: many batches give the value of all samples together. Several ranks: test_distributed.py."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-import lightning_ranks
+import metric_ranks
 import pytest
-import ranks
 import torch
 from torchmetrics import MetricCollection
 
@@ -25,10 +24,8 @@ def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def in_batches(z: torch.Tensor) -> list[torch.Tensor]:
-    """The batches that two ranks see, in one process."""
-    return [
-        part for share in z.split(lightning_ranks.SIZES) for part in share.split(lightning_ranks.BATCHES[len(share)])
-    ]
+    """Batches of several sizes, one of them without a pair."""
+    return list(z.split([4, 3, 2, 1]))
 
 
 def expected(z0: torch.Tensor, z1: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -57,22 +54,12 @@ def test_in_batch_and_all_pairs_differ_on_this_data(data) -> None:
     assert (values["in-batch"] - values["all pairs"])[2:].abs().min() > 1e-4
 
 
-def test_two_ranks_of_unequal_batches_give_the_value_of_all_samples(data, tmp_path) -> None:
-    reference = expected(*data)
-    for result in ranks.run(2, tmp_path, lightning_ranks.metrics_worker, *data):
-        assert result.keys() == reference.keys()
-        for name, value in result.items():
-            torch.testing.assert_close(
-                value, reference[name], rtol=1e-10, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}"
-            )
-
-
 def test_batches_in_one_process_reset_and_start_again(data) -> None:
     reference = expected(*data)
-    for name, metric in lightning_ranks.all_metrics(DIM).items():
+    for name, metric in metric_ranks.all_metrics(DIM).items():
         for _ in range(2):
             for batch in zip(*(in_batches(z) for z in data), strict=True):
-                lightning_ranks.update(metric, *batch)
+                metric_ranks.update(metric, *batch)
             value = metric.compute()
             value = torch.stack(list(value.values())) if isinstance(value, dict) else value
             torch.testing.assert_close(value, reference[name], rtol=1e-10, atol=1e-13)

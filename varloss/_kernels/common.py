@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varloss._checks import Negatives
-from varloss._numerics import wide
+from varloss._numerics import lengths, wide
 
 
 class Problem(NamedTuple):
@@ -49,8 +49,7 @@ def unit_rows(*views: Tensor) -> tuple[Tensor, Tensor]:
     A division by infinity gives a zero row its zero gradient too. Always a new tensor, at least fp32.
     """
     z = wide(torch.cat(views))
-    length: Tensor = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    torch.threshold_(length, 0.0, math.inf)
+    length = lengths(z)
     return z.div_(length), length
 
 
