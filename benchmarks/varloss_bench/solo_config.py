@@ -68,7 +68,7 @@ def configuration(
         flip: Whether a mirrored image is still of its class.
     """
     steps_per_epoch = num_train // config.batch_size
-    warmup_epochs, warmup_steps = warmup(int(config.warmup * steps_per_epoch * config.epochs), steps_per_epoch)
+    warmup_steps = int(config.warmup * steps_per_epoch * config.epochs)
     method_kwargs: dict[str, Any] = {
         "proj_hidden_dim": HIDDEN_DIM,
         "proj_output_dim": OUTPUT_DIM,
@@ -100,7 +100,7 @@ def configuration(
         },
         "scheduler": {
             "name": "warmup_cosine",
-            "warmup_epochs": warmup_epochs,
+            "warmup_epochs": warmup_epochs(warmup_steps, steps_per_epoch),
             # From the first step on, as in the harness: solo-learn's own start would waste steps on nothing.
             "warmup_start_lr": config.learning_rate / max(1, warmup_steps),
         },
@@ -125,18 +125,14 @@ def configuration(
     return made
 
 
-def warmup(steps: int, steps_per_epoch: int) -> tuple[float, int]:
-    """The warm-up in epochs, as solo-learn is told it, and the steps it makes of it: `steps`, or a few percent fewer.
+def warmup_epochs(steps: int, steps_per_epoch: int) -> float:
+    """The warm-up in epochs, as solo-learn is told it.
 
-    solo-learn multiplies the epochs by the steps per epoch and compares with whole steps. Off by a rounding, its
-    scheduler misses the peak, by a multiple of it where the warm-up is short; so the product must be exact.
+    solo-learn multiplies by the steps per epoch and compares with whole steps. A product above `steps` by a rounding
+    would add a step to the rise, and the learning rate stay above its peak for good; just below is harmless.
     """
-    for whole in range(steps, -1, -1):
-        near = whole / steps_per_epoch
-        for epochs in (near, math.nextafter(near, math.inf), math.nextafter(near, 0.0)):
-            if epochs * steps_per_epoch == whole:
-                return epochs, whole
-    raise AssertionError("0 steps are exact")
+    epochs = steps / steps_per_epoch
+    return epochs if epochs * steps_per_epoch <= steps else math.nextafter(epochs, 0.0)
 
 
 def augmentation(side: int, flip: bool) -> dict[str, Any]:
