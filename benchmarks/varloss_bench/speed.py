@@ -18,6 +18,9 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto for cuda where there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 inputs.")] = "float32",
+    clock: Annotated[
+        str, typer.Option(help="wall, or thread: time on a processor, for one thread on a busy machine.")
+    ] = "wall",
     seconds: Annotated[float, typer.Option(help="Time for each loss at each size, at least.")] = 1.0,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Whether to measure memory, in a process for each figure.")
@@ -62,6 +65,7 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
             dtype=getattr(torch, dtype),
             seconds=seconds,
             memory=memory,
+            clock=clock,
         )
     except ValueError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)

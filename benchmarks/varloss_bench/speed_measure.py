@@ -50,35 +50,39 @@ def floor(n: int, d: int, device: str) -> Callable[[], None]:
     return run
 
 
-def interleaved(actions: Sequence[Callable[[], None]], seconds: float, device: str) -> list[list[float]]:
+def interleaved(
+    actions: Sequence[Callable[[], None]], seconds: float, device: str, *, of_thread: bool = False
+) -> list[list[float]]:
     """Seconds of single calls of each action, block by block in turn, until each has had ``seconds`` and three blocks.
 
     The first call of each action is not counted, nor the first of each block of several. Where the first calls take longer
-    than LONG_SECONDS, warming up is nothing to that, and they are all there is.
+    than LONG_SECONDS, warming up is nothing to that, and they are all there is. ``of_thread`` counts the seconds in which
+    this thread had a processor.
     """
-    first = [_timed(action, device) for action in actions]
+    clock = time.thread_time if of_thread else time.perf_counter
+    first = [_timed(action, device, clock) for action in actions]
     if max(first) > LONG_SECONDS:
         return [[took] for took in first]
-    lengths = [max(1, round(BLOCK_SECONDS / _timed(action, device))) for action in actions]
+    lengths = [max(1, round(BLOCK_SECONDS / _timed(action, device, clock))) for action in actions]
     times: list[list[float]] = [[] for _ in actions]
     done = 0
     while done < 3 or min(map(sum, times)) < seconds:
         for action, length, found in zip(actions, lengths, times, strict=True):
             if length > 1:
                 action()
-            found.extend(_timed(action, device) for _ in range(length))
+            found.extend(_timed(action, device, clock) for _ in range(length))
         done += 1
     return times
 
 
-def _timed(action: Callable[[], None], device: str) -> float:
+def _timed(action: Callable[[], None], device: str, clock: Callable[[], float]) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     action()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float, float]:

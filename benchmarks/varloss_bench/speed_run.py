@@ -40,6 +40,7 @@ class Plan:
     dtype: torch.dtype
     seconds: float
     memory: bool
+    clock: str = "wall"
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that make no sense."""
@@ -50,6 +51,10 @@ class Plan:
         ):
             if min(values) < least:
                 raise ValueError(f"{name} takes numbers of at least {least}, got {min(values)}")
+        if self.clock not in ("wall", "thread"):
+            raise ValueError(f"--clock must be wall or thread, got {self.clock!r}")
+        if self.clock == "thread" and (self.device != "cpu" or self.threads != 1):
+            raise ValueError(f"--clock thread is for one thread on the CPU, got {self.threads} on {self.device}")
 
 
 def run(plan: Plan, path: Path, console: Console) -> None:
@@ -94,10 +99,11 @@ def _measure(plan: Plan, group: str, built: dict[str, Built], n: int, d: int) ->
         name: partial(speed_measure.step, loss, *inputs) for name, (who, loss) in built.items() if n <= who.largest
     }
     actions[FLOOR] = speed_measure.floor(n, d, plan.device)
-    times = dict(
-        zip(actions, speed_measure.interleaved(list(actions.values()), plan.seconds, plan.device), strict=True)
+    found = speed_measure.interleaved(
+        list(actions.values()), plan.seconds, plan.device, of_thread=plan.clock == "thread"
     )
-    medians = {name: speed_measure.quartiles(found) for name, found in times.items()}
+    times = dict(zip(actions, found, strict=True))
+    medians = {name: speed_measure.quartiles(seconds) for name, seconds in times.items()}
     rows = []
     for name, (low, middle, high) in medians.items():
         peak: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+import time
 
 import oracles
 import pytest
@@ -60,6 +61,8 @@ def test_a_disagreement_stops_the_run(monkeypatch, tmp_path):
         (["--sizes", "1"], "--sizes takes numbers of at least 2, got 1"),
         (["--threads", "0"], "--threads takes numbers of at least 1, got 0"),
         (["--dtype", "int8"], "--dtype must be float32, bfloat16 or float16, got 'int8'"),
+        (["--clock", "sun"], "--clock must be wall or thread, got 'sun'"),
+        (["--clock", "thread", "--threads", "2", "--device", "cpu"], "for one thread on the CPU, got 2 on cpu"),
         (["--full", "--sizes", "8"], "give --full or --sizes, not both"),
     ],
 )
@@ -86,6 +89,13 @@ def test_actions_take_turns_and_the_first_of_a_block_is_not_counted(monkeypatch)
     # One call takes a millisecond of this clock: 20 to a block of 20 ms, and one before them.
     assert "".join(order[4:]).startswith("a" * 21 + "b" * 21 + "a" * 21)
     assert len(first) == len(second) == 60
+
+
+def test_clock_of_the_thread_leaves_waiting_out():
+    ((waited, *_),) = speed_measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu", of_thread=True)
+    assert waited < 0.01
+    ((waited, *_),) = speed_measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu")
+    assert waited >= 0.03
 
 
 def test_a_long_action_is_timed_once(monkeypatch):
