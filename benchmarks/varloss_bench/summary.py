@@ -27,12 +27,16 @@ class Pair(NamedTuple):
 
 
 def grid_pairs(configs: Sequence[TrialConfig], control_temperatures: Collection[float]) -> list[Pair]:
+    """`grid_pairs_of` the arms of these trials."""
+    return grid_pairs_of(list(dict.fromkeys(config.arm for config in configs)), control_temperatures)
+
+
+def grid_pairs_of(arms: Sequence[Arm], control_temperatures: Collection[float]) -> list[Pair]:
     """What a grid compares: each arm with VRN against the same arm without, then against every control.
 
     A control is the same method and batch size without VRN at another of the control temperatures, whether VRN was run
     at that one as well or not.
     """
-    arms = list(dict.fromkeys(config.arm for config in configs))
     pairs = []
     for arm in (arm for arm in arms if arm.weight):
         plain = replace(arm, weight=0.0)
