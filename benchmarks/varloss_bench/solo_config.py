@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from varloss_bench.backbones import SMALL_IMAGE
 from varloss_bench.config import TrialConfig, queue_length
+from varloss_bench.data_types import Source
 
 # solo-learn's names of the harness's methods. dcl and dhel are registered there by varloss's plugin.
 METHODS = {"simclr": "simclr", "dcl": "dcl", "dhel": "dhel", "moco": "mocov2plus"}
@@ -20,8 +22,9 @@ CROP_MIN_SCALE = 0.75**2
 _LR_BATCH = 256
 
 
-def image_side(height: int, width: int) -> int:
+def image_side(source: Source) -> int:
     """Side of the square images that solo-learn is given."""
+    height, width = source.images.shape[2:]
     return max(SMALLEST_SIDE, height, width)
 
 
@@ -54,18 +57,15 @@ def check(config: TrialConfig, num_train: int) -> None:
             )
 
 
-def configuration(
-    config: TrialConfig, *, images: Path, output: Path, num_train: int, side: int, flip: bool
-) -> dict[str, Any]:
+def configuration(config: TrialConfig, source: Source, *, images: Path, output: Path, num_train: int) -> dict[str, Any]:
     """solo-learn's configuration of a trial, all of it but VRN; JSON of it is a Hydra file.
 
     Args:
         config: The trial.
+        source: The data set.
         images: Folder with one subfolder of images.
         output: Folder for checkpoint and logs.
         num_train: Images in the folder.
-        side: Side of the images.
-        flip: Whether a mirrored image is still of its class.
     """
     steps_per_epoch = num_train // config.batch_size
     warmup_steps = int(config.warmup * steps_per_epoch * config.epochs)
@@ -89,7 +89,7 @@ def configuration(
         # Not no_labels: that dataset takes the files in the order in which the file system lists them, which no seed
         # decides, and its labels of -1 make the loss of the online classifier NaN. With one class that loss is 0.
         "data": {"dataset": "custom", "train_path": str(images), "format": "image_folder", "num_workers": 0},
-        "augmentations": [augmentation(side, flip)],
+        "augmentations": [augmentation(source)],
         "optimizer": {
             "name": "sgd",
             "batch_size": config.batch_size,
@@ -135,18 +135,32 @@ def warmup_epochs(steps: int, steps_per_epoch: int) -> float:
     return epochs if epochs * steps_per_epoch <= steps else math.nextafter(epochs, 0.0)
 
 
-def augmentation(side: int, flip: bool) -> dict[str, Any]:
-    """The harness's augmentation as far as solo-learn's configuration can say it: no rotation, no noise."""
-    off = {"prob": 0.0}
+def augmentation(source: Source) -> dict[str, Any]:
+    """The harness's augmentation (`augment.build_augmentation`) as far as solo-learn's configuration can say it.
+
+    For colour that is nearly all of it. For grey images there is no rotation and no noise, and a crop in place of shift and zoom.
+    """
+    if source.images.shape[1] == 3:
+        strength = 0.5 if min(source.images.shape[2:]) < SMALL_IMAGE else 1.0
+        crop_min, crop_max = source.scale
+        jitter = dict.fromkeys(("brightness", "contrast", "saturation"), 0.8 * strength) | {"hue": 0.2 * strength}
+        gray, blur = 0.2, 0.5
+    else:
+        crop_min, crop_max = CROP_MIN_SCALE, 1.0
+        jitter = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.0, "hue": 0.0}
+        gray, blur = 0.0, 0.0
     return {
-        "rrc": {"enabled": True, "crop_min_scale": CROP_MIN_SCALE, "crop_max_scale": 1.0},
-        "color_jitter": {"prob": 0.8, "brightness": 0.3, "contrast": 0.3, "saturation": 0.0, "hue": 0.0},
-        **dict.fromkeys(("grayscale", "gaussian_blur", "solarization", "equalization"), off),
-        "horizontal_flip": {"prob": 0.5 if flip else 0.0},
+        "rrc": {"enabled": True, "crop_min_scale": crop_min, "crop_max_scale": crop_max},
+        "color_jitter": {"prob": 0.8, **jitter},
+        "grayscale": {"prob": gray},
+        "gaussian_blur": {"prob": blur},
+        "solarization": {"prob": 0.0},
+        "equalization": {"prob": 0.0},
+        "horizontal_flip": {"prob": 0.5 if source.flip else 0.0},
         # Images in [0, 1], as the harness's own road has them.
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
-        "crop_size": side,
+        "crop_size": image_side(source),
         "num_crops": 2,
     }
 
@@ -176,8 +190,8 @@ def confounds(config: TrialConfig) -> dict[str, Any]:
         "head_batch_norm": False,
         "stem": f"ImageNet's, on images enlarged to a side of at least {SMALLEST_SIDE}: solo-learn has its small stem for "
         "CIFAR only",
-        "augmentation": f"crops of {CROP_MIN_SCALE:g} to 1 of the area, aspect ratio 3/4 to 4/3, brightness and contrast; "
-        "no rotation, no noise, which the similarities are evaluated with",
+        "augmentation": f"grey images: crops of {CROP_MIN_SCALE:g} to 1 of the area, aspect ratio 3/4 to 4/3, brightness and "
+        "contrast; no rotation, no noise, which the similarities are evaluated with. Colour: the same strengths by other code",
         "pairing": "arms of one seed and method share split, initial weights, order and augmentations; methods share split "
         "and initial backbone",
     }

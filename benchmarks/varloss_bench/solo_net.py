@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import Source, Split
+from varloss_bench.data_types import Source, Split, as_float
 from varloss_bench.solo_config import HIDDEN_DIM, OUTPUT_DIM, image_side
 
 
@@ -44,11 +44,6 @@ class SoloEncoder(nn.Module):
         return cast(Tensor, self.head(self.backbone(images)))
 
 
-def side_of(source: Source) -> int:
-    """Side of the square images that solo-learn is given of a data set."""
-    return image_side(*source.images.shape[2:])
-
-
 def export_images(split: Split, source: Source, folder: Path) -> Path:
     """Write the images of a split as PNG files of 8 bits, in one subfolder; returns the folder.
 
@@ -56,9 +51,9 @@ def export_images(split: Split, source: Source, folder: Path) -> Path:
     """
     place = folder / "all"
     place.mkdir(parents=True)
-    resize = ToSolo(side_of(source))
+    resize = ToSolo(image_side(source))
     for number, image in enumerate(split.images.cpu()):
-        pixels = (resize(image[None])[0] * 255).round().to(torch.uint8)
+        pixels = (resize(as_float(image[None]))[0] * 255).round().to(torch.uint8)
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place / f"{number:06d}.png")
     return folder
 
@@ -69,7 +64,7 @@ def build_backbone(name: str, source: Source) -> nn.Sequential:
 
     net = models.get_model(name, weights=None)
     net.fc = nn.Identity()
-    return nn.Sequential(ToSolo(side_of(source)), net)
+    return nn.Sequential(ToSolo(image_side(source)), net)
 
 
 def rebuild(config: TrialConfig, source: Source, state: Mapping[str, Tensor]) -> SoloEncoder:

@@ -20,7 +20,7 @@ import torch
 
 from varloss_bench import solo_config, solo_guard, solo_net
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import Source, Split
+from varloss_bench.data_types import Source, Split
 from varloss_bench.methods import TrainingDivergedError
 from varloss_bench.solo_install import SoloLearn, environment
 
@@ -96,7 +96,7 @@ def train(
         losses = _losses(place, config)
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     told = {
-        "backbone_changed": f"nothing; images enlarged to a side of {solo_net.side_of(source)}",
+        "backbone_changed": f"nothing; images enlarged to a side of {solo_config.image_side(source)}",
         "learning_rate": config.learning_rate,
         "steps": steps,
         "solo_learn": {**solo.described(), **ran, "overrides": solo_config.overrides(config)},
@@ -125,11 +125,10 @@ def prepare(config: TrialConfig, split: Split, source: Source, place: Workplace)
     images = solo_net.export_images(split, source, place.folder / "images")
     made = solo_config.configuration(
         config,
+        source,
         images=images.resolve(),
         output=(place.folder / "out").resolve(),
         num_train=len(split),
-        side=solo_net.side_of(source),
-        flip=source.flip,
     )
     # JSON is YAML; Hydra wants the other name.
     (place.folder / "trial.yaml").write_text(json.dumps(made, indent=1))
