@@ -5,10 +5,24 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from varloss_bench.config import CONTRASTIVE, EVALUATION_SPLITS, LR_RULES, UNTRAINED, TrialConfig, queue_length
+from varloss_bench.config import (
+    CONTRASTIVE,
+    EVALUATION_SPLITS,
+    FRAMEWORKS,
+    LR_RULES,
+    NEGATIVES,
+    NEGATIVES_OF,
+    PRECISIONS,
+    STRATEGIES,
+    UNTRAINED,
+    VRN_AGAINST,
+    TrialConfig,
+    queue_length,
+)
+from varloss_bench.measures import FEW_LABELS
 
 # Imported by the workers only; their absence must show before two processes have been started for nothing.
-_WORKER_PACKAGES = ("kornia", "lightly", "matplotlib", "pytorch_lightning", "scipy", "sklearn", "torchvision")
+_WORKER_PACKAGES = ("kornia", "lightly", "matplotlib", "pytorch_lightning", "scipy", "sklearn", "torchvision", "yaml")
 
 
 def check_installed() -> None:
@@ -27,6 +41,44 @@ def check_methods(methods: Sequence[str]) -> None:
         _one_of("--method", method, CONTRASTIVE)
 
 
+def check_choices(base: TrialConfig, methods: Sequence[str]) -> None:
+    """Raise `ValueError` for a choice that one of the methods does not have: it would be compared without it.
+
+    Before the grid is made, which drops what makes no difference to a trial.
+    """
+    _one_of("--framework", base.framework, tuple(FRAMEWORKS))
+    if base.negatives is not None:
+        _one_of("--negatives", base.negatives, NEGATIVES)
+        for method in methods:
+            if method not in NEGATIVES_OF:
+                own = "its negatives come from the queue" if method == "moco" else "within-view negatives define it"
+                raise ValueError(
+                    f"--negatives {base.negatives} does not go with {method}: {own}. It is for {', '.join(NEGATIVES_OF)}"
+                )
+    _one_of("--vrn-against", base.vrn_against, VRN_AGAINST)
+    if base.vrn_against == "queue" and set(methods) != {"moco"}:
+        raise ValueError(
+            f"--vrn-against queue goes with --method moco only: nothing else has a queue, got {', '.join(methods)}"
+        )
+    _one_of("--precision", base.precision, PRECISIONS)
+    if base.precision == "16-mixed" and base.device == "cpu":
+        raise ValueError("--precision 16-mixed needs a CUDA device; on a CPU there is bf16-mixed")
+    _check_ranks(base)
+
+
+def _check_ranks(base: TrialConfig) -> None:
+    import torch  # noqa: PLC0415
+
+    for option, value in (("--devices", base.devices), ("--nodes", base.nodes)):
+        if value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    _one_of("--strategy", base.strategy, STRATEGIES)
+    if base.ranks == 1 and base.strategy != "auto":
+        raise ValueError(f"--strategy {base.strategy} is for several ranks; ask for them with --devices or --nodes")
+    if base.ranks > 1 and not torch.distributed.is_available():
+        raise ValueError(f"{base.ranks} ranks were asked for, but this build of torch has no distributed support")
+
+
 def check_trials(trials: Sequence[TrialConfig]) -> None:
     """Raise `ValueError` for a trial that could not run; what was given and what is allowed is in the message.
 
@@ -38,22 +90,40 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
         if trial.method not in UNTRAINED:
             _check_values(trial)
     first = next(trial for trial in trials if trial.arm.trained)
-    source = data.load(first.data, first.data_dir)
-    available, wanted = len(source.labels), sum(source.sizes)
-    if available < wanted:
-        raise ValueError(f"{first.data} has {available} samples, its splits need {wanted}")
+    source = data.load(first.data, first.data_dir, **data.options_of(first))
+    if source.sizes[2 if first.evaluate_on == "test" else 1] < 2:
+        raise ValueError(f"there is nothing to evaluate on: the {first.evaluate_on} split has fewer than 2 samples")
     if bool((source.labels == source.labels[0]).all()):
         raise ValueError(f"{first.data} has a single class; probes need two")
+    for seed in dict.fromkeys(trial.seed for trial in trials):
+        data.check_labels(source, seed, FEW_LABELS)
     for trial in trials:
         if trial.arm.trained and not 2 <= trial.batch_size <= source.sizes[0]:
             raise ValueError(
                 f"--batch-size must be from 2 to the {source.sizes[0]} training samples of {first.data}, "
                 f"got {trial.batch_size}"
             )
+        if trial.arm.trained and (trial.batch_size % trial.ranks or trial.batch_size < 2 * trial.ranks):
+            raise ValueError(
+                f"--batch-size is that of all {trial.ranks} ranks and must be a multiple of {trial.ranks} with at least 2 "
+                f"samples for each, got {trial.batch_size}"
+            )
         if trial.method == "moco":
             queue_length(trial.queue_size, source.sizes[0])
+    if first.framework == "solo":
+        _check_solo([trial for trial in trials if trial.arm.trained], source.sizes[0])
+        return
     channels, height, width = source.images.shape[1:]
     backbones.build(first.backbone, (channels, height, width))
+
+
+def _check_solo(trained: Sequence[TrialConfig], num_train: int) -> None:
+    """What solo-learn is asked for, then whether it is there: the second takes seconds."""
+    from varloss_bench import solo_config, solo_install  # noqa: PLC0415
+
+    for trial in trained:
+        solo_config.check(trial, num_train)
+    solo_install.SoloLearn.from_variables().check()
 
 
 def check_run(*, seeds: int, interval: bool, workers: int, folder: Path | None) -> None:
@@ -72,6 +142,16 @@ def check_run(*, seeds: int, interval: bool, workers: int, folder: Path | None) 
         raise ValueError(f"results cannot be kept in {folder}: {error}") from error
 
 
+def check_fresh(folder: Path) -> None:
+    """Raise `ValueError` where results lie already: they are neither mixed with nor deleted."""
+    found = sum(1 for _ in folder.glob("trials/*.json"))
+    if found:
+        raise ValueError(
+            f"--fresh: {folder} holds {found} trials already. Name another folder (--name, --output) or move this one away; "
+            "without --fresh what it holds is kept and only what is missing is run"
+        )
+
+
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
@@ -86,7 +166,13 @@ def _check_values(trial: TrialConfig) -> None:
     _one_of("--evaluate-on", trial.evaluate_on, EVALUATION_SPLITS)
     within("--temperature", trial.temperature, trial.temperature > 0, "greater than 0")
     within("--weight", trial.weight, trial.weight >= 0, "at least 0")
-    within("--epochs", trial.epochs, trial.epochs >= 1, "at least 1")
+    if not trial.steps:
+        within("--epochs", trial.epochs, trial.epochs >= 1, "at least 1")
+    within("--steps", trial.steps, trial.steps >= 0, "at least 1")
+    within("--warmup", trial.warmup, 0 <= trial.warmup < 1, "from 0 to below 1")
+    within("--weight-decay", trial.weight_decay, trial.weight_decay >= 0, "at least 0")
+    within("--hidden-dim", trial.hidden_dim, trial.hidden_dim >= 1, "at least 1")
+    within("--output-dim", trial.output_dim, trial.output_dim >= 2, "at least 2")
     within("--base-lr", trial.base_lr, trial.base_lr > 0, "greater than 0")
     within("--weight-warmup", trial.weight_warmup, 0 <= trial.weight_warmup <= 1, "from 0 to 1")
     within("--queue-size", trial.queue_size, trial.queue_size >= 0, "at least 0")

@@ -2,120 +2,71 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from varloss_bench.config import CONTRASTIVE, LR_RULES, TrialConfig, grid
+from varloss_bench import options
+from varloss_bench.config import FRAMEWORKS, TrialConfig, grid
+from varloss_bench.config_file import dump, given_on_the_command_line
 
 _DEFAULT = TrialConfig()
 
 
 def compare(  # noqa: PLR0917  (typer calls it, by name)
-    method: Annotated[
-        str, typer.Option(help=f"Comma-separated list of {', '.join(CONTRASTIVE)}.", rich_help_panel="What is compared")
-    ] = "simclr,moco",
-    batch_size: Annotated[str, typer.Option(help="Comma-separated list.", rich_help_panel="What is compared")] = "16",
-    weight: Annotated[
-        str,
-        typer.Option(
-            help="Weights of VRN, comma-separated; 0 is always among them. Of the order of 1 to 10 on a thousand images, "
-            "30 on fifty thousand.",
-            rich_help_panel="What is compared",
-        ),
-    ] = "0,3",
-    temperature: Annotated[str, typer.Option(help="Comma-separated list.", rich_help_panel="What is compared")] = "0.5",
-    control_temperature: Annotated[
-        str,
-        typer.Option(
-            help="Temperatures to run at weight 0 only: part of what VRN gives, a lower temperature gives too. "
-            "An empty string for none.",
-            rich_help_panel="What is compared",
-        ),
-    ] = "0.2",
-    seeds: Annotated[
-        int,
-        typer.Option(
-            help="Paired seeds; an interval needs 2, few-label gains 4 to 10.", rich_help_panel="What is compared"
-        ),
-    ] = 4,
-    interval: Annotated[
-        bool,
-        typer.Option(
-            "--interval/--no-interval",
-            help="Whether intervals are wanted; without, a single seed is accepted (and settles nothing).",
-            rich_help_panel="What is compared",
-        ),
-    ] = True,
-    first_seed: Annotated[
-        int, typer.Option(help="Seeds are this one and those after it.", rich_help_panel="What is compared")
-    ] = 0,
-    data: Annotated[
-        str, typer.Option(help="digits (in scikit-learn) or fashion-mnist (see --data-dir).", rich_help_panel="Data")
-    ] = _DEFAULT.data,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the original .gz files, for fashion-mnist; Debian's package is found without it.",
-            rich_help_panel="Data",
-        ),
-    ] = None,
-    evaluate_on: Annotated[
-        str, typer.Option(help="test, or val for choosing weight and temperature.", rich_help_panel="Data")
-    ] = _DEFAULT.evaluate_on,
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="small, or any timm model (untrained, made fit for small images).", rich_help_panel="Training"
-        ),
-    ] = _DEFAULT.backbone,
-    epochs: Annotated[int, typer.Option(help="Equal for all trials.", rich_help_panel="Training")] = _DEFAULT.epochs,
-    base_lr: Annotated[
-        float, typer.Option(help="Learning rate at batch size 256.", rich_help_panel="Training")
-    ] = _DEFAULT.base_lr,
-    lr_rule: Annotated[
-        str, typer.Option(help=f"Over batch size: {', '.join(LR_RULES)}.", rich_help_panel="Training")
-    ] = _DEFAULT.lr_rule,
-    weight_warmup: Annotated[
-        float,
-        typer.Option(
-            help="Fraction of the steps over which VRN's weight rises from 0; .5 helps large batches with few steps.",
-            rich_help_panel="Training",
-        ),
-    ] = _DEFAULT.weight_warmup,
-    fused: Annotated[
-        bool,
-        typer.Option(
-            "--fused/--split", help="Both views in one forward pass, or one each.", rich_help_panel="Training"
-        ),
-    ] = _DEFAULT.fused,
-    queue_size: Annotated[
-        int,
-        typer.Option(help="MoCo's queue; 0: largest power of two up to half of the data.", rich_help_panel="Training"),
-    ] = _DEFAULT.queue_size,
-    key_momentum: Annotated[
-        float, typer.Option(help="MoCo's momentum of the key encoder.", rich_help_panel="Training")
-    ] = _DEFAULT.key_momentum,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, or auto for cuda where there is one.", rich_help_panel="Running")
-    ] = "auto",
-    workers: Annotated[
-        int, typer.Option(help="Processes of one thread each that run trials side by side.", rich_help_panel="Running")
-    ] = 2,
-    name: Annotated[
-        str | None,
-        typer.Option(help="Results go to ./varloss-runs/NAME; by default the data set.", rich_help_panel="Running"),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Results go exactly here instead.", rich_help_panel="Running")
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="List the trials and measure how long they would take.", rich_help_panel="Running"
-        ),
-    ] = False,
+    context: typer.Context,
+    method: options.Method = "simclr,moco",
+    batch_size: options.BatchSize = "16",
+    weight: options.Weight = "0,3",
+    temperature: options.Temperature = "0.5",
+    control_temperature: options.ControlTemperature = "0.2",
+    seeds: options.Seeds = 4,
+    interval: options.Interval = True,
+    first_seed: options.FirstSeed = 0,
+    effect: options.Effect = 0.5,
+    select: options.Select = False,
+    select_by: options.SelectBy = "few_label_probe",
+    select_seeds: options.SelectSeeds = 3,
+    select_first_seed: options.SelectFirstSeed = 10000,
+    data: options.Data = _DEFAULT.data,
+    data_dir: options.DataDir = None,
+    num_train: options.NumTrain = None,
+    num_val: options.NumVal = None,
+    num_test: options.NumTest = None,
+    official_test: options.OfficialTest = _DEFAULT.official_test,
+    image_size: options.ImageSize = None,
+    evaluate_on: options.EvaluateOn = _DEFAULT.evaluate_on,
+    framework: options.Framework = _DEFAULT.framework,
+    backbone: options.Backbone = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    base_lr: options.BaseLr = _DEFAULT.base_lr,
+    lr_rule: options.LrRule = _DEFAULT.lr_rule,
+    warmup: options.Warmup = _DEFAULT.warmup,
+    weight_decay: options.WeightDecay = _DEFAULT.weight_decay,
+    hidden_dim: options.HiddenDim = _DEFAULT.hidden_dim,
+    output_dim: options.OutputDim = _DEFAULT.output_dim,
+    weight_warmup: options.WeightWarmup = _DEFAULT.weight_warmup,
+    negatives: options.Negatives = None,
+    head_batch_norm: options.HeadBatchNorm = None,
+    fused: options.Fused = None,
+    queue_size: options.QueueSize = _DEFAULT.queue_size,
+    key_momentum: options.KeyMomentum = _DEFAULT.key_momentum,
+    vrn_against: options.VrnAgainst = _DEFAULT.vrn_against,
+    precision: options.Precision = _DEFAULT.precision,
+    device: options.Device = "auto",
+    devices: options.Devices = _DEFAULT.devices,
+    nodes: options.Nodes = _DEFAULT.nodes,
+    strategy: options.Strategy = _DEFAULT.strategy,
+    workers: options.Workers = 2,
+    name: options.Name = None,
+    output: options.Output = None,
+    resume: options.Resume = True,
+    dry_run: options.DryRun = False,
+    config: options.Config = None,
+    dump_config: options.DumpConfig = False,
 ) -> None:
     """Train with and without VRN, and say what the difference is worth.
 
@@ -130,54 +81,129 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
 
     - `varloss-bench compare --data fashion-mnist --backbone resnet18 --method simclr --dry-run`
 
-    - `varloss-bench compare --evaluate-on val --first-seed 100` to choose a weight without touching the test split
+    - `varloss-bench compare --select --temperature .1,.2,.5,1 --weight 1,3,10 --seeds 10` to choose on the validation split
+      and confirm on the test split
+
+    - `varloss-bench compare --batch-size 16,64,256 --steps 620` for equal steps instead of equal epochs
+
+    - `varloss-bench compare --framework solo --method simclr --epochs 5` trained by an unmodified solo-learn
+
+    - `varloss-bench compare --config study.yaml --seeds 10`, the command line winning over the file
     """
     from rich.console import Console  # noqa: PLC0415
 
-    from varloss_bench import checks, summary, sweep  # noqa: PLC0415
+    from varloss_bench import checks, select_run, summary, sweep  # noqa: PLC0415
+    from varloss_bench.select_cells import Plan  # noqa: PLC0415
 
     checks.check_installed()
     console = Console()
-    folder = output or Path("varloss-runs") / (name or data)
+    folder = output or Path("varloss-runs") / (name or _folder_name(data))
     try:
+        epochs, steps = _length(context, epochs, steps)
         methods = _items("--method", method, str)
         control_temperatures = _items("--control-temperature", control_temperature, float, allow_empty=True)
-        checks.check_methods(methods)
-        trials = grid(
-            TrialConfig(
-                data=data,
-                data_dir=str(data_dir.resolve()) if data_dir else None,
-                backbone=backbone,
-                epochs=epochs,
-                base_lr=base_lr,
-                lr_rule=lr_rule,
-                weight_warmup=weight_warmup,
-                fused=fused,
-                queue_size=queue_size,
-                key_momentum=key_momentum,
-                evaluate_on=evaluate_on,
-                device=_resolve_device(device),
-            ),
-            methods=methods,
-            batch_sizes=_items("--batch-size", batch_size, int),
-            weights=_items("--weight", weight, float),
-            temperatures=_items("--temperature", temperature, float),
-            control_temperatures=control_temperatures,
-            seeds=range(first_seed, first_seed + seeds),
+        base = TrialConfig(
+            data=_resolve_data(data),
+            data_dir=str(data_dir.resolve()) if data_dir else None,
+            backbone=backbone or FRAMEWORKS.get(framework, _DEFAULT.backbone),
+            epochs=epochs or 0,
+            base_lr=base_lr,
+            lr_rule=lr_rule,
+            weight_warmup=weight_warmup,
+            fused=framework != "solo" if fused is None else fused,
+            queue_size=queue_size,
+            key_momentum=key_momentum,
+            evaluate_on=evaluate_on,
+            num_train=num_train,
+            num_val=num_val,
+            num_test=num_test,
+            official_test=official_test,
+            image_size=image_size,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            hidden_dim=hidden_dim,
+            output_dim=output_dim,
+            device=_resolve_device(device),
+            steps=steps or 0,
+            negatives=negatives,
+            head_batch_norm=head_batch_norm,
+            vrn_against=vrn_against,
+            precision=precision,
+            devices=devices,
+            nodes=nodes,
+            strategy=strategy,
+            framework=framework,
         )
-        checks.check_run(seeds=seeds, interval=interval, workers=workers, folder=None if dry_run else folder)
-        checks.check_trials(trials)
+        checks.check_methods(methods)
+        checks.check_choices(base, methods)
+        arms: dict[str, Any] = {
+            "methods": methods,
+            "batch_sizes": _items("--batch-size", batch_size, int),
+            "weights": _items("--weight", weight, float),
+            "temperatures": _items("--temperature", temperature, float),
+            "control_temperatures": control_temperatures,
+        }
+        test_seeds = range(first_seed, first_seed + seeds)
+        trials = grid(base, **arms, seeds=test_seeds)
+        plan = None
+        if select:
+            validation_seeds = range(select_first_seed, select_first_seed + select_seeds)
+            plan = Plan(base, **arms, metric=select_by, validation_seeds=validation_seeds, test_seeds=test_seeds)
+        checks.check_run(
+            seeds=seeds, interval=interval, workers=workers, folder=None if dry_run or dump_config else folder
+        )
+        if not effect > 0:
+            raise ValueError(f"--effect must be greater than 0, got {effect:g}")
+        checks.check_trials(trials + plan.validation_trials() if plan else trials)
+        effective = dump(
+            context, epochs=epochs, steps=steps, device=base.device, data=base.data, data_dir=base.data_dir
+        )
+        if dump_config:
+            typer.echo(effective, nl=False)
+            return
+        if not resume:
+            checks.check_fresh(folder)
     except ValueError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+    how: dict[str, Any] = {"workers": workers, "dry_run": dry_run, "console": console, "options": effective}
+    if plan:
+        select_run.run_select(plan, folder, effect_points=effect, **how)
+        return
     sweep.run_sweep(
         trials,
         folder,
         pairs=summary.grid_pairs(trials, control_temperatures),
-        workers=workers,
-        dry_run=dry_run,
-        console=console,
+        show=partial(sweep.present, effect_points=effect),
+        **how,
     )
+
+
+def _length(context: typer.Context, epochs: int | None, steps: int | None) -> tuple[int | None, int | None]:
+    """Epochs or steps, one of them None; 20 epochs where neither is given.
+
+    What was typed wins over what a file says, and here the two exclude each other.
+    """
+    if epochs is not None and steps is not None:
+        typed = [given_on_the_command_line(context, name) for name in ("epochs", "steps")]
+        if typed[0] == typed[1]:
+            raise ValueError(f"--epochs and --steps exclude each other, got {epochs} and {steps}")
+        epochs, steps = (epochs, None) if typed[0] else (None, steps)
+    for option, value in (("--epochs", epochs), ("--steps", steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    return (_DEFAULT.epochs, None) if epochs is None and steps is None else (epochs, steps)
+
+
+def _resolve_data(data: str) -> str:
+    """The data set's name; a folder's path whole, so that its trials have one key from wherever they are run."""
+    kind, _, path = data.partition(":")
+    return f"{kind}:{Path(path).expanduser().resolve()}" if path else data
+
+
+def _folder_name(data: str) -> str:
+    kind, _, path = data.partition(":")
+    return Path(path).expanduser().resolve().name if path else kind
 
 
 def _items(option: str, text: str, kind: type, *, allow_empty: bool = False) -> list[Any]:

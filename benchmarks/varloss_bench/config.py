@@ -15,7 +15,17 @@ PROTOCOL = 2
 CONTRASTIVE = ("simclr", "dcl", "dhel", "moco")
 UNTRAINED = ("raw-pixels", "random-init")
 LR_RULES = ("linear", "sqrt", "constant")
+# What trains: this package with lightly's heads, or solo-learn; with the backbone that is meant where none is named.
+FRAMEWORKS = {"lightly": "small", "solo": "resnet18"}
 EVALUATION_SPLITS = ("test", "val")
+# Methods whose negatives can be chosen, with their own. DHEL is what it is by its negatives, MoCo's come from the queue.
+NEGATIVES_OF = {"simclr": "both", "dcl": "both"}
+NEGATIVES = ("cross", "within", "both")
+HEAD_BATCH_NORM_OF = {"simclr": True, "dcl": True, "dhel": True, "moco": False}
+VRN_AGAINST = ("queries", "queue")
+PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+# Those of Lightning's that keep all parameters on every rank (the evaluation reads them) and launch nothing themselves.
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 # An embedding whose held-out negatives are this similar on average has collapsed; its small variance is then no success.
 COLLAPSE_MEAN = 0.9
@@ -38,6 +48,7 @@ class TrialConfig:
         backbone: `"small"` or the name of a timm model.
         batch_size, temperature, weight: The arm. `weight` is that of VRN, 0 is without.
         epochs: Passes over the training split; trials of one sweep have equal epochs, hence not equal steps.
+        steps: Optimiser steps instead, where not 0; `epochs` is then 0. Equal steps are not equal data.
         base_lr, lr_rule: Learning rate is base_lr * B/256 (linear), base_lr * sqrt(B/256) (sqrt) or base_lr (constant).
         warmup: Fraction of the steps over which the learning rate rises linearly.
         weight_warmup: Fraction of the steps over which the VRN weight rises linearly from 0.
@@ -45,6 +56,17 @@ class TrialConfig:
         queue_size, key_momentum: MoCo only. A queue of 0 means the largest power of two up to n/2 and 4096.
         evaluate_on: The split the metrics are read on, once, after the last epoch.
         device: `"cpu"` or `"cuda"`.
+        negatives: `"cross"`, `"within"` or `"both"` views' rows are negatives; None for the method's own (`NEGATIVES_OF`).
+        head_batch_norm: BatchNorm in the projection head; None for the method's own (`HEAD_BATCH_NORM_OF`).
+        vrn_against: MoCo only. `"queries"`: VRN between the two views by the trained encoder. `"queue"`: between each of
+            them and the queue, which carries no gradient and may collapse.
+        precision: Lightning's name of it. Evaluation and the losses' insides are in fp32 whatever it is.
+        devices, nodes, strategy: Ranks per node, nodes, and Lightning's strategy. `batch_size` is that of all ranks.
+        framework: One of `FRAMEWORKS`.
+        num_train, num_val, num_test: Samples in the splits; None for the data set's own numbers.
+        official_test: The test split is the one published with the data, not a part of its training images.
+        image_size: Side in pixels that the images of an `imagefolder` are brought to; None for its default.
+        hidden_dim, output_dim: Widths of the projection head.
     """
 
     data: str = "digits"
@@ -66,6 +88,50 @@ class TrialConfig:
     key_momentum: float = 0.99
     evaluate_on: str = "test"
     device: str = "cpu"
+    steps: int = _later(0)
+    negatives: str | None = _later(None)
+    head_batch_norm: bool | None = _later(None)
+    vrn_against: str = _later("queries")
+    precision: str = _later("32")
+    devices: int = _later(1)
+    nodes: int = _later(1)
+    strategy: str = _later("auto")
+    framework: str = _later("lightly")
+    num_train: int | None = _later(None)
+    num_val: int | None = _later(None)
+    num_test: int | None = _later(None)
+    official_test: bool = _later(False)
+    image_size: int | None = _later(None)
+    hidden_dim: int = _later(256)
+    output_dim: int = _later(64)
+
+    @property
+    def equal(self) -> str:
+        """What all trials of a sweep have equally many of: `"epochs"` or `"steps"`."""
+        return "steps" if self.steps else "epochs"
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share each batch."""
+        return self.devices * self.nodes
+
+    @property
+    def has_head_batch_norm(self) -> bool:
+        """Whether the projection head has BatchNorm, asked for or by the method's own choice."""
+        return HEAD_BATCH_NORM_OF[self.method] if self.head_batch_norm is None else self.head_batch_norm
+
+    def canonical(self) -> "TrialConfig":
+        """The same trial with choices that change nothing left at their defaults, so that it has one key, not several."""
+        changes: dict[str, Any] = {}
+        if self.negatives == NEGATIVES_OF.get(self.method):
+            changes["negatives"] = None
+        if self.head_batch_norm == HEAD_BATCH_NORM_OF.get(self.method):
+            changes["head_batch_norm"] = None
+        if not self.weight:
+            changes["vrn_against"] = "queries"
+        if self.ranks == 1:
+            changes["strategy"] = "auto"
+        return dataclasses.replace(self, **changes)
 
     @property
     def arm(self) -> "Arm":
@@ -171,7 +237,7 @@ def grid(
             trials.append(
                 dataclasses.replace(
                     base, method=method, batch_size=batch_size, temperature=temperature, weight=weight, seed=seed
-                )
+                ).canonical()
             )
     return list(dict.fromkeys(trials))
 
@@ -181,9 +247,15 @@ def untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
     return TrialConfig(
         data=base.data,
         data_dir=base.data_dir,
+        num_train=base.num_train,
+        num_val=base.num_val,
+        num_test=base.num_test,
+        official_test=base.official_test,
+        image_size=base.image_size,
         method=method,
         seed=seed,
         backbone=base.backbone if method == "random-init" else "small",
+        framework=base.framework if method == "random-init" else "lightly",
         epochs=0,
         evaluate_on=base.evaluate_on,
         device=base.device,

@@ -21,8 +21,11 @@ _COST = {"moco": 1.4, "raw-pixels": 0.05, "random-init": 0.05}
 
 
 def cost(config: TrialConfig) -> float:
-    """How long a trial takes, in units that compare within one sweep: smaller batches take more steps."""
-    return max(1, config.epochs) * _COST.get(config.method, 1.0) * (1 + 64 / config.batch_size)
+    """How long a trial takes, in units that compare within one sweep: a step costs as much as 64 images and its own."""
+    factor = _COST.get(config.method, 1.0)
+    if config.steps:
+        return config.steps / 100 * factor * (config.batch_size + 64)
+    return max(1, config.epochs) * factor * (1 + 64 / config.batch_size)
 
 
 class SweepProgress:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import varloss
-from varloss_bench import measures
-from varloss_bench.config import TrialConfig
+from varloss_bench import measures, solo_config
+from varloss_bench.config import NEGATIVES_OF, TrialConfig
 
 _DISTRIBUTIONS = (
     "varloss",
@@ -35,7 +35,13 @@ _DISTRIBUTIONS = (
 def environment() -> dict[str, Any]:
     """Versions, machine and git state, as far as they can be told."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _DISTRIBUTIONS}
-    return {"versions": versions, "varloss_source": _source_digest(), "machine": _machine(), "git": _git()}
+    return {
+        "versions": versions,
+        "varloss_source": _source_digest(),
+        "machine": _machine(),
+        "cuda": _cuda(),
+        "git": _git(),
+    }
 
 
 def _source_digest() -> str:
@@ -68,6 +74,24 @@ def _machine() -> dict[str, Any]:
     }
 
 
+def _cuda() -> dict[str, Any] | None:
+    """What computes on a GPU beside torch; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        driver = "unknown"
+    cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call,unused-ignore]
+    return {
+        "driver": driver,
+        "runtime": torch.version.cuda,
+        "cudnn": cudnn,
+        "devices": torch.cuda.device_count(),
+    }
+
+
 def _git() -> dict[str, Any] | None:
     """Commit of the checkout this file lies in; None when it is installed elsewhere or git is not there."""
 
@@ -92,16 +116,33 @@ def confounds(config: TrialConfig) -> dict[str, Any]:
     """Choices that move such comparisons and that papers often leave unsaid."""
     return {
         "forward": "both views in one pass" if config.fused else "one pass per view",
-        "head_batch_norm": config.method != "moco",
+        "head_batch_norm": config.has_head_batch_norm,
+        "negatives": _negatives(config),
+        "vrn_between": "query and queue" if config.vrn_against == "queue" else "the two views by the trained encoder",
         "learning_rate_rule": f"{config.lr_rule}: base {config.base_lr:g} at batch 256, momentum 0.9, cosine",
-        "equal": "epochs",
+        "equal": config.equal,
+        "precision": f"{config.precision}, evaluation in fp32",
+        "batch_norm_statistics": _batch_norm_statistics(config),
         "evaluated": f"{config.evaluate_on} split, last epoch",
         "seed_redraws": "split, labelled subsets, weights, order, augmentations",
         "few_label_probe": f"mean of {measures.FEW_LABEL_DRAWS} draws of {measures.FEW_LABELS} labels per class",
         "knn": f"k={measures.KNN_K}, t={measures.KNN_TEMPERATURE}, cosine",
         "similarities": "held-out images, two augmented views, evaluation mode, all cross-view pairs of different images",
         "augmentation_block_bytes": measures.MAX_BLOCK_BYTES,
+        **(solo_config.confounds(config) if config.framework == "solo" else {}),
     }
+
+
+def _negatives(config: TrialConfig) -> str:
+    if config.method == "moco":
+        return "queue"
+    return {"dhel": "within"}.get(config.method) or config.negatives or NEGATIVES_OF[config.method]
+
+
+def _batch_norm_statistics(config: TrialConfig) -> str:
+    if config.ranks == 1:
+        return "of the batch"
+    return "of the batch over all ranks" if config.device == "cuda" else f"of each of {config.ranks} ranks' rows"
 
 
 def record_of(config: TrialConfig, command: list[str]) -> dict[str, Any]:

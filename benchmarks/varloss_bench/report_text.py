@@ -61,8 +61,9 @@ def format_interval(value: Interval, metric: Metric, signed: bool = False) -> st
 
 def render(summary: Summary, config: TrialConfig) -> Group:
     """Everything that is said about a sweep: rows, paired differences, verdict, and what it stands for."""
+    by = ", trained by solo-learn" if config.framework == "solo" else ""
     parts: list[RenderableType] = [
-        _table(summary, ACCURACIES, f"Accuracy on {config.data}, {config.evaluate_on} split"),
+        _table(summary, ACCURACIES, f"Accuracy on {config.data}, {config.evaluate_on} split{by}"),
         _table(summary, _SIMILARITIES, "Cosine similarities of held-out images, in projection space"),
         Padding(Text(_legend(summary), style="dim"), (0, 1)),
     ]
@@ -231,7 +232,7 @@ def _count(comparison: Comparison) -> str:
 def notes(summary: Summary, config: TrialConfig) -> list[str]:
     """How to read the numbers, and what they cannot show."""
     lines = [
-        f"Equal epochs ({config.epochs}), so smaller batches take more steps; read once, after the last epoch; "
+        f"{_length(config)}; read once, after the last epoch; "
         f"{'both views in one forward pass' if config.fused else 'one forward pass per view'}.",
         "A seed redraws split, labelled subsets, weights, order and augmentations, and all arms share them: the intervals "
         "are over splits too, and speak of this data set, net and schedule only.",
@@ -269,6 +270,12 @@ def _planning(summary: Summary) -> list[str]:
         "experiment: decide their number first, or confirm with fresh seeds (--first-seed)."
     )
     return lines
+
+
+def _length(config: TrialConfig) -> str:
+    if config.equal == "steps":
+        return f"Equal steps ({config.steps}), so smaller batches see less data"
+    return f"Equal epochs ({config.epochs}), so smaller batches take more steps"
 
 
 def _beats(baseline: Row, trained: Sequence[Row]) -> str:

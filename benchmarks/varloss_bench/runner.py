@@ -41,7 +41,7 @@ def execute(
 
     outcome: dict[str, Any] = {}
     try:
-        outcome = train.run_trial(config, report)
+        outcome = train.run_trial(config, report, log=store.Store(folder).path(config).with_suffix(".log"))
         status, reason = "finished", None
     except TrainingDivergedError as error:
         status, reason = "diverged", str(error)
@@ -65,7 +65,7 @@ class Worker:
         self.process: SpawnProcess = context.Process(
             target=_work, args=(theirs, folder, command), daemon=True, name="varloss-bench-worker"
         )
-        with _one_thread_each():
+        with one_thread_each():
             self.process.start()
         theirs.close()
         self.config: TrialConfig | None = None
@@ -132,7 +132,7 @@ def _work(connection: Connection, folder: Path, command: list[str]) -> None:
 
     # Ctrl-C reaches the whole process group: the parent decides, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
+    die_with_parent()
     import torch  # noqa: PLC0415
 
     from varloss_bench import train  # noqa: PLC0415
@@ -147,7 +147,7 @@ def _work(connection: Connection, folder: Path, command: list[str]) -> None:
         connection.send(execute(config, folder, command, connection.send))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """End this process when the parent is gone, even by kill -9: nobody would know of an orphan that computes on."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -160,7 +160,7 @@ def _die_with_parent() -> None:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Environment of a worker: BLAS and OpenMP read it once, at import, so it must be there before the process starts."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}

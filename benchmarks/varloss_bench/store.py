@@ -100,6 +100,8 @@ class Store:
         if not isinstance(record["collapsed"], bool):
             raise ValueError("collapsed is neither true nor false")
         numbers = {**record["metrics"], "seconds to train": record["seconds"]["train"]}
+        if "timing" in record:  # older records have none
+            numbers |= {"images per second": record["timing"]["images_per_second"], **record["timing"]}
         for name, value in numbers.items():
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} is not a finite number: {value!r}")

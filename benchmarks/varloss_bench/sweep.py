@@ -1,20 +1,25 @@
 """Run what is missing of a sweep, then show and store the whole of it."""
 
 import json
+import textwrap
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from varloss_bench import figure, provenance, report_text, runner, summary
+from varloss_bench import figure, provenance, report_text, runner, summary, timing
 from varloss_bench.config import TrialConfig
 from varloss_bench.progress import SweepProgress
 from varloss_bench.store import Loaded, Store, write_atomically
+
+# Seconds to the first step, of a step, and of the loss in it where that can be told; by method, batch size, with or without VRN.
+Measured = dict[tuple[str, int, bool], tuple[float, float, float | None]]
 
 
 def run_sweep(
@@ -25,8 +30,13 @@ def run_sweep(
     workers: int,
     dry_run: bool,
     console: Console,
+    options: str = "",
+    show: Callable[..., int] | None = None,
 ) -> None:
-    """Run what is missing of these trials, then show and store table, verdict and figure of all of them."""
+    """Run what is missing of these trials, then show and store table, verdict and figure of all of them.
+
+    `options` is kept beside them as `config.yaml`. `show` takes the place of `present`, with its arguments.
+    """
     store = Store(folder)
     loaded = store.load(trials)
     for path, reason in loaded.corrupt.items():
@@ -37,34 +47,41 @@ def run_sweep(
         highlight=False,
     )
     if dry_run:
-        _dry_run(missing, workers, console)
+        show_cost(missing, workers, console)
         return
     command = provenance.command_line()
     started = time.monotonic()
-    if missing:
-        try:
+    try:
+        if options:
+            write_atomically(folder / "config.yaml", options)
+        if missing:
             with SweepProgress(console, missing) as progress:
                 for event in runner.run_trials(missing, folder, command, workers):
                     progress.update(event)
-        except KeyboardInterrupt:
-            console.print(
-                f"Interrupted; every finished trial is in {folder}. The same command resumes.", highlight=False
-            )
-            raise typer.Exit(130) from None
-    crashed = _present(
-        trials,
-        store,
-        console,
-        pairs=pairs,
-        command=command,
-        ran=len(missing),
-        seconds=time.monotonic() - started,
-    )
+        crashed = (show or present)(
+            trials,
+            store,
+            console,
+            pairs=pairs,
+            command=command,
+            ran=len(missing),
+            seconds=time.monotonic() - started,
+        )
+    except KeyboardInterrupt:
+        console.print(f"Interrupted; every finished trial is in {folder}. The same command resumes.", highlight=False)
+        raise typer.Exit(130) from None
+    except OSError as error:  # disk full, or the folder is gone
+        console.print(
+            f"[red]error:[/red] {error}\nEvery trial finished until now is in {folder}. Make room for more there and run the "
+            "same command again: it resumes.",
+            highlight=False,
+        )
+        raise typer.Exit(1) from None
     if crashed:
         raise typer.Exit(1)
 
 
-def _present(
+def present(
     trials: Sequence[TrialConfig],
     store: Store,
     console: Console,
@@ -73,11 +90,18 @@ def _present(
     command: list[str],
     ran: int,
     seconds: float,
+    effect_points: float = summary.EFFECT_POINTS,
+    selection: Mapping[str, Any] | None = None,
+    preface: str = "",
 ) -> int:
-    """Print and store the summary; returns how many trials have no result."""
+    """Print and store the summary; returns how many trials have no result.
+
+    `selection` says how the arms were chosen, where they were, and goes into `summary.json`; `preface` says the same in
+    words, above the table.
+    """
     loaded = store.load(trials)
     trained = next(trial for trial in trials if trial.arm.trained)
-    result = summary.summarise(trials, loaded.records, pairs)
+    result = summary.summarise(trials, loaded.records, pairs, effect_points=effect_points)
     content = {
         "command": command,
         "environment": next((record["environment"] for record in loaded.records.values()), None),
@@ -85,13 +109,22 @@ def _present(
         "environments_differ": _environments_differ(loaded),
         "trials_run": ran,
         "seconds": round(seconds, 1),
+        **({"selection": selection} if selection else {}),
         **summary.to_dict(result),
     }
     write_atomically(store.folder / "summary.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
-    text = report_text.plain_text(result, trained)
-    write_atomically(store.folder / "table.txt", f"$ {' '.join(command)}\n\n{text}")
+    speed = "\n".join(timing.in_words(trials, loaded.records))
+    text = report_text.plain_text(result, trained) + (f"\n{speed}\n" if speed else "")
+    above = (
+        [textwrap.fill(line, 100, subsequent_indent="    ") for line in [*preface.splitlines(), ""]] if preface else []
+    )
+    write_atomically(store.folder / "table.txt", "\n".join([f"$ {' '.join(command)}\n", *above, text]))
     write_atomically(store.folder / "figure.png", figure.draw(result, trained))
+    if preface:
+        console.print(preface, highlight=False, markup=False)
     console.print(report_text.render(result, trained))
+    if speed:
+        console.print(speed, highlight=False, soft_wrap=True, style="dim")
     if content["environments_differ"]:
         console.print(
             "[yellow]These rows were not all made by the same versions on the same machine[/yellow] (see each trial's "
@@ -118,14 +151,25 @@ def _environments_differ(loaded: Loaded) -> bool:
     return len(seen) > 1
 
 
-def _dry_run(missing: Sequence[TrialConfig], workers: int, console: Console) -> None:
-    """List what would run and estimate its time from a few measured steps per method and batch size."""
+def show_cost(
+    missing: Sequence[TrialConfig],
+    workers: int,
+    console: Console,
+    *,
+    title: str = "to run",
+    note: str = "Nothing was run.",
+    measured: Measured | None = None,
+) -> None:
+    """List what would run and estimate its time from a few measured steps per method and batch size.
+
+    `measured` is what was measured before, and is added to.
+    """
     from varloss_bench import train  # noqa: PLC0415  (lightning, which this process otherwise never needs)
 
     train.quieten()
     torch.set_num_threads(1)
-    table = Table("trial", "seeds", "epochs", "estimated s/run", title="to run")
-    measured: dict[tuple[str, int, bool], float] = {}
+    table = Table("trial", "seeds", "length", "images/s", "loss's share", "estimated s/run", title=title)
+    measured = {} if measured is None else measured
     # Of a trained trial where there is one: it has the backbone that matters.
     sample = next((trial for trial in missing if trial.arm.trained), missing[0] if missing else None)
     total, evaluation = 0.0, train.measure_evaluation_seconds(sample) if sample else 0.0
@@ -133,19 +177,31 @@ def _dry_run(missing: Sequence[TrialConfig], workers: int, console: Console) -> 
         warnings.simplefilter("ignore")
         for arm in dict.fromkeys(trial.arm for trial in missing):
             of_arm = [trial for trial in missing if trial.arm == arm]
-            seconds = evaluation
+            seconds, speed, share = evaluation, "", ""
             if arm.trained:
                 kind = (arm.method, arm.batch_size, bool(arm.weight))
                 if kind not in measured:
-                    measured[kind] = train.measure_step_seconds(of_arm[0])
-                seconds += measured[kind] * train.number_of_steps(of_arm[0])
+                    solo = of_arm[0].framework == "solo"
+                    measured[kind] = (
+                        (*train.measure_solo(of_arm[0]), None) if solo else (0.0, *train.measure_step(of_arm[0]))
+                    )
+                start, step, loss = measured[kind]
+                seconds += start + step * train.number_of_steps(of_arm[0])
+                if step > 0:  # a busy machine can time the long run shorter than the short one
+                    speed = f"{arm.batch_size / step:.0f}"
+                    share = "not measured" if loss is None else f"{min(1.0, loss / step):.0%}"
             total += seconds * len(of_arm)
             seeds = ",".join(str(trial.seed) for trial in of_arm)
-            table.add_row(arm.label(), seeds, str(of_arm[0].epochs), f"{seconds:.1f}")
+            length = f"{getattr(of_arm[0], of_arm[0].equal)} {of_arm[0].equal}" if arm.trained else ""
+            table.add_row(arm.label(), seeds, length, speed, share, f"{seconds:.1f}")
     console.print(table)
+    if any(trial.ranks > 1 for trial in missing):
+        console.print(
+            "Timed in one process; several that share a batch take less where each has a core or GPU of its own."
+        )
     wall = total / workers + (10 if missing else 0)
     console.print(
         f"About {wall / 60:.1f} minutes with {workers} workers on as many free cores (steps and evaluation timed on "
-        "this machine just now, start-up counted as 10 s). Nothing was run.",
+        f"this machine just now, start-up counted as 10 s). {note}",
         highlight=False,
     )

@@ -5,18 +5,26 @@ import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from varloss_bench import augment, backbones, data, evaluate, methods
+from varloss_bench import augment, backbones, data, evaluate, methods, solo_net, solo_run, timing
 from varloss_bench.config import COLLAPSE_MEAN, TrialConfig
+from varloss_bench.data import as_float
 
-load_source = lru_cache(maxsize=1)(data.load)
+_load = lru_cache(maxsize=1)(data.load)
+
+
+def load_source(config: TrialConfig) -> data.Source:
+    """The data set of a trial; the last one is kept."""
+    return _load(config.data, config.data_dir, **data.options_of(config))
 
 
 def quieten() -> None:
@@ -26,23 +34,47 @@ def quieten() -> None:
 
 
 class _Progress(Callback):
-    """Tells how much of the training is done, after every epoch."""
+    """Tells how much of the training is done, after every epoch, and how many seconds its steps took."""
 
     def __init__(self, report: Callable[[float], None]) -> None:
         self._report = report
+        self._started = 0.0
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds = time.perf_counter() - self._started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report((trainer.current_epoch + 1) / (trainer.max_epochs or 1))
+        self._report(trainer.global_step / int(trainer.estimated_stepping_batches))
 
 
-def make_trainer(config: TrialConfig, report: Callable[[float], None], max_steps: int = -1) -> Trainer:
-    """A Trainer without anything that costs time or writes files: results are kept by us, once, at the end."""
+def make_trainer(
+    config: TrialConfig,
+    report: Callable[[float], None] | _Progress = lambda _: None,
+    max_steps: int = -1,
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
+    """A Trainer without anything that costs time or writes files: results are kept by us, once, at the end.
+
+    Several ranks are processes that exist already (`ranks.py`). On GPUs they share BatchNorm's statistics, as one process
+    would have them; torch has no such BatchNorm for CPUs, where each rank's are of its own rows.
+    """
+    several = config.ranks > 1
     return Trainer(
         accelerator="gpu" if config.device == "cuda" else "cpu",
-        devices=1,
-        max_epochs=config.epochs,
-        max_steps=max_steps,
-        callbacks=[_Progress(report)],
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if several and config.strategy == "auto" else config.strategy,
+        sync_batchnorm=several and config.device == "cuda",
+        precision=cast(Any, config.precision),
+        # Named, or inside a Slurm job Lightning would take that job's tasks for ranks of this trial.
+        plugins=[LightningEnvironment()],
+        max_epochs=-1 if config.steps else config.epochs,
+        max_steps=config.steps if config.steps and max_steps < 0 else max_steps,
+        callbacks=[report if isinstance(report, _Progress) else _Progress(report), *callbacks],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -53,33 +85,52 @@ def make_trainer(config: TrialConfig, report: Callable[[float], None], max_steps
 
 
 def build(
-    config: TrialConfig, splits: data.Splits, source: data.Source
+    config: TrialConfig, splits: data.Splits, source: data.Source, rank: int = 0
 ) -> tuple[methods.ContrastiveModule, augment.TwoViewLoader, str]:
     """Module, loader and what was changed in the backbone. Initial weights depend on seed, backbone and method only."""
-    device = torch.device(config.device)
+    device = _device(config, rank)
     channels, height, width = source.images.shape[1:]
     torch.manual_seed(config.seed)
     backbone = backbones.build(config.backbone, (channels, height, width))
     module = methods.build_method(config, backbone, num_samples=len(splits.train))
     module.to(memory_format=torch.channels_last)  # a sixth faster on CPUs, the layout of choice on GPUs
     loader = augment.TwoViewLoader(
-        splits.train.to(device), augment.build_augmentation(source).to(device), config.batch_size, config.seed
+        splits.train.to(device),
+        augment.build_augmentation(source).to(device),
+        config.batch_size,
+        config.seed,
+        rank=rank,
+        ranks=config.ranks,
     )
     return module, loader, backbone.changed
 
 
-def run_trial(config: TrialConfig, report: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
-    """Run a trial and return what is to be stored of it, plain values only.
+def _device(config: TrialConfig, rank: int) -> torch.device:
+    return torch.device("cuda", rank % config.devices) if config.device == "cuda" else torch.device(config.device)
+
+
+def run_trial(
+    config: TrialConfig,
+    report: Callable[[float], None] = lambda _: None,
+    rank: int = 0,
+    log: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
+    """Run a trial and return what is to be stored of it, plain values only; nothing on a rank other than 0.
 
     Args:
         config: What to run.
         report: Called with the fraction done.
+        rank: Which of `config.ranks` processes this is (`ranks.run_trial` starts them).
+        log: Where solo-learn's output is kept, if that is what trains.
+        callbacks: Look on while Lightning trains; what they raise ends the trial.
 
     Raises:
+        solo_run.SoloLearnError: solo-learn failed.
         methods.TrainingDivergedError: The loss became NaN or infinite, or the trained net's outputs are.
     """
     torch.use_deterministic_algorithms(config.device == "cpu")
-    source = load_source(config.data, config.data_dir)
+    source = load_source(config)
     splits = data.split(source, config.seed)
     held_out = splits.test if config.evaluate_on == "test" else splits.val
     outcome: dict[str, Any] = {"num_train": len(splits.train), "num_evaluated": len(held_out)}
@@ -89,32 +140,50 @@ def run_trial(config: TrialConfig, report: Callable[[float], None] = lambda _: N
         trained = started
         metrics: dict[str, float] = {}
     else:
-        module, loader, changed = build(config, splits, source)
-        outcome |= {
-            "backbone_changed": changed,
-            "parameters": sum(p.numel() for p in module.backbone.parameters()),
-            "learning_rate": config.learning_rate,
-            "steps": number_of_steps(config),
-            "paired": _pairing_evidence(module.backbone, loader),
-        }
-        make_trainer(config, report).fit(module, train_dataloaders=loader)
-        trained = time.perf_counter()
-        outcome["epoch_losses"] = module.epoch_losses
-        device = torch.device(config.device)
-        module = module.to(device)
+        encoder: methods.ContrastiveModule | solo_net.SoloEncoder
+        if config.framework == "solo":
+            encoder, told = solo_run.train(config, splits.train, source, report, log)
+            trained = time.perf_counter()
+            outcome |= told
+        else:
+            module, loader, changed = build(config, splits, source, rank)
+            steps = number_of_steps(config)
+            outcome |= {
+                "backbone_changed": changed,
+                "parameters": sum(p.numel() for p in module.backbone.parameters()),
+                "learning_rate": config.learning_rate,
+                "steps": steps,
+                "paired": _pairing_evidence(module.backbone, loader),
+            }
+            progress = _Progress(report)
+            make_trainer(config, progress, callbacks=callbacks).fit(module, train_dataloaders=loader)
+            trained = time.perf_counter()
+            if config.ranks > 1:
+                # The ranks' work is done; nothing below may wait for another one.
+                torch.distributed.barrier()
+                torch.distributed.destroy_process_group()
+                if rank:
+                    return {}
+            outcome["epoch_losses"] = module.epoch_losses
+            encoder = module
+        device = _device(config, rank)
+        encoder = encoder.to(device)
         train_split, held_out = splits.train.to(device), held_out.to(device)
-        train_features = evaluate.encode(module.backbone, train_split.images)
-        held_out_features = evaluate.encode(module.backbone, held_out.images)
+        train_features = evaluate.encode(encoder.backbone, train_split.images)
+        held_out_features = evaluate.encode(encoder.backbone, held_out.images)
         for features in (train_features, held_out_features):
             _require_finite(features, "features")
-            _require_finite(evaluate.encode(module.head, features), "projections")
-        metrics, outcome["drawn"] = evaluate.projection_metrics(module, source, train_split, held_out, config.seed)
+            _require_finite(evaluate.encode(encoder.head, features), "projections")
+        metrics, outcome["drawn"] = evaluate.projection_metrics(encoder, source, train_split, held_out, config.seed)
     metrics |= evaluate.feature_metrics(
         train_features.cpu(), held_out_features.cpu(), splits.train, _cpu(held_out), config.seed
     )
     outcome["metrics"] = metrics
     outcome["collapsed"] = bool(metrics.get("negative_mean", 0.0) > COLLAPSE_MEAN)
     outcome["seconds"] = {"train": trained - started, "evaluate": time.perf_counter() - trained}
+    if config.arm.trained and config.framework != "solo":
+        # Last of all, and on numbers of its own: the trial cannot notice.
+        outcome["timing"] = timing.of_training(module, config, steps, progress.seconds)
     return outcome
 
 
@@ -126,23 +195,30 @@ def _require_finite(outputs: Tensor, name: str) -> None:
 
 def number_of_steps(config: TrialConfig) -> int:
     """Optimiser steps of a trial."""
-    return load_source(config.data, config.data_dir).sizes[0] // config.batch_size * config.epochs
+    return config.steps or load_source(config).sizes[0] // config.batch_size * config.epochs
 
 
 def measure_evaluation_seconds(config: TrialConfig) -> float:
     """Seconds that probes and kNN take on this data and backbone, measured on the random-init row."""
-    untrained = dataclasses.replace(config, method="random-init", epochs=0, weight=0.0)
+    untrained = dataclasses.replace(config, method="random-init", epochs=0, steps=0, weight=0.0)
     return float(run_trial(untrained)["seconds"]["evaluate"])
 
 
-def measure_step_seconds(config: TrialConfig, short: int = 5, long: int = 35) -> float:
-    """Seconds per training step, measured on this machine now: the difference of two short runs through the Trainer.
+def measure_solo(config: TrialConfig) -> tuple[float, float]:
+    """Seconds that solo-learn takes to its first step, and for a step, measured on this machine now."""
+    source = load_source(config)
+    return solo_run.measure(config, data.split(source, config.seed).train, source)
 
-    A difference, because what a run costs before its first step would otherwise count as part of every step.
+
+def measure_step(config: TrialConfig, short: int = 5, long: int = 35) -> tuple[float, float]:
+    """Seconds of a training step and of the loss in it, measured on this machine now, in one process.
+
+    The step is the difference of two short runs through the Trainer: what a run costs before its first step would
+    otherwise count as part of every step.
     """
-    source = load_source(config.data, config.data_dir)
+    source = load_source(config)
     splits = data.split(source, config.seed)
-    endless = dataclasses.replace(config, epochs=long)
+    endless = dataclasses.replace(config, epochs=long, steps=0, devices=1, nodes=1, strategy="auto")
     seconds = {}
     for steps in (short, short, long):  # the first one pays for lazy imports and allocation, and is overwritten
         module, loader, _changed = build(endless, splits, source)
@@ -150,7 +226,7 @@ def measure_step_seconds(config: TrialConfig, short: int = 5, long: int = 35) ->
         started = time.perf_counter()
         trainer.fit(module, train_dataloaders=loader)
         seconds[steps] = time.perf_counter() - started
-    return max(0.0, seconds[long] - seconds[short]) / (long - short)
+    return max(0.0, seconds[long] - seconds[short]) / (long - short), timing.loss_seconds(module, endless)
 
 
 def _untrained_features(
@@ -161,23 +237,28 @@ def _untrained_features(
     Without the latter BatchNorm would pass its input on unscaled, a weaker baseline than a random net can be.
     """
     if config.method == "raw-pixels":
-        return train.images.flatten(1), held_out.images.flatten(1)
+        return as_float(train.images).flatten(1), as_float(held_out.images).flatten(1)
     torch.manual_seed(config.seed)
     channels, height, width = source.images.shape[1:]
-    net = backbones.build(config.backbone, (channels, height, width)).net
+    net: nn.Module
+    if config.framework == "solo":
+        net = solo_net.build_backbone(config.backbone, source)
+    else:
+        net = backbones.build(config.backbone, (channels, height, width)).net
+    device = _device(config, 0)
+    net.to(device)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # a cumulative average over the pass below
     with torch.no_grad():
         for part in torch.split(train.images, evaluate.ENCODE_BATCH):
-            net(part)
-    return evaluate.encode(net, train.images), evaluate.encode(net, held_out.images)
+            net(as_float(part.to(device)))
+    return evaluate.encode(net, train.images.to(device)), evaluate.encode(net, held_out.images.to(device))
 
 
 def _pairing_evidence(backbone: nn.Module, loader: augment.TwoViewLoader) -> dict[str, str]:
     """Digests of the initial backbone, the first epoch's order and its first batch: equal for all arms of a seed."""
-    batch = next(iter(loader))
-    loader.epoch = 0  # that look did not count
+    batch = next(iter(dataclasses.replace(loader, rank=0, ranks=1)))  # of all ranks; a copy, so that it does not count
     return {
         "initial_backbone": _digest(*backbone.state_dict().values()),
         "order": _digest(loader.order(0)),

@@ -27,7 +27,10 @@ def test_key_depends_on_every_field():
     base = TrialConfig()
     other = {
         "data": "fashion-mnist", "data_dir": "/there", "method": "moco", "backbone": "resnet18", "lr_rule": "sqrt",
-        "evaluate_on": "val", "device": "cuda", "fused": False,
+        "evaluate_on": "val", "device": "cuda", "fused": False, "negatives": "cross", "head_batch_norm": False,
+        "vrn_against": "queue", "precision": "bf16-mixed", "strategy": "ddp",
+            "framework": "solo",
+            "num_train": 900, "num_val": 200, "num_test": 400, "official_test": True, "image_size": 16,
     }  # fmt: skip
     for field in dataclasses.fields(TrialConfig):
         value = other.get(field.name, getattr(base, field.name))
