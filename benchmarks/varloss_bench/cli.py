@@ -12,6 +12,7 @@ from varloss_bench.simulate import simulate
 from varloss_bench.speed import speed
 from varloss_bench.theory import theory
 from varloss_bench.trends import trends
+from varloss_bench.tune import tune
 
 app = typer.Typer(
     name="varloss-bench",
@@ -36,3 +37,4 @@ app.command("simulate")(simulate)
 app.command("speed")(speed)
 app.command("theory")(theory)
 app.command("trends")(trends)
+app.command("tune")(tune)
