@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 # Below this side length an ImageNet stem (7x7 stride 2 and a max pool) throws away most of the image.
 SMALL_IMAGE = 64
+_ANY_SIZE = "Images of any size are taken by 'small', resnet18 and vit_tiny_patch16_224"
 
 
 class BackboneError(ValueError):
@@ -54,7 +55,7 @@ def build(name: str, image_shape: tuple[int, int, int]) -> Backbone:
     Args:
         name: `"small"` or a timm model name. timm models start untrained, without a classifier; on images below 64 pixels
             a ResNet-like stem becomes a 3x3 convolution of stride 1 without max pool, and a vision transformer gets the
-            image's size and patches of an eighth of it.
+            image's size and patches of an eighth of it. Other models made for one image size get that of the images.
         image_shape: (C, H, W) of the images.
 
     Raises:
@@ -75,16 +76,32 @@ def build(name: str, image_shape: tuple[int, int, int]) -> Backbone:
     if is_small and name.startswith(("vit_", "deit_")):
         options = {"img_size": (height, width), "patch_size": max(1, min(height, width) // 8)}
         changed = f"image size {height}x{width}, patches of {options['patch_size']} pixels"
-    try:
-        net = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options)
-    except Exception as error:  # timm's models fail in their own ways; all mean that this one does not fit
-        raise BackboneError(f"timm cannot build {name!r} for images of {channels}x{height}x{width}: {error}") from error
+    net = _create(name, image_shape, options)
     stem = getattr(net, "conv1", None)
     if is_small and isinstance(stem, nn.Conv2d) and isinstance(getattr(net, "maxpool", None), nn.Module):
         net.conv1 = nn.Conv2d(channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
         net.maxpool = nn.Identity()
         changed = "stem: 3x3 convolution of stride 1 in place of the strided one, no max pool"
-    return _checked(name, net, image_shape, changed)
+    try:
+        return _checked(name, net, image_shape, changed)
+    except BackboneError as error:
+        # Many transformers are built for one image size and can be built for another; they say so by failing.
+        if options or not isinstance(error.__cause__, AssertionError):
+            raise
+    return _checked(
+        name, _create(name, image_shape, {"img_size": (height, width)}), image_shape, f"image size {height}x{width}"
+    )
+
+
+def _create(name: str, image_shape: tuple[int, int, int], options: dict[str, object]) -> nn.Module:
+    import timm  # noqa: PLC0415
+
+    try:
+        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=image_shape[0], **options)
+    except Exception as error:  # timm's models fail in their own ways; all mean that this one does not fit
+        shown = "x".join(map(str, image_shape))
+        raise BackboneError(f"timm cannot build {name!r} for images of {shown}: {error}. {_ANY_SIZE}") from error
+    return net
 
 
 def _checked(name: str, net: nn.Module, image_shape: tuple[int, int, int], changed: str) -> Backbone:
@@ -93,7 +110,9 @@ def _checked(name: str, net: nn.Module, image_shape: tuple[int, int, int], chang
         with torch.no_grad():
             out: Tensor = net.eval()(torch.zeros(2, *image_shape))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise BackboneError(f"backbone {name!r} cannot take images of shape {image_shape}: {error}") from error
+        raise BackboneError(
+            f"backbone {name!r} cannot take images of shape {image_shape}: {error}. {_ANY_SIZE}"
+        ) from error
     if out.ndim != 2:
         raise BackboneError(f"backbone {name!r} returns features of shape {tuple(out.shape)} for 2 images, need (2, D)")
     return Backbone(net.train(), out.shape[1], changed)
