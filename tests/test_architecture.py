@@ -16,6 +16,7 @@ ALLOWED = {
     "varloss": {"torch"},
     "integrations/varloss_lightly": {"torch", "varloss", "lightly", "torchvision", "pytorch_lightning"},
     "integrations/varloss_lightning": {"torch", "varloss", "torchmetrics", "lightning", "pytorch_lightning"},
+    "integrations/varloss_metric_learning": {"torch", "varloss", "pytorch_metric_learning"},
     "integrations/varloss_solo": {
         "torch",
         "varloss",
@@ -33,7 +34,9 @@ EXCEPTIONS = {"varloss/_kernels/triton_tiles.py": {"triton"}}
 # The harness may use any third-party library, but of ours only these; solo-learn is driven as a subprocess.
 HARNESS = "benchmarks/varloss_bench"
 HARNESS_OURS = {"varloss", "varloss_lightly", "varloss_lightning", "varloss_bench"}
-OURS = {"varloss", "varloss_lightly", "varloss_lightning", "varloss_solo", "varloss_bench", "hydra_plugins"}
+OURS = {"varloss", "varloss_bench", "hydra_plugins"} | {
+    f"varloss_{name}" for name in ("lightly", "lightning", "metric_learning", "solo")
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -103,6 +106,6 @@ def test_core_loads_torch_and_nothing_else():
 def test_adapter_folders_are_not_named_after_their_framework():
     """A folder called ``lightly`` or ``solo`` on sys.path would hide the framework."""
     names = {path.name for path in (ROOT / "integrations").iterdir() if path.is_dir()}
-    assert not names & {"lightly", "solo", "lightning", "pytorch_lightning", "hydra"}
+    assert not names & {"lightly", "solo", "lightning", "pytorch_lightning", "pytorch_metric_learning", "hydra"}
     assert not (ROOT / "integrations" / "hydra_plugins" / "__init__.py").exists()
     assert not (ROOT / "integrations" / "__init__.py").exists()

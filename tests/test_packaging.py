@@ -32,11 +32,12 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
         "varloss",
         "varloss_lightly",
         "varloss_lightning",
+        "varloss_metric_learning",
         "varloss_solo",
         "varloss_bench",
         "hydra_plugins",
     }
-    assert {"varloss/py.typed", "varloss_lightly/py.typed"} <= set(names)
+    assert {"varloss/py.typed", "varloss_lightly/py.typed", "varloss_metric_learning/py.typed"} <= set(names)
     assert not [name for name in names if "results" in name or name.startswith(("tests", "hydra_plugins/__init__"))]
 
 

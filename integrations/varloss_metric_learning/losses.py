@@ -1,0 +1,168 @@
+"""NT-Xent and VRN as pytorch-metric-learning's losses: from (embeddings, labels) to varloss's functions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.losses import BaseMetricLossFunction
+from torch import Tensor
+
+from varloss import functional, modules
+
+Kind = Literal["cross", "within", "both"]
+
+
+class _CosineLoss(BaseMetricLossFunction):  # type: ignore[misc]  # the library has no types
+    """What both losses ask of the library's call: cosines, labels, and no selection of pairs by a miner."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(self.distance, CosineSimilarity) or self.distance.power != 1:
+            raise ValueError(f"varloss's losses are of cosine similarities; got distance={self.distance}.")
+
+    def get_default_distance(self) -> CosineSimilarity:
+        """The only distance there is."""
+        return CosineSimilarity()
+
+    def value(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Tensor:
+        """The loss as a scalar; ``ref_emb`` is None where the embeddings are compared with themselves."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> dict[str, dict[str, Any]]:
+        """Called by the library, which hands over ``embeddings`` again where no ``ref_emb`` was given."""
+        if indices_tuple is not None:
+            raise ValueError(
+                f"{type(self).__name__} is a mean over ALL negative pairs and takes no indices_tuple: leave the miner out, "
+                "in MultipleLosses by miners=[miner, None]."
+            )
+        if labels is None:
+            raise ValueError(f"{type(self).__name__} needs labels: they say which rows are negatives of each other.")
+        same = ref_emb is embeddings
+        loss = self.value(embeddings, labels, *((None, None) if same else (ref_emb, ref_labels)))
+        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+
+class NTXentLoss(_CosineLoss):
+    """NT-Xent by labels: ``pytorch_metric_learning.losses.NTXentLoss`` in memory N² at most, where that one takes N³.
+
+    The values and gradients are the library's NTXentLoss where every row has one positive, as in
+    ``SelfSupervisedLoss(NTXentLoss())``; such a batch, two views in one order, takes the fused computation, in memory linear in
+    N. With several positives a row they are the library's ``SupConLoss``: one softmax for each row. (The library's NTXentLoss
+    then has one softmax for each positive PAIR, which is not here.)
+
+    Args:
+        temperature: divides the cosine similarities.
+        decoupled: leaves the positives out of the denominator (DCL).
+        **kwargs: the library's ``embedding_regularizer``, ``embedding_reg_weight``, ``collect_stats``.
+
+    Raises:
+        ValueError: for a distance other than ``CosineSimilarity()``, and at the call for an ``indices_tuple``, ``ref_emb`` or
+            no labels.
+
+    At the edge: a row without a positive or without a negative leaves the mean, which is 0 where none is left.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning.losses import SelfSupervisedLoss
+        >>> from varloss_metric_learning import NTXentLoss
+        >>> loss = SelfSupervisedLoss(NTXentLoss(temperature=0.5))(torch.randn(16, 128), torch.randn(16, 128))
+    """
+
+    def __init__(self, temperature: float = 0.07, *, decoupled: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # The module checks the temperature where it is built, not at the first batch.
+        self.temperature = modules.NTXentLoss(temperature=temperature).temperature
+        self.decoupled = decoupled
+        self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
+
+    def value(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Tensor:
+        """NT-Xent of the rows among themselves."""
+        del ref_labels
+        if ref_emb is not None:
+            raise ValueError(
+                "NTXentLoss compares a batch with itself and takes no ref_emb: give both views as one batch, as "
+                "SelfSupervisedLoss(NTXentLoss(), symmetric=True) does."
+            )
+        if _is_two_views(labels):
+            z0, z1 = embeddings.chunk(2)
+            return functional.nt_xent(z0, z1, temperature=self.temperature, decoupled=self.decoupled)
+        return functional.nt_xent_indexed(
+            embeddings, labels, temperature=self.temperature, decoupled=self.decoupled, positives="outside"
+        )
+
+
+class VRNRegularizer(_CosineLoss):
+    """``weight`` times VRN over the pairs of different labels, to be added to any of the library's losses.
+
+    With ``ref_emb`` over the pairs of a row of ``embeddings`` and a row of ``ref_emb`` (the paper's cross-view pairs), without
+    over all pairs of the batch.
+
+    Args:
+        weight: factor on the term; a plain attribute that a warm-up may set. See :class:`varloss.VRNRegularizer`.
+        num_samples: n: the number of CLASSES where labels are classes, of training samples where labels number samples; or
+        target: the similarity that negatives are pulled to, in place of -1/(n-1).
+        exponent: p ≥ 1.
+        **kwargs: the library's ``embedding_regularizer``, ``embedding_reg_weight``, ``collect_stats``.
+
+    Raises:
+        ValueError: for a distance other than ``CosineSimilarity()``, and at the call for an ``indices_tuple`` or no labels.
+
+    At the edge: a batch of one label has no such pair and gives 0, attached to the graph.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning.losses import MultipleLosses, TripletMarginLoss
+        >>> from varloss_metric_learning import VRNRegularizer
+        >>> loss_fn = MultipleLosses([TripletMarginLoss(), VRNRegularizer(weight=3, num_samples=100)])
+        >>> loss = loss_fn(torch.randn(16, 128), torch.arange(16) % 4)
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        num_samples: int | None = None,
+        target: float | None = None,
+        exponent: float = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        checked = modules.VRNRegularizer(weight=weight, num_samples=num_samples, target=target, exponent=exponent)
+        self.weight, self.exponent = checked.weight, checked.exponent
+        self.num_samples, self.target = num_samples, target
+        self.add_to_recordable_attributes(list_of_names=["weight"], is_stat=False)
+
+    def value(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Tensor:
+        """VRN, weighted."""
+        z, ids, views = embeddings, labels, torch.zeros_like(labels)
+        kind: Kind = "within"
+        if ref_emb is not None:
+            if ref_labels is None:
+                raise ValueError("VRNRegularizer needs ref_labels with ref_emb.")
+            z, ids, kind = torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels]), "cross"
+            views = torch.cat([views, torch.ones_like(ref_labels)])
+        return self.weight * functional.vrn_indexed(
+            z,
+            ids,
+            views=views,
+            pairs=kind,
+            num_samples=self.num_samples,
+            target=self.target,
+            exponent=self.exponent,
+        )
+
+
+def _is_two_views(labels: Tensor) -> bool:
+    """Whether the rows are N different samples and then the same again, in this order. Waits for the device."""
+    half = labels.shape[0] // 2
+    first = labels[:half]
+    return bool(
+        half > 1
+        and labels.shape[0] == 2 * half
+        and torch.equal(first, labels[half:])
+        and len(set(first.tolist())) == half
+    )
