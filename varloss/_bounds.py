@@ -126,7 +126,7 @@ def alignment_bound(negative_mean: float, *, num_samples: int) -> float:
         ValueError: for n < 3 (two samples leave the positives free) or a mean outside [-1, 1].
 
     Source: tightens Lee et al. 2025 (arXiv 2506.09781) Thm 5.2, pos <= 1 + neg + 1/(n-1): from
-    sum_i |u_i - v_i|² >= |sum_i (u_i - v_i)|²/n and |sum (u + v)|² >= 0.
+    ``sum_i |u_i - v_i|² >= |sum_i (u_i - v_i)|²/n`` and ``|sum (u + v)|² >= 0``.
     """
     n = _checks.whole("num_samples", num_samples, 3)
     if not -1 <= _checks.real("negative_mean", negative_mean) <= 1:

@@ -173,7 +173,7 @@ def tolerance(z: Tensor, labels: Tensor) -> Tensor:
         (x @ x.T)[same].mean()
 
     This is the conditional mean. Wang & Liu print E[x·y · 1(same label)], which with 10 classes cannot exceed 0.1
-    and so cannot give the .372 of their table. Computed from class sums, sum_{i≠j} x_i·x_j = |Σx|² - Σ|x|², in O(N D).
+    and so cannot give the .372 of their table. Computed from class sums, ``sum_{i≠j} x_i·x_j = |Σx|² - Σ|x|²``, in O(N D).
 
     Args:
         z: (N, D) projections or features, N ≥ 2.
