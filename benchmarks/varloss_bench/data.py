@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from varloss_bench.config import TrialConfig
 from varloss_bench.data_fashion import fashion_mnist, fashion_pairs
 from varloss_bench.data_folder import image_folder
 from varloss_bench.data_torchvision import cifar10, cifar100, stl10
@@ -36,6 +38,14 @@ def _digits(request: Request) -> Source:
     images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32) / 16.0).unsqueeze(1)
     labels = torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
     return Source(images, labels, 10, (997, 300, 500), rotation=15.0, scale=(0.8, 1.2), flip=False)
+
+
+class Options(TypedDict):
+    """Keyword arguments of `load`."""
+
+    sizes: tuple[int | None, int | None, int | None]
+    image_size: int | None
+    official_test: bool
 
 
 LOADERS: dict[str, Callable[[Request], Source]] = {
@@ -79,6 +89,15 @@ def load(
         Request(Path(data_dir) if data_dir else None, Path(path) if path else None, image_size, official_test)
     )
     return _resize(name, source, sizes)
+
+
+def options_of(config: TrialConfig) -> Options:
+    """What `load` needs of a trial's configuration besides name and folder."""
+    return Options(
+        sizes=(config.num_train, config.num_val, config.num_test),
+        image_size=config.image_size,
+        official_test=config.official_test,
+    )
 
 
 def _resize(name: str, source: Source, asked: tuple[int | None, int | None, int | None]) -> Source:

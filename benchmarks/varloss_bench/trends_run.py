@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 def trials(steps: int, seeds: list[int]) -> list[tuple[str, TrialConfig]]:
     """Pairs of trend and configuration. Epochs are chosen so that every trial takes `steps` steps, rounded to epochs."""
-    num_train = train.load_source("digits", None).sizes[0]
+    num_train = train.load_source(TrialConfig()).sizes[0]
 
     def config(batch_size: int, temperature: float, weight: float, seed: int) -> TrialConfig:
         epochs = max(1, round(steps / (num_train // batch_size)))
@@ -54,7 +54,7 @@ def run_one(trend: str, config: TrialConfig, folder: str) -> Row:
         return {**stored, "trend": trend}
     torch.set_num_threads(1)
     train.quieten()
-    source = train.load_source(config.data, config.data_dir)
+    source = train.load_source(config)
     splits = data.split(source, config.seed)
     module, loader, _ = train.build(config, splits, source)
     train.make_trainer(config, lambda _: None).fit(module, train_dataloaders=loader)

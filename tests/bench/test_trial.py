@@ -83,7 +83,7 @@ def test_moco_takes_vrn_between_two_query_views_and_enqueues_once():
         dataclasses.replace(TINY, method="moco", weight=3.0, batch_size=64), data.split(source, 0), source
     )
     bank = module.criterion.memory_bank
-    assert bank.bank.shape == (256, methods.OUTPUT_DIM)
+    assert bank.bank.shape == (256, TrialConfig.output_dim)
     _, q0, q1 = module.contrastive_loss(*next(iter(loader)))
     assert q0.requires_grad
     assert q1.requires_grad
@@ -197,7 +197,7 @@ def test_collapse_is_flagged(monkeypatch):
 
 
 def _collapsed(module, images):
-    return module.head(module.backbone(images)) * 1e-3 + torch.ones(methods.OUTPUT_DIM)
+    return module.head(module.backbone(images)) * 1e-3 + torch.ones(TrialConfig.output_dim)
 
 
 def test_evaluation_leaves_the_mode_and_counts_right():
