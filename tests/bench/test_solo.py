@@ -1,6 +1,7 @@
 """The road through solo-learn, as far as it goes without solo-learn; with it: tests/solo/test_bench.py."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -13,9 +14,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
-from varloss_bench import augment, data, provenance, runner, solo_config, solo_guard, solo_install, solo_net, solo_run
+from varloss_bench import (
+    augment,
+    data,
+    provenance,
+    runner,
+    solo_config,
+    solo_guard,
+    solo_install,
+    solo_net,
+    solo_run,
+    sweep,
+    train,
+)
 from varloss_bench.cli import app
 from varloss_bench.config import TrialConfig, grid
 from varloss_bench.methods import TrainingDivergedError
@@ -286,6 +300,32 @@ def test_a_run_that_leaves_nothing_is_a_crashed_trial(checkout, tmp_path):
     checkout("")
     status, reason = runner.execute(CONFIG, tmp_path / "results", ["varloss-bench"])
     assert (status, "solo-learn left no args.json" in reason) == ("crashed", True)
+
+
+SLEEPS = """
+import sys, time
+(asked,) = [word for word in sys.argv if word.startswith("+max_steps=")]
+assert "checkpoint.enabled=False" in sys.argv
+time.sleep(0.5 + 0.1 * int(asked.partition("=")[2]))
+"""
+
+
+def test_a_dry_run_times_short_runs_and_says_what_it_did_not_time(checkout):
+    checkout(SLEEPS)
+    start, step = train.measure_solo(CONFIG)
+    assert step == pytest.approx(0.1, rel=0.6)
+    assert start > 0.4
+
+
+def test_the_estimate_counts_the_start_of_every_run(checkout, monkeypatch):
+    monkeypatch.setattr(train, "measure_solo", lambda config: (7.0, 0.5))
+    monkeypatch.setattr(train, "measure_evaluation_seconds", lambda config: 1.0)
+    console = Console(file=io.StringIO(), width=120)
+    sweep.show_cost([CONFIG], 1, console)
+    shown = console.file.getvalue()
+    # 62 steps in each of 5 epochs: 1 + 7 + 310 * .5.
+    assert "163.0" in shown
+    assert "not measured" in shown
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$", 128 + signal.SIGTERM)])
