@@ -79,6 +79,8 @@ def test_a_sweep_leaves_table_figure_and_records(undisturbed):
     folder, output = undisturbed
     assert len(trial_files(folder)) == NUM_TRIALS
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert f"One page with every figure: {folder}/report.html" in output
     assert "10 trials, 0 of them already in" in output
     for phrase in ("SimCLR, B=64", "raw-pixels", "random-init", "VRN 3, t=.5 − t=.2", "settled", "Equal epochs (2)"):
         assert phrase in output
