@@ -66,6 +66,26 @@ def test_interpreted_kernels_equal_the_tiles():
         assert gradient < 3e-6, case
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_any_length_are_brought_near_one_exactly(dtype):
+    from varloss._kernels import triton_tiles
+
+    limits = torch.finfo(dtype)
+    directions = oracles.views(6, 4)[0].detach()
+    directions = directions / directions.abs().amax(dim=1, keepdim=True)
+    z = torch.stack(
+        [d * s for d, s in zip(directions, (0, limits.tiny * 64, 1e-2, 1, 3e4, limits.max / 4), strict=True)]
+    )
+    z = z.to(dtype)
+    rows, scale, length = triton_tiles._near_one(z)
+    exact = z.double().norm(dim=1, keepdim=True)
+    torch.testing.assert_close(length[1:], exact[1:].float())
+    assert (length[0].item(), scale[0].item()) == (torch.inf, 0)
+    # Short of the scale, which is rounded to fp32, not a digit is lost: ratios of entries are those given.
+    torch.testing.assert_close(rows.double() * exact.log2().floor().add(1).exp2(), z.double(), rtol=0, atol=0)
+    torch.testing.assert_close((rows.float() * scale.unsqueeze(1))[1:], (z.double() / exact)[1:].float())
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's CUDA assembler comes with its Linux wheels")

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from varloss._kernels.common import Problem, anchor_losses, to_raw_rows
-from varloss._numerics import wide
+from varloss._numerics import lengths, wide
 
 ROWS, COLUMNS = 64, 64
 # Said outright since Triton 3.10 changes the default.
@@ -122,14 +122,20 @@ def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: 
         return _value_and_gradient(z0, z1, problem, need_gradient)
 
 
+def _near_one(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows at lengths in [1/2, 1), what makes unit rows of them, (2N,), and :func:`varloss._numerics.lengths` of ``z``.
+
+    By powers of two, which changes no digit, so that products of the rows cannot overflow.
+    """
+    length = lengths(wide(z))
+    counts = length < torch.inf
+    mantissa, exponent = torch.frexp(torch.where(counts, length, 1.0))
+    return torch.ldexp(wide(z), -exponent).to(z.dtype), torch.where(counts, 1 / mantissa, 0.0).squeeze(1), length
+
+
 def _value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
     (n, dim), t = z0.shape, problem.temperature
-    z = torch.cat([z0, z1])
-    length: Tensor = torch.linalg.vector_norm(wide(z), dim=1)
-    # Rows brought to lengths in [1/2, 1) by powers of two, which changes no digit: their products cannot overflow.
-    mantissa, exponent = torch.frexp(length)
-    z = torch.ldexp(wide(z), -exponent.unsqueeze(1)).to(z0.dtype)
-    scale = torch.where(length > 0, 1 / mantissa, 0.0)
+    z, scale, length = _near_one(torch.cat([z0, z1]))
     kinds = {
         "CROSS": problem.negatives != "within",
         "WITHIN": problem.negatives != "cross",
@@ -139,7 +145,7 @@ def _value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient:
     sizes = {"dim": dim, "DIM": max(16, triton.next_power_of_2(dim)), "ROWS": ROWS, "COLUMNS": COLUMNS}
     grid = (triton.cdiv(n, ROWS), 2)
 
-    sums, squares = length.new_empty(2 * n), length.new_empty(2 * n)
+    sums, squares = scale.new_empty(2 * n), scale.new_empty(2 * n)
     _sums_kernel[grid](
         z, scale, sums, squares, n, problem.target, 1 / t, **sizes, **kinds, **OPTIONS, num_warps=WARPS[_sums_kernel]
     )
@@ -166,5 +172,4 @@ def _value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient:
     pull = torch.full_like(positive, 2) if problem.decoupled else torch.sigmoid(log_sums - positive).sum(0)
     gradient[:n].addcmul_(pull.unsqueeze(1), unit[n:], value=-1)
     gradient[n:].addcmul_(pull.unsqueeze(1), unit[:n], value=-1)
-    length = torch.where(length > 0, length, torch.inf).unsqueeze(1)
     return value, to_raw_rows(gradient.mul_(factor), unit, length).view(2, n, dim)
