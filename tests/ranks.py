@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import varloss
 from varloss import distributed, functional
 
-TIMEOUT = datetime.timedelta(seconds=60)
+TIMEOUT = datetime.timedelta(seconds=180)
 
 
 def free_port() -> int:
@@ -344,13 +344,17 @@ PAYLOAD_ROWS, PAYLOAD_DIM = 64, 16
 
 
 def payload() -> dict[str, list[tuple[str, int]]]:
-    """What each way to VRN hands to the collectives in a step: forward, then backward."""
+    """What each way to VRN hands to the collectives in a step: forward, then backward; and queues in an evaluation."""
     z = [torch.randn(PAYLOAD_ROWS, PAYLOAD_DIM, requires_grad=True) for _ in range(2)]
     ways = {
         "gram": varloss.VRNLoss(num_samples=50, **ON),
         "rows": ByHand(functional.vrn, num_samples=50),
     }
-    return {name: collectives(lambda f=loss_fn: f(*z).backward()) for name, loss_fn in ways.items()}
+    found = {name: collectives(lambda f=loss_fn: f(*z).backward()) for name, loss_fn in ways.items()}
+    rows = torch.randn(3, 4)
+    for name in ("queue", "lightly-queue"):
+        found[name] = collectives(functools.partial(losses()[name](), rows, rows))
+    return found
 
 
 def compiled(x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
@@ -393,8 +397,8 @@ def rank_1_dies(folder: Path) -> None:
 
 
 def _hang(rank: int, world: int, port: int, folder: str) -> None:
-    _start(rank, world, port, datetime.timedelta(seconds=3))
-    step_with_a_casualty(Path(folder), lambda: time.sleep(60))
+    _start(rank, world, port, datetime.timedelta(seconds=5))
+    step_with_a_casualty(Path(folder), lambda: time.sleep(TIMEOUT.total_seconds()))
     os._exit(0)
 
 

@@ -153,7 +153,7 @@ def test_gram_matrices_are_what_crosses_the_wire(found):
     gram, rows = 4 * (2 * d * d + 2 * d + 5), 4 * 2 * n * d
     for result in results:
         if world == 1:
-            assert result["payload"] == {"gram": [], "rows": []}
+            assert not any(result["payload"].values())
             continue
         assert result["payload"]["gram"] == [("allreduce_", gram)] * 2
         sizes, *of_rows = result["payload"]["rows"]
@@ -161,9 +161,16 @@ def test_gram_matrices_are_what_crosses_the_wire(found):
         assert of_rows == [("allgather_", rows), ("allreduce_", world * rows)]
 
 
+def test_queue_that_is_evaluated_waits_for_nobody(found):
+    """A rank may evaluate by itself."""
+    for result in found[1]:
+        assert result["payload"]["queue"] == result["payload"]["lightly-queue"] == []
+
+
 def test_collectives_are_part_of_a_compiled_graph(found):
-    _, results = found
+    world, results = found
     for result in results:
+        assert bool(result["compiled"]) == (world == 2)
         for rows in (ROWS, ROWS - 1) if result["compiled"] else ():
             graph, eager = (result["compiled"][f"{how} {rows}"] for how in ("graph", "eager"))
             torch.testing.assert_close(graph, eager)
@@ -178,15 +185,15 @@ def assert_all_were_told(told, others, least, most):
 
 
 def test_others_are_told_at_once_when_a_rank_dies(processes):
-    """Long before the process group's timeout of a minute: the connection breaks."""
+    """Long before the process group's timeout of three minutes: the connection breaks."""
     world, _, told = processes
-    assert_all_were_told(told, [rank for rank in range(world) if rank != 1 and world > 1], 0, 30)
+    assert_all_were_told(told, [rank for rank in range(world) if rank != 1 and world > 1], 0, 60)
 
 
 def test_others_are_told_after_the_timeout_when_a_rank_hangs(tmp_path):
-    """Three seconds here."""
+    """Five seconds here."""
     ranks.rank_1_hangs(2, tmp_path)
-    assert_all_were_told(ranks.told(tmp_path), [0], 2, 30)
+    assert_all_were_told(ranks.told(tmp_path), [0], 4, 60)
 
 
 def test_without_a_process_group_gathering_is_the_identity():

@@ -423,7 +423,8 @@ class QueueInfoNCELoss(nn.Module):
         loss = functional.queue_info_nce(
             query, key.detach(), bank.bank.clone(), temperature=self.temperature, valid=bank.valid()
         )
-        if self.gather_distributed:
+        # Not where nothing is trained: a rank that evaluates by itself must not wait for the others.
+        if self.gather_distributed and query.requires_grad:
             loss = distributed.weighed(loss, distributed.share(distributed.sizes(query)))
         if query.requires_grad if update is None else update:
             self.enqueue(key)

@@ -124,9 +124,9 @@ class NTXentLoss(varloss.NTXentLoss):
         loss = functional.queue_info_nce(
             out0, out1, memory.bank.clone(), temperature=self.temperature, valid=memory.valid()
         )
-        if self.gather_distributed:
-            loss = distributed.weighed(loss, distributed.share(distributed.sizes(out0)))
         if out0.requires_grad:
+            if self.gather_distributed:
+                loss = distributed.weighed(loss, distributed.share(distributed.sizes(out0)))
             keys = out1.detach()
             memory.enqueue(distributed.gather(keys) if self.gather_distributed else keys)
         return loss
