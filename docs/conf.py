@@ -37,7 +37,6 @@ include_patterns = [
     "benchmarks/results/*/README.md",
     "integrations/README.md",
 ]
-exclude_patterns = ["docs/conf.py", "docs/navigation.md"]
 
 html_theme = "furo"
 html_title = f"varloss {version}"
@@ -101,7 +100,9 @@ def prepare(app: Any, docname: str, content: list[str]) -> None:
     if page.suffix == ".md":
         content[0] = link_folders_of_results(content[0], page)
     if docname == root_doc:
-        content[0] += "\n" + (ROOT / "docs" / "navigation.md").read_text(encoding="utf-8")
+        navigation = ROOT / "docs" / "navigation.txt"
+        app.env.note_dependency(str(navigation), docname=docname)
+        content[0] += "\n" + navigation.read_text(encoding="utf-8")
 
 
 def setup(app: Any) -> None:

@@ -12,12 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from doc_examples import PAGES, ROOT, blocks
+from doc_examples import PAGES, ROOT, blocks, skip_without
 
 import varloss
-
-# Libraries with examples of their own that the tests' extra leaves out, because of what they bring along.
-TOO_HEAVY = {"stable_pretraining": "pip install stable-pretraining"}
 
 # Lightning's and accelerate's advice on toy runs, and uses of what torch is about to retire.
 pytestmark = [
@@ -39,11 +36,6 @@ def imports(code: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             found.add((node.module or "").split(".")[0])
     return found
-
-
-def skip_without(modules: set[str]) -> None:
-    for module in modules & TOO_HEAVY.keys():
-        pytest.importorskip(module, reason=f"{module} is not installed: {TOO_HEAVY[module]}")
 
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from doc_examples import ROOT, blocks
+from doc_examples import ROOT, blocks, skip_without
 from torch import nn
 
 import varloss
@@ -93,6 +93,7 @@ def sentences() -> list[dict[str, torch.Tensor]]:
 class TestSentenceTransformers:
     @pytest.fixture(autouse=True)
     def library(self):
+        skip_without({"sentence_transformers"})
         self.losses = pytest.importorskip(
             "sentence_transformers.losses", reason="sentence-transformers is not installed (extra: recipes)"
         )
@@ -120,9 +121,9 @@ class TestSentenceTransformers:
 
 def test_stable_pretrainings_loss_is_ours():
     """Its SimCLR calls ``simclr_loss(z0, z1)``; docs/start/stable-pretraining.md trains with it."""
-    library = pytest.importorskip(
-        "stable_pretraining", reason="stable_pretraining is not installed: pip install stable-pretraining"
-    )
+    skip_without({"stable_pretraining"})
+    import stable_pretraining as library
+
     z0, z1 = raw_views()
     theirs = library.losses.NTXEntLoss(temperature=0.2)(z0, z1)
     compare(varloss.NTXentLoss(temperature=0.2)(z0, z1), theirs, [z0, z1])
