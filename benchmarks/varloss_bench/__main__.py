@@ -25,7 +25,7 @@ _EXTRA_OF = dict.fromkeys(
         "yaml",
     ),
     "bench",
-)
+) | {"submitit": "cluster"}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from varloss_bench.config import (
     CONTRASTIVE,
@@ -20,6 +21,9 @@ from varloss_bench.config import (
     queue_length,
 )
 from varloss_bench.measures import FEW_LABELS
+
+if TYPE_CHECKING:
+    from varloss_bench.cluster import Cluster
 
 # Imported by the workers only; their absence must show before two processes have been started for nothing.
 _WORKER_PACKAGES = ("kornia", "lightly", "matplotlib", "pytorch_lightning", "scipy", "sklearn", "torchvision", "yaml")
@@ -140,6 +144,25 @@ def check_run(*, seeds: int, interval: bool, workers: int, folder: Path | None) 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"results cannot be kept in {folder}: {error}") from error
+
+
+def check_cluster(kind: str | None, slurm: str, base: TrialConfig) -> "Cluster | None":
+    """Where jobs go, or None for workers of our own. Raise `ValueError` where it cannot be as asked for."""
+    if kind is None:
+        if slurm:
+            raise ValueError(f"--slurm goes with --cluster slurm, got --slurm {slurm!r} alone")
+        if base.nodes > 1:
+            raise ValueError(
+                f"--nodes {base.nodes} needs --cluster slurm: nothing else starts processes on other machines"
+            )
+        return None
+    if find_spec("submitit") is None:
+        raise ModuleNotFoundError("No module named 'submitit'", name="submitit")
+    from varloss_bench.cluster import Cluster, parse_slurm  # noqa: PLC0415
+
+    if base.nodes > 1 and kind != "slurm":
+        raise ValueError(f"--nodes {base.nodes} needs --cluster slurm, got --cluster {kind}")
+    return Cluster(kind, parse_slurm(slurm) if slurm else {})
 
 
 def check_fresh(folder: Path) -> None:

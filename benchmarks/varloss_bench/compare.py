@@ -61,6 +61,8 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
     nodes: options.Nodes = _DEFAULT.nodes,
     strategy: options.Strategy = _DEFAULT.strategy,
     workers: options.Workers = 2,
+    cluster: options.Cluster = None,
+    slurm: options.Slurm = "",
     name: options.Name = None,
     output: options.Output = None,
     resume: options.Resume = True,
@@ -136,6 +138,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
         )
         checks.check_methods(methods)
         checks.check_choices(base, methods)
+        jobs = checks.check_cluster(cluster, slurm, base)
         arms: dict[str, Any] = {
             "methods": methods,
             "batch_sizes": _items("--batch-size", batch_size, int),
@@ -166,7 +169,13 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
     except ValueError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    how: dict[str, Any] = {"workers": workers, "dry_run": dry_run, "console": console, "options": effective}
+    how: dict[str, Any] = {
+        "workers": workers,
+        "dry_run": dry_run,
+        "console": console,
+        "options": effective,
+        "cluster": jobs,
+    }
     if plan:
         select_run.run_select(plan, folder, effect_points=effect, **how)
         return

@@ -245,6 +245,21 @@ Strategy = Annotated[
     typer.Option(help=f"Lightning's, for several processes: {_listed(STRATEGIES)}.", rich_help_panel=_RUNNING),
 ]
 Workers = Annotated[int, typer.Option(help="Trials side by side, of one thread each.", rich_help_panel=_RUNNING)]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help="local or slurm: trials as jobs, through submitit, at most --workers at a time. By default processes of this "
+        "command's own.",
+        rich_help_panel=_RUNNING,
+    ),
+]
+Slurm = Annotated[
+    str,
+    typer.Option(
+        help="Of each job: `partition=gpu,time=2:00:00,gpus=1,cpus=4,mem=16GB` and whatever else submitit knows.",
+        rich_help_panel=_RUNNING,
+    ),
+]
 Name = Annotated[
     str | None,
     typer.Option(help="Results go to ./varloss-runs/NAME; by default the data set.", rich_help_panel=_RUNNING),

@@ -72,7 +72,7 @@ class SweepProgress:
             self._finished += 1
         if event.reason:
             self._console.print(
-                f"{arm}, seed {event.config.seed}: {event.status or 'retry'}: {event.reason}", highlight=False
+                f"{arm}, seed {event.config.seed}: {event.status or 'note'}: {event.reason}", highlight=False
             )
         elif event.status and not self._console.is_terminal:
             self._console.print(f"{self._finished}/{self._total} {arm}, seed {event.config.seed}", highlight=False)

@@ -13,12 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import IO, Any
 
 from varloss_bench.config import TrialConfig
 
+LOCALHOST = "127.0.0.1"
 # How long the ranks of a node may outlive the first of them that failed: then they wait for it in a collective.
 _GRACE_SECONDS = 10.0
 _SHOWN_ERROR = 2000
@@ -33,7 +34,7 @@ def run_trial(
     report: Callable[[float], None] = lambda _: None,
     *,
     node: int = 0,
-    address: str = "127.0.0.1",
+    address: str = LOCALHOST,
     port: int | None = None,
 ) -> dict[str, Any]:
     """`train.run_trial` in `config.devices` new processes of this node; nothing on a node other than 0.
@@ -96,7 +97,7 @@ def _read(output: IO[str], messages: list[dict[str, Any]], report: Callable[[flo
             messages.append(message)
 
 
-def _wait(ranks: list["subprocess.Popen[str]"], errors: list[IO[str]]) -> None:
+def _wait(ranks: list["subprocess.Popen[str]"], errors: Sequence[IO[str]]) -> None:
     """Wait for all ranks; where one fails the others get a moment, and then it is said which was the first."""
     first: int | None = None
     deadline = 0.0

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,20 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from varloss_bench.config import TrialConfig
 
+if TYPE_CHECKING:
+    from varloss_bench import store
+
 # A trial whose worker died is tried once more (the machine may have been short of memory), then given up.
 MAX_ATTEMPTS = 2
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Status of a trial that another process is running; there is no record of it yet.
+ELSEWHERE = "elsewhere"
+# How often it is looked whether that process has finished, or died.
+_LOOK_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,30 +39,70 @@ class Event:
 
 
 def execute(
-    config: TrialConfig, folder: Path, command: list[str], report: Callable[[float], None] = lambda _: None
+    config: TrialConfig,
+    folder: Path,
+    command: list[str],
+    report: Callable[[float], None] = lambda _: None,
+    *,
+    wait_for_others: bool = False,
+    rendezvous: tuple[str, int] | None = None,
 ) -> tuple[str, str | None]:
     """Run one trial in this process and store its record, whatever becomes of it. Returns status and reason.
 
-    This is all an executor needs to call; it takes and leaves plain values and files.
+    This is all an executor needs to call; it takes and leaves plain values and files. A trial that another process runs
+    at the moment is not run a second time: the status is then `ELSEWHERE`, or, with `wait_for_others`, the other's.
+
+    Args:
+        config: What to run.
+        folder: Where results meet.
+        command: What the user typed, for the record.
+        report: Called with the fraction done.
+        wait_for_others: Return only when there is a record.
+        rendezvous: Address and port of rank 0, where several nodes share the trial and this is the first of them.
     """
-    from varloss_bench import provenance, store, train  # noqa: PLC0415  (heavy; only workers need it)
+    from varloss_bench import claims, store  # noqa: PLC0415  (heavy; only workers need it)
+
+    kept = store.Store(folder)
+    try:
+        with claims.claim(kept.path(config), wait=wait_for_others) as ours:
+            if not ours:
+                return ELSEWHERE, None
+            loaded = kept.load([config])
+            if loaded.done(config):  # another process was quicker
+                record = loaded.records[config.key()]
+                return record["status"], record["reason"]
+            record = _run(config, kept, command, report, rendezvous)
+            kept.write(config, record)
+            return record["status"], record["reason"]
+    except (OSError, ValueError) as error:  # disk full, or a metric that is NaN
+        return "crashed", f"the result could not be stored: {type(error).__name__}: {error}"
+
+
+def _run(
+    config: TrialConfig,
+    kept: "store.Store",
+    command: list[str],
+    report: Callable[[float], None],
+    rendezvous: tuple[str, int] | None,
+) -> dict[str, Any]:
+    """The record of a trial that is run now, in this process or, where several share it, in their own."""
+    from varloss_bench import provenance, ranks, train  # noqa: PLC0415
     from varloss_bench.methods import TrainingDivergedError  # noqa: PLC0415
 
     outcome: dict[str, Any] = {}
     try:
-        outcome = train.run_trial(config, report, log=store.Store(folder).path(config).with_suffix(".log"))
+        if config.ranks > 1:
+            address, port = rendezvous or (ranks.LOCALHOST, None)
+            outcome = ranks.run_trial(config, report, address=address, port=port)
+        else:
+            outcome = train.run_trial(config, report, log=kept.path(config).with_suffix(".log"))
         status, reason = "finished", None
     except TrainingDivergedError as error:
         status, reason = "diverged", str(error)
     except Exception as error:
         status, reason = "crashed", f"{type(error).__name__}: {error}"
         outcome = {"traceback": traceback.format_exc()}
-    record = {**provenance.record_of(config, command), "status": status, "reason": reason, **outcome}
-    try:
-        store.Store(folder).write(config, record)
-    except (OSError, ValueError) as error:  # disk full, or a metric that is NaN
-        return "crashed", f"the result could not be stored: {type(error).__name__}: {error}"
-    return status, reason
+    return {**provenance.record_of(config, command), "status": status, "reason": reason, **outcome}
 
 
 class Worker:
@@ -87,18 +136,26 @@ def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str],
     """Run trials in worker processes, in the given order, and yield what happens.
 
     A worker that dies (killed, out of memory) is replaced and its trial tried once more. Closing the iterator, as an
-    exception in the caller's loop does, ends the workers; trials that were finished by then are on disk.
+    exception in the caller's loop does, ends the workers; trials that were finished by then are on disk. Trials that other
+    processes run in the same folder are left to them and their results taken; where such a process dies they are run here.
     """
     waiting = deque((config, 1) for config in configs)
     attempts: dict[Worker, int] = {}
+    # Trials that other processes run, with the time to look again. They are asked for last: each may be there by then.
+    elsewhere: dict[TrialConfig, float] = {}
+    told: set[TrialConfig] = set()
     pool = [Worker(folder, command) for _ in range(min(workers, len(configs)))]
     try:
-        while waiting or attempts:
+        while waiting or attempts or elsewhere:
             for worker in pool:
-                if worker.config is None and waiting:
-                    config, attempts[worker] = waiting.popleft()
+                if worker.config is None and (waiting or _due(elsewhere)):
+                    if waiting:
+                        config, attempts[worker] = waiting.popleft()
+                    else:
+                        config, attempts[worker] = _due(elsewhere)[0], 1
+                        del elsewhere[config]
                     worker.give(config)
-            ready = wait([worker.connection for worker in attempts])
+            ready = wait([worker.connection for worker in attempts], _LOOK_AGAIN_SECONDS if elsewhere else None)
             for worker in [worker for worker in attempts if worker.connection in ready]:
                 running = worker.config
                 assert running is not None
@@ -117,13 +174,24 @@ def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str],
                     continue
                 if isinstance(message, float):
                     yield Event(running, message)
-                else:
-                    del attempts[worker]
-                    worker.config = None
+                    continue
+                del attempts[worker]
+                worker.config = None
+                if message[0] != ELSEWHERE:
                     yield Event(running, 1.0, *message)
+                    continue
+                elsewhere[running] = time.monotonic() + _LOOK_AGAIN_SECONDS
+                if running not in told:
+                    told.add(running)
+                    yield Event(running, 0.0, reason="another process is running it; its result will be taken")
     finally:
         for worker in pool:
             worker.stop()
+
+
+def _due(elsewhere: dict[TrialConfig, float]) -> list[TrialConfig]:
+    """Trials of other processes that it is time to look at again."""
+    return [config for config, at in elsewhere.items() if at <= time.monotonic()]
 
 
 def _work(connection: Connection, folder: Path, command: list[str]) -> None:
@@ -162,9 +230,8 @@ def die_with_parent() -> None:
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """Environment of a worker: BLAS and OpenMP read it once, at import, so it must be there before the process starts."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
         yield
     finally:

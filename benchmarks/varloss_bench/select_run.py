@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from varloss_bench import report_text, select_cells, sweep
+from varloss_bench.cluster import Cluster
 from varloss_bench.config import TrialConfig
 from varloss_bench.measures import METRICS
 from varloss_bench.select_cells import Plan, Selection
@@ -27,6 +28,7 @@ def run_select(
     dry_run: bool,
     console: Console,
     options: str = "",
+    cluster: Cluster | None = None,
 ) -> None:
     """Print what both phases cost, run what is missing of the first, choose, run what is missing of the second, compare.
 
@@ -48,6 +50,7 @@ def run_select(
         dry_run=False,
         console=console,
         options=options,
+        cluster=cluster,
         show=partial(_show_validation, metric=plan.metric),
     )
     selection = select_cells.choose(validation, Store(folder).load(validation).records, plan.metric)
@@ -69,6 +72,7 @@ def run_select(
         dry_run=False,
         console=console,
         options=options,
+        cluster=cluster,
         show=partial(sweep.present, effect_points=effect_points, selection=stored, preface=preface),
     )
 

@@ -8,25 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from varloss_bench.augment import TwoViewLoader, two_views
 from varloss_bench.config import Arm, TrialConfig
 from varloss_bench.methods import ContrastiveModule
 
 # The loss is timed this often, or until the seconds are over: at N = 4096 on a CPU one pass takes seconds.
 _REPEATS, _MAX_SECONDS = 9, 1.0
+# Images that the augmentation is timed on, in one call as in training.
+_AUGMENTED = 512
 
 
-def of_training(module: ContrastiveModule, config: TrialConfig, steps: int, train_seconds: float) -> dict[str, float]:
+def of_training(
+    module: ContrastiveModule, loader: TwoViewLoader, config: TrialConfig, steps: int, train_seconds: float
+) -> dict[str, float]:
     """What a finished training says of its speed: plain values, for the record.
 
     Images per second count each training image once, though two views of it are encoded; a step is a whole one, with
     augmentation, both views, loss, backward pass and optimiser. With several ranks the loss is not timed: it waits for
     them.
     """
-    found = {"seconds_per_step": train_seconds / steps, "images_per_second": steps * config.batch_size / train_seconds}
+    found = {
+        "seconds_per_step": train_seconds / steps,
+        "images_per_second": steps * config.batch_size / train_seconds,
+        "augmented_images_per_second": augmented_images_per_second(loader),
+    }
     if config.ranks == 1:
         seconds = loss_seconds(module, config)
         found |= {"loss_seconds": seconds, "loss_share": seconds / found["seconds_per_step"]}
     return found
+
+
+def augmented_images_per_second(loader: TwoViewLoader) -> float:
+    """Images of which the augmentation alone makes both views in a second, each counted once."""
+    images = loader.split.images[:_AUGMENTED]
+    for _ in range(2):  # the first time pays for lazy imports and allocation
+        _wait(images.device)
+        started = time.perf_counter()
+        two_views(images, loader.augmentation, seed=0)
+        _wait(images.device)
+        seconds = time.perf_counter() - started
+    return len(images) / seconds
 
 
 def loss_seconds(module: ContrastiveModule, config: TrialConfig) -> float:
@@ -80,4 +101,9 @@ def in_words(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str, A
 def _line(arm: Arm, timings: Sequence[Mapping[str, float]]) -> str:
     speed = median(timing["images_per_second"] for timing in timings)
     shares = [timing["loss_share"] for timing in timings if "loss_share" in timing]
-    return f"{arm.label()}: {speed:.0f} images/s" + (f", loss {median(shares):.1%} of a step" if shares else "")
+    augmented = [found["augmented_images_per_second"] for found in timings if "augmented_images_per_second" in found]
+    return (
+        f"{arm.label()}: {speed:.0f} images/s"
+        + (f", loss {median(shares):.1%} of a step" if shares else "")
+        + (f", augmentation alone {median(augmented):.0f} images/s" if augmented else "")
+    )

@@ -183,7 +183,7 @@ def run_trial(
     outcome["seconds"] = {"train": trained - started, "evaluate": time.perf_counter() - trained}
     if config.arm.trained and config.framework != "solo":
         # Last of all, and on numbers of its own: the trial cannot notice.
-        outcome["timing"] = timing.of_training(module, config, steps, progress.seconds)
+        outcome["timing"] = timing.of_training(module, loader, config, steps, progress.seconds)
     return outcome
 
 

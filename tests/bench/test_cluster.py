@@ -1,0 +1,124 @@
+"""Trials as jobs: submitit's local executor for real, Slurm by commands that run what `sbatch` is given."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from varloss_bench import cluster
+from varloss_bench.cluster import Cluster, parse_slurm
+from varloss_bench.config import TrialConfig
+from varloss_bench.store import Store
+
+pytest.importorskip("submitit", reason="the extra 'cluster' is not installed")
+COMMAND = ["varloss-bench", "compare"]
+RAW = TrialConfig(method="raw-pixels", epochs=0)
+SEEDS = [dataclasses.replace(RAW, seed=seed) for seed in (0, 1)]
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A machine with Slurm's commands; returns the folder of their state."""
+    state, commands = tmp_path / "slurm", tmp_path / "bin"
+    (state / "scripts").mkdir(parents=True)
+    commands.mkdir()
+    for name in ("sbatch", "srun", "sacct"):
+        path = commands / name
+        path.write_text(f"#!{sys.executable}\n" + (Path(__file__).parent / "fake_slurm.py").read_text())
+        path.chmod(0o755)
+    monkeypatch.setenv("FAKE_SLURM", str(state))
+    monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:/usr/bin:/bin")
+    return state
+
+
+def run(where: Cluster, trials, folder) -> list:
+    return list(where.run(trials, folder, COMMAND, workers=2))
+
+
+def test_local_jobs_leave_the_records_of_workers(tmp_path):
+    events = run(Cluster("local", {}), SEEDS, tmp_path)
+    assert {(event.config, event.status) for event in events} == {(trial, "finished") for trial in SEEDS}
+    loaded = Store(tmp_path).load(SEEDS)
+    assert all(loaded.done(trial) for trial in SEEDS)
+    assert {record["command"][0] for record in loaded.records.values()} == {"varloss-bench"}
+    assert not list(tmp_path.glob("trials/.*"))  # no claim stays behind
+
+
+def test_slurm_runs_an_array_with_what_was_asked_for(tmp_path, slurm):
+    where = Cluster("slurm", parse_slurm("partition=gpu,time=2:00:30,cpus=3,mem=16GB,account=us"))
+    events = run(where, SEEDS, tmp_path / "results")
+    assert {(event.config, event.status) for event in events} == {(trial, "finished") for trial in SEEDS}
+    (script,) = (path.read_text() for path in (slurm / "scripts").iterdir())
+    for line in ("partition=gpu", "time=121", "cpus-per-task=3", "mem=16GB", "account=us", "array=0-1%2", "nodes=1"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "export OMP_NUM_THREADS=1\n" in script
+    assert "--kill-on-bad-exit=1" in script
+    ledger = json.loads((tmp_path / "results" / "jobs" / "submitted.json").read_text())
+    assert ledger == {SEEDS[0].key(): "1000_0", SEEDS[1].key(): "1000_1"}
+
+
+def test_what_is_pending_is_waited_for_and_not_submitted_again(tmp_path, slurm):
+    folder, where = tmp_path / "results", Cluster("slurm", {})
+    (slurm / "hold").touch()
+    (folder / "jobs").mkdir(parents=True)
+    where._submit(SEEDS, folder, COMMAND, 2)
+    assert where.pending(SEEDS, folder) == ["1000_0", "1000_1"]
+    events = where.run(SEEDS, folder, COMMAND, workers=2)
+    assert [next(events).reason for _ in SEEDS] == ["is job 1000_0 already", "is job 1000_1 already"]
+    for trial in SEEDS:
+        cluster.runner.execute(trial, folder, COMMAND)  # as the jobs do when their turn comes
+    assert {event.status for event in events} == {"finished"}
+    assert len(list((slurm / "scripts").iterdir())) == 1
+    # Cancelled jobs are not pending: their trials are submitted anew.
+    for path in slurm.glob("*.state"):
+        path.write_text("CANCELLED by 0")
+    assert where.pending(SEEDS, folder) == []
+
+
+def test_a_job_without_a_result_is_a_crash_with_its_last_words(tmp_path, slurm):
+    (event,) = run(Cluster("slurm", {"setup": ["echo out of nodes >&2", "exit 3"]}), SEEDS[:1], tmp_path / "results")
+    assert event.status == "crashed"
+    assert "left no result" in event.reason
+
+
+@pytest.mark.slow
+def test_two_nodes_share_a_trial(tmp_path, slurm):
+    trial = TrialConfig(method="moco", batch_size=64, steps=2, epochs=0, nodes=2)
+    (event,) = run(Cluster("slurm", {}), [trial], tmp_path / "results")
+    assert (event.status, event.reason) == ("finished", None)
+    (script,) = (path.read_text() for path in (slurm / "scripts").iterdir())
+    assert "#SBATCH --nodes=2\n" in script
+    record = Store(tmp_path / "results").load([trial]).records[trial.key()]
+    assert record["confounds"]["batch_norm_statistics"] == "of each of 2 ranks' rows"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partition", "--slurm takes key=value separated by commas, got 'partition'"),
+        ("partitoin=gpu", "unknown key 'partitoin'; close to it: partition"),
+        ("time=soon", "--slurm time must be minutes, H:MM:SS or D-HH:MM:SS, got 'soon'"),
+        ("time=0", "--slurm time must be at least a minute, got '0'"),
+        ("gpus=one", "--slurm gpus must be a whole number, got 'one'"),
+    ],
+)
+def test_parameters_that_slurm_would_refuse(text, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        parse_slurm(text)
+
+
+@pytest.mark.parametrize(("text", "minutes"), [("90", 90), ("1:30:00", 90), ("1-0:00:00", 1440), ("0:00:01", 1)])
+def test_time_is_in_minutes(text, minutes):
+    assert parse_slurm(f"time={text}") == {"time": minutes}
+
+
+def test_clusters_that_are_not_there(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match="there is no srun on this machine"):
+        Cluster("slurm", {})
+    with pytest.raises(ValueError, match="--cluster must be one of local, slurm, got 'k8s'"):
+        Cluster("k8s", {})
+    with pytest.raises(ValueError, match="--slurm goes with --cluster slurm, got --cluster local"):
+        Cluster("local", {"time": 5})
