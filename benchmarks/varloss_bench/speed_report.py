@@ -27,9 +27,11 @@ _COLOURS = {
 
 
 def latest(path: Path) -> pd.DataFrame:
-    """The latest row of each loss, size, dimension, type and device."""
+    """The latest row of each loss, size, dimension, type and device; its memory, if it has none, is an earlier row's."""
     rows = pd.read_csv(path)
-    rows = rows.drop_duplicates(["group", "loss", "n", "d", "dtype", "device", "threads"], keep="last")
+    keys = ["group", "loss", "n", "d", "dtype", "device", "threads"]
+    rows["peak_extra_mib"] = rows.groupby(keys)["peak_extra_mib"].ffill()
+    rows = rows.drop_duplicates(keys, keep="last")
     rows["group"] = pd.Categorical(rows["group"], list(GROUPS), ordered=True)
     return rows.sort_values(["d", "group", "n"], kind="stable")
 
