@@ -147,8 +147,11 @@ def scores(summary: Summary, method: str, metric: str) -> Values:
     }
     hollow = frozenset(arm for arm in arms if not arm.weight)
     title = f"{METRICS[metric].title}{', %' if METRICS[metric].unit else ''}"
+    means = [value.mean for value in arms.values()] or [0.0]
+    # An interval of two seeds can be twelve times the spread: it may leave the axis, the means may not.
+    reach = max(_NO_OUTLIER if METRICS[metric].unit else 0.0, 1.5 * (max(means) - min(means)))
     everything = [end for value in arms.values() for end in _ends(value)] or [0.0]
-    low, high = (min(everything) if METRICS[metric].unit else 0.0), max(everything)
+    low, high = max(min(everything), min(means) - reach), min(max(everything), max(means) + reach)
     margin = 0.05 * (high - low) or 1.0
     ends = (low - margin, min(high + margin, _MOST)) if METRICS[metric].unit else (0.0, high + margin)
     return Values(title, arms, hollow, ends)
@@ -164,9 +167,9 @@ def gains(summary: Summary, method: str, metric: str) -> Values:
         and c.result.difference.count
     }
     arms = {arm: c.result.difference for arm, c in found.items()}
-    reach = [max(map(abs, _ends(value))) for value in arms.values()] or [0.0]
+    sizes = [abs(value.mean) for value in arms.values()] or [0.0]
     # A ruinous arm does not squeeze all others into a line: it is an arrow at the edge.
-    most = max(_NO_OUTLIER, _OUTLIER * median(reach))
+    most = max(_NO_OUTLIER, _OUTLIER * median(sizes))
     ends = [end for value in arms.values() for end in _ends(value) if abs(value.mean) <= most] + [0.0]
     low, high = max(min(ends), -most), min(max(ends), most)
     margin = 0.08 * (high - low) or 1.0
@@ -224,8 +227,12 @@ def _point(axis: Axes, values: Values, arm: Arm, place: float, look: Look, *, ve
         edge, marker = (high, "^" if vertical else ">") if up else (low, "v" if vertical else "<")
         at = (place, edge) if vertical else (edge, place)
         axis.plot(*at, marker=marker, color=colour, ms=6, clip_on=False, zorder=5)
-        away = (0, -9 if up else 9) if vertical else (-8 if up else 8, 0)
-        alignment = "center" if vertical else "right" if up else "left"
+        # Numbers of several arms at one place stand above each other.
+        beyond = [a for a, v in values.of.items() if (a.batch_size, a.temperature) == (arm.batch_size, arm.temperature)
+                  and (v.mean > high if up else v.mean < low)]  # fmt: skip
+        step = 9 * (1 + beyond.index(arm))
+        away = (0, -step if up else step) if vertical else (-8 if up else 8, 0)
+        alignment = "right" if vertical or up else "left"
         axis.annotate(
             f"{value.mean:+.1f}", at, away, textcoords="offset points", ha=alignment, va="center", color=colour
         )

@@ -73,8 +73,9 @@ def pictures(group: Group, summary: Summary, methods: Sequence[str]) -> tuple[li
     add_curves(
         "accuracy",
         "Accuracy",
-        f"{_capital(METRICS[SCORE].title)}, {split}, {look.equal}{then}Bars: 95% t intervals over seeds of the mean. Seeds "
-        f"move all arms together: what two arms differ by is in the next figure. {dotted}{_baselines(summary)}",
+        f"{_capital(METRICS[SCORE].title)}, {split}, {look.equal}{then}Bars: 95% t intervals over seeds of the mean, cut "
+        "where they would leave no room for the others. Seeds move all arms together: what two arms differ by is in the next "
+        f"figure. {dotted}{_baselines(summary)}",
         [figures.scores(summary, m, SCORE) for m in methods],
     )
     add_curves(
@@ -82,7 +83,7 @@ def pictures(group: Group, summary: Summary, methods: Sequence[str]) -> tuple[li
         "Accuracy gained with VRN",
         f"{_capital(METRICS[SCORE].title)}, {split}, {look.equal}{then}Difference, paired by seed, to the same temperature "
         f"without VRN, with its 95% t interval. Filled: settled after Holm's correction over all {len(summary.comparisons)} "
-        "comparisons; hollow: not. Arrow: beyond the axis.",
+        "comparisons; hollow: not. Arrow: beyond the axis; long bars are cut.",
         [figures.gains(summary, m, SCORE) for m in methods],
     )
     add_curves(
