@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import ranks
+import recipe_ranks
 import torch
 from doc_examples import ROOT, blocks, skip_without
 from torch import nn
@@ -65,6 +67,12 @@ class TestOpenClip:
         torch.testing.assert_close(parts["contrastive_loss"], theirs["contrastive_loss"])
         torch.testing.assert_close(parts["vrn_loss"], regularizer(image, text))
         torch.testing.assert_close(loss(image, text, torch.tensor(14.3)), sum(parts.values()))
+
+    def test_equals_clip_loss_on_two_ranks(self, tmp_path):
+        results = ranks.run(2, tmp_path, recipe_ranks.clip_losses)
+        assert results[0][0]["value"] != results[1][0]["value"]
+        for ours, theirs in results:
+            torch.testing.assert_close(ours, theirs)
 
     def test_sigmoid_loss_equals_siglip_loss(self):
         leaves, (image, text) = towers()
