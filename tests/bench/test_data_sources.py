@@ -1,5 +1,6 @@
 """Data sets from files of their own: torchvision's archives, folders of images, official test splits, other sizes."""
 
+import dataclasses
 import http.server
 import tarfile
 import threading
@@ -12,7 +13,8 @@ from PIL import Image
 from tiny_archives import accept, md5, pixels_of, write_cifar
 from torchvision import datasets
 
-from varloss_bench import augment, data, data_fashion, data_folder, data_torchvision, evaluate
+from varloss_bench import augment, data, data_fashion, data_folder, data_torchvision, evaluate, train
+from varloss_bench.config import TrialConfig
 
 
 @pytest.fixture(
@@ -318,3 +320,28 @@ def test_bytes_are_augmented_as_the_floats_in_any_blocks(colourful):
 
     for ours, theirs in zip(epoch(split), epoch(floats), strict=True):
         assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.usefixtures("trains")
+def test_trials_of_a_folder_in_colour(tmp_path):
+    random = np.random.default_rng(0)
+    for name, colour in (("green", (40, 200, 40)), ("red", (200, 40, 40))):
+        for i in range(40):
+            save(tmp_path / name / f"{i}.png", (random.normal(colour, 30, (20, 24, 3))).clip(0, 255))
+    base = TrialConfig(data=f"imagefolder:{tmp_path}", image_size=16, epochs=1, batch_size=8, weight=3.0)
+    for method in ("raw-pixels", "random-init", "simclr"):
+        outcome = train.run_trial(dataclasses.replace(base, method=method))
+        assert (outcome["num_train"], outcome["num_evaluated"]) == (48, 16)
+        # Whatever is done to the bytes, red and green stay apart.
+        assert outcome["metrics"]["few_label_probe"] > 95
+        assert outcome["metrics"]["knn"] > 95
+    assert outcome["steps"] == 6
+    assert outcome["timing"]["augmented_images_per_second"] > 0
+
+
+def test_raw_pixels_are_of_the_same_scale_as_bytes_and_as_floats(colourful):
+    split = data.split(colourful, 0)
+    config = TrialConfig(method="raw-pixels")
+    features, held_out = train._untrained_features(config, colourful, split.train, split.test)
+    assert torch.equal(features, data.as_float(split.train.images).flatten(1))
+    assert torch.equal(held_out, data.as_float(split.test.images).flatten(1))
