@@ -116,15 +116,16 @@ class _Gather(torch.autograd.Function):
     """Rows of all ranks in rank order; the gradient of this rank's rows is summed over the ranks that used them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...]) -> Tensor:
-        ctx.rows, ctx.dtype = rows, x.dtype
-        longest = max(rows)
-        if len(x) < longest:
-            x = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
+    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...] | None) -> Tensor:
+        ctx.rows, ctx.own, ctx.dtype = rows, x.shape[0], x.dtype
+        if rows is not None and x.shape[0] < max(rows):
+            x = torch.cat([x, x.new_zeros(max(rows) - x.shape[0], *x.shape[1:])])
         x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in rows]
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x)
-        gathered = torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
+        if rows is not None:
+            parts = [part[:count] for part, count in zip(parts, rows, strict=True)]
+        gathered = torch.cat(parts)
         # Half precision on the wire, fp32 from there on: the backward pass then adds the ranks' gradients in fp32.
         return wide(gathered) if gathered.is_floating_point() else gathered
 
@@ -132,8 +133,8 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total: Tensor = _AllReduceSum.apply(grad)
         me = dist.get_rank()
-        start = sum(ctx.rows[:me])
-        return total[start : start + ctx.rows[me]].to(ctx.dtype), None
+        start = me * ctx.own if ctx.rows is None else sum(ctx.rows[:me])
+        return total[start : start + ctx.own].to(ctx.dtype), None
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
@@ -163,7 +164,10 @@ def gather(x: Tensor, rows: tuple[int, ...] | None = None) -> Tensor:
     """
     if world_size() == 1:
         return x
-    gathered: Tensor = _Gather.apply(x, sizes(x) if rows is None else rows)
+    if rows is None:
+        rows = sizes(x)
+    # All ranks have as many rows there, and torch 2.4 does not take a tuple of symbols as an argument.
+    gathered: Tensor = _Gather.apply(x, None if torch.compiler.is_compiling() else rows)
     return gathered
 
 
