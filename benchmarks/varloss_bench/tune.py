@@ -43,7 +43,7 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
             "budgets.",
             rich_help_panel=_SEARCH,
         ),
-    ] = 8,
+    ] = 12,
     seeds: Annotated[
         int, typer.Option(help="Validation seeds a candidate's score is the mean of.", rich_help_panel=_SEARCH)
     ] = 2,
