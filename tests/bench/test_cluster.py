@@ -12,7 +12,7 @@ from varloss_bench.cluster import Cluster, parse_slurm
 from varloss_bench.config import TrialConfig
 from varloss_bench.store import Store
 
-pytest.importorskip("submitit", reason="the extra 'cluster' is not installed")
+submitit = pytest.importorskip("submitit", reason="the extra 'cluster' is not installed")
 COMMAND = ["varloss-bench", "compare"]
 RAW = TrialConfig(method="raw-pixels", epochs=0)
 SEEDS = [dataclasses.replace(RAW, seed=seed) for seed in (0, 1)]
@@ -29,6 +29,7 @@ def slurm(tmp_path, monkeypatch):
         path.write_text(f"#!{sys.executable}\n" + (Path(__file__).parent / "fake_slurm.py").read_text())
         path.chmod(0o755)
     monkeypatch.setenv("FAKE_SLURM", str(state))
+    submitit.SlurmJob.watcher.clear()  # it remembers jobs by number, and every test begins to count anew
     monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:/usr/bin:/bin")
     return state
 
