@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,12 @@ def results(folder: Path) -> dict[str, object]:
     """All numbers of a sweep; times and machine states left out."""
     summary = json.loads((folder / "summary.json").read_text())
     return {name: summary[name] for name in ("rows", "comparisons", "seeds")}
+
+
+def table(folder: Path) -> str:
+    """What was printed of a sweep, without the command, which names the folder, and the speeds."""
+    _command, _, rest = (folder / "table.txt").read_text().partition("\n")
+    return rest.partition("\nSpeed (")[0]
 
 
 def trial_files(folder: Path) -> list[Path]:
@@ -105,19 +113,30 @@ def test_a_second_run_runs_nothing(undisturbed):
 
 
 @needs_proc
-def test_kill_9_and_resume_give_the_undisturbed_table(undisturbed, tmp_path):
-    process = start(*TINY, folder=tmp_path)
-    wait_for(lambda: len(trial_files(tmp_path)) >= 4)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    wait_for(lambda: not processes_of_session(process.pid), seconds=30)  # no orphan goes on
+def test_kill_9_at_any_moment_and_resume_give_the_undisturbed_table(undisturbed, tmp_path):
+    moments = random.Random(7)
+    for _ in range(3):
+        process = start(*TINY, folder=tmp_path)
+        kept = {path: path.stat().st_mtime_ns for path in trial_files(tmp_path)}
+        wait_for(lambda: process.poll() is not None or len(trial_files(tmp_path)) > len(kept))  # noqa: B023
+        time.sleep(moments.uniform(0, 0.7))
+        children = [found for found in processes_of_session(process.pid) if found != process.pid]
+        for victim in (*moments.sample(children, min(1, len(children))), process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+            time.sleep(moments.uniform(0, 0.3))
+        process.communicate(timeout=60)
+        wait_for(lambda: not processes_of_session(process.pid), seconds=30)  # noqa: B023  (no orphan goes on)
+        assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     kept = {path: path.stat().st_mtime_ns for path in trial_files(tmp_path)}
-    assert 4 <= len(kept) < NUM_TRIALS
+    assert len(kept) >= 3
     code, output = run(*TINY, folder=tmp_path)
     assert code == 0
     assert f"{len(kept)} of them already in" in output
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     assert results(tmp_path) == results(undisturbed[0])
+    assert table(tmp_path) == table(undisturbed[0])
+    assert len(table(tmp_path).splitlines()) > 40
 
 
 @needs_proc
