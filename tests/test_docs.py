@@ -114,13 +114,13 @@ def test_shell_examples_parse():
     ("page", "words"), [(page, words) for page, words in commands() if words[0] in ("varloss-bench", "varloss-solo")]
 )
 def test_options_of_our_commands_exist(page, words):
-    """``--help`` at the end: names of commands and options are read, nothing is run."""
+    """``--help`` after the command: names of commands and options are read, no values, and nothing is run."""
     if words[0] == "varloss-bench":
         from typer.testing import CliRunner
 
         from varloss_bench.cli import app
 
-        result = CliRunner().invoke(app, [*words[1:], "--help"])
+        result = CliRunner().invoke(app, [*words[1:2], "--help", *words[2:]])
         assert result.exit_code == 0, result.output
     else:
         from varloss_solo.__main__ import main
