@@ -52,7 +52,14 @@ def render(results: Sequence[Result]) -> Group:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
@@ -90,7 +97,7 @@ def _power(results: Sequence[Result]) -> Table:
         ("effect", "compari-\nsons", "seeds", "sweeps", "found", "95%\ninterval", "predicted"),
     )
     for r in results:
-        where = f", {r.setting}" if r.predicted is None else ""
+        where = ", embeddings" if r.predicted is None else ""
         table.add_row(
             f"{r.effect:.2f} points{where}",
             str(r.comparisons),

@@ -94,7 +94,7 @@ def run_tables(sweeps: int, seed: int, tell: Callable[[str], None] = lambda _: N
     settings: Sequence[tuple[str, dict[str, Any]]] = (
         ("no effect", {}),
         ("on the variance only", {"variance": tables.VARIANCE_EFFECT}),
-        (f"no effect, {COARSE_IMAGES} test images", {"test_images": COARSE_IMAGES}),
+        (f"no effect, {COARSE_IMAGES} images", {"test_images": COARSE_IMAGES}),
     )
     for family in tables.FAMILIES:
         for setting, planted in settings:
