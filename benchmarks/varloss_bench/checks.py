@@ -151,6 +151,7 @@ def check_cluster(kind: str | None, slurm: str, base: TrialConfig) -> "Cluster |
     if kind is None:
         if slurm:
             raise ValueError(f"--slurm goes with --cluster slurm, got --slurm {slurm!r} alone")
+        _check_gpus(base)
         if base.nodes > 1:
             raise ValueError(
                 f"--nodes {base.nodes} needs --cluster slurm: nothing else starts processes on other machines"
@@ -160,9 +161,18 @@ def check_cluster(kind: str | None, slurm: str, base: TrialConfig) -> "Cluster |
         raise ModuleNotFoundError("No module named 'submitit'", name="submitit")
     from varloss_bench.cluster import Cluster, parse_slurm  # noqa: PLC0415
 
+    if kind == "local":
+        _check_gpus(base)
     if base.nodes > 1 and kind != "slurm":
         raise ValueError(f"--nodes {base.nodes} needs --cluster slurm, got --cluster {kind}")
     return Cluster(kind, parse_slurm(slurm) if slurm else {})
+
+
+def _check_gpus(base: TrialConfig) -> None:
+    import torch  # noqa: PLC0415
+
+    if base.device == "cuda" and base.devices > torch.cuda.device_count():
+        raise ValueError(f"--devices {base.devices}: this machine has {torch.cuda.device_count()} CUDA devices")
 
 
 def check_fresh(folder: Path) -> None:

@@ -125,7 +125,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
             weight_decay=weight_decay,
             hidden_dim=hidden_dim,
             output_dim=output_dim,
-            device=_resolve_device(device),
+            device=_resolve_device(device, elsewhere=cluster == "slurm"),
             steps=steps or 0,
             negatives=negatives,
             head_batch_norm=head_batch_norm,
@@ -226,11 +226,12 @@ def _items(option: str, text: str, kind: type, *, allow_empty: bool = False) -> 
         raise ValueError(f"{option} takes {kind.__name__} values separated by commas, got {text!r}") from None
 
 
-def _resolve_device(device: str) -> str:
+def _resolve_device(device: str, *, elsewhere: bool = False) -> str:
+    """`auto` by what this machine has; a GPU that is asked for by name may be another machine's."""
     import torch  # noqa: PLC0415
 
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device must be auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ValueError("--device cuda was asked for, but torch sees no CUDA device")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -218,7 +218,7 @@ VrnAgainst = Annotated[
     str,
     typer.Option(
         help=f"{_listed(VRN_AGAINST)}: VRN between the two views by the trained encoder, or, for MoCo, between each and "
-        "the queue, which carries no gradient: half of such runs collapsed.",
+        "the queue, which carries no gradient: 1 of 4 such runs collapsed.",
         rich_help_panel=_TRAINING,
     ),
 ]

@@ -90,7 +90,10 @@ def run_trial(
 def _read(output: IO[str], messages: list[dict[str, Any]], report: Callable[[float], None]) -> None:
     """Pass rank 0's progress on as it comes, and keep what else it says."""
     for line in output:
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except ValueError:  # half a line: the rank was killed, which its exit code says
+            return
         if "fraction" in message:
             report(message["fraction"])
         else:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from varloss_bench import checks, data, methods, ranks, runner, train
 from varloss_bench.cli import app
+from varloss_bench.compare import _resolve_device
 from varloss_bench.config import HEAD_BATCH_NORM_OF, NEGATIVES_OF, TrialConfig, grid
 from varloss_bench.store import Store
 
@@ -231,6 +232,17 @@ def test_bad_choices_are_errors_before_anything_runs(arguments, message, tmp_pat
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_gpu_that_is_asked_for_by_name_may_be_that_of_a_job(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _resolve_device("cuda", elsewhere=True) == "cuda"
+    assert _resolve_device("auto", elsewhere=True) == "cpu"
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        _resolve_device("cuda", elsewhere=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="--devices 2: this machine has 1 CUDA devices"):
+        checks.check_cluster(None, "", TrialConfig(device="cuda", devices=2))
 
 
 def test_fresh_refuses_a_folder_with_results(tmp_path):
