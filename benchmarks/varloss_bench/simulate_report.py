@@ -73,9 +73,9 @@ def _false_positives(results: Sequence[Result]) -> Table:
             "compari-\nsons",
             "seeds",
             "sweeps",
-            "false\npositives",
+            "false\npositive",
             "95%\ninterval",
-            "without\ncorrection",
+            "uncor-\nrected",
         ),
     )
     for r in results:
@@ -85,7 +85,7 @@ def _false_positives(results: Sequence[Result]) -> Table:
             str(r.seeds),
             str(r.sweeps),
             f"{r.rate:.1%}",
-            f"{r.low:.1%}-{r.high:.1%}",
+            f"{100 * r.low:.1f}-{r.high:.1%}",
             f"{r.uncorrected:.0%}",
         )
     return table
@@ -104,7 +104,7 @@ def _power(results: Sequence[Result]) -> Table:
             str(r.seeds),
             str(r.sweeps),
             f"{r.rate:.0%}",
-            f"{r.low:.0%}-{r.high:.0%}",
+            f"{100 * r.low:.0f}-{r.high:.0%}",
             "-" if r.predicted is None else f"{r.predicted:.0%}",
         )
     return table
