@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import traceback
@@ -114,7 +115,7 @@ class Worker:
         self.process: SpawnProcess = context.Process(
             target=_work, args=(theirs, folder, command), daemon=True, name="varloss-bench-worker"
         )
-        with one_thread_each():
+        with one_thread_each(), _deaf_to_ctrl_c():
             self.process.start()
         theirs.close()
         self.config: TrialConfig | None = None
@@ -196,10 +197,6 @@ def _due(elsewhere: dict[TrialConfig, float]) -> list[TrialConfig]:
 
 def _work(connection: Connection, folder: Path, command: list[str]) -> None:
     """Body of a worker process."""
-    import signal  # noqa: PLC0415
-
-    # Ctrl-C reaches the whole process group: the parent decides, and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     import torch  # noqa: PLC0415
 
@@ -225,6 +222,22 @@ def die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C from their first moment on: it reaches them too, and the parent decides.
+
+    Done in the worker it would come late: until torch is imported there, Ctrl-C would print a traceback for each.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that one may, and only that one gets Ctrl-C
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -82,6 +82,17 @@ def test_a_sweep_on_a_full_disk_says_what_to_do(small_disk, monkeypatch):
     assert "Traceback" not in text
 
 
+def test_a_worker_that_has_just_been_born_is_deaf_to_ctrl_c(tmp_path):
+    worker = runner.Worker(tmp_path, [])
+    os.kill(worker.process.pid, signal.SIGINT)
+    worker.give(RAW)
+    while isinstance(answer := worker.connection.recv(), float):
+        pass
+    worker.stop()
+    assert answer == ("finished", None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and this process is not
+
+
 # ---- two at a time
 
 
