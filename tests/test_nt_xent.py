@@ -105,6 +105,13 @@ def test_local_rows_against_gathered_keys_are_rows_of_the_whole(kind, decoupled,
     torch.testing.assert_close(parts[offset], alone, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("offset", [-1, 6, 11])
+def test_local_rows_lie_inside_the_gathered_keys(offset):
+    z0, z1 = (z.detach() for z in oracles.views(8, 4))
+    with pytest.raises(ValueError, match=f"offset {offset} does not fit: 3 local rows"):
+        vf.nt_xent(z0[:3], z1[:3], keys=(z0, z1), offset=offset)
+
+
 @pytest.mark.parametrize("positives", ["inside", "outside"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gathered_indexed_rows_average_to_the_whole_when_ranks_differ(kind, positives):
