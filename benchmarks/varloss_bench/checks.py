@@ -95,8 +95,10 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
             _check_values(trial)
     first = next(trial for trial in trials if trial.arm.trained)
     source = data.load(first.data, first.data_dir, **data.options_of(first))
-    if source.sizes[2 if first.evaluate_on == "test" else 1] < 2:
-        raise ValueError(f"there is nothing to evaluate on: the {first.evaluate_on} split has fewer than 2 samples")
+    for split, size in (("val", source.sizes[1]), ("test", source.sizes[2])):
+        # `--select` reads both, so looking at the first trial only would not do.
+        if size < 2 and any(trial.evaluate_on == split for trial in trials):
+            raise ValueError(f"there is nothing to evaluate on: the {split} split has fewer than 2 samples, got {size}")
     if bool((source.labels == source.labels[0]).all()):
         raise ValueError(f"{first.data} has a single class; probes need two")
     for seed in dict.fromkeys(trial.seed for trial in trials):

@@ -282,6 +282,7 @@ def test_a_selection_file_that_cannot_be_read_is_not_overwritten(tmp_path, conte
         (["--weight", "0"], "--select needs a --weight above 0 to choose from"),
         (["--evaluate-on", "val"], "--select chooses on val and then reads test by itself; --evaluate-on val leaves"),
         (["--effect", "0"], "--effect must be greater than 0, got 0"),
+        (["--num-val", "0"], "there is nothing to evaluate on: the val split has fewer than 2 samples, got 0"),
     ],
 )
 @pytest.mark.usefixtures("nothing_runs")
