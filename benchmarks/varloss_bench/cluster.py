@@ -132,8 +132,10 @@ class Cluster:
             while waiting or submitted:
                 room = len(waiting) if self.kind == "slurm" else max(0, workers - len(submitted))
                 now, waiting = waiting[:room], waiting[room:]
-                if now:
-                    submitted |= self._submit(now, folder, command, workers)
+                # An array's jobs are all of one size, and the rows without training that come first need one process each.
+                for size in dict.fromkeys((config.devices, config.nodes) for config in now):
+                    alike = [config for config in now if (config.devices, config.nodes) == size]
+                    submitted |= self._submit(alike, folder, command, workers)
                 for config in [config for config, running in submitted.items() if self._ended(store, config, running)]:
                     yield _event(store, config, submitted.pop(config))
                 if submitted:

@@ -84,6 +84,23 @@ def test_a_job_without_a_result_is_a_crash_with_its_last_words(tmp_path, slurm):
     assert "left no result" in event.reason
 
 
+def test_trials_of_different_sizes_are_arrays_of_their_own(tmp_path, slurm):
+    trials = [SEEDS[0], TrialConfig(devices=2, nodes=2, batch_size=64), SEEDS[1]]
+    (slurm / "hold").touch()
+    where = Cluster("slurm", {})
+    monitor = where.run(trials, tmp_path / "results", COMMAND, workers=2)
+    for trial in SEEDS:
+        cluster.runner.execute(trial, tmp_path / "results", COMMAND)  # as the jobs do when their turn comes
+    assert {next(monitor).config for _ in SEEDS} == set(SEEDS)
+    monitor.close()
+    scripts = [path.read_text() for path in sorted((slurm / "scripts").iterdir())]
+    assert [[f"#SBATCH --nodes={n}\n" in script for n in (1, 2)] for script in scripts] == [
+        [True, False],
+        [False, True],
+    ]
+    assert ["#SBATCH --cpus-per-task=2\n" in script for script in scripts] == [False, True]
+
+
 @pytest.mark.slow
 def test_two_nodes_share_a_trial(tmp_path, slurm):
     trial = TrialConfig(method="moco", batch_size=64, steps=2, epochs=0, nodes=2)
