@@ -12,8 +12,6 @@ from varloss_bench.data_types import Source
 METHODS = {"simclr": "simclr", "dcl": "dcl", "dhel": "dhel", "moco": "mocov2plus"}
 # Those of solo-learn's backbones that can be rebuilt here: torchvision's, without their classifier.
 BACKBONES = ("resnet18", "resnet50")
-# Widths of the projection head, the harness's own.
-HIDDEN_DIM, OUTPUT_DIM = 256, 64
 # Smaller images are enlarged to this side: the stem, which solo-learn shrinks for its CIFAR data sets only, divides it by 4.
 SMALLEST_SIDE = 32
 # A crop of three quarters of the side can shift by an eighth of the image either way, which is the harness's shift.
@@ -70,8 +68,8 @@ def configuration(config: TrialConfig, source: Source, *, images: Path, output: 
     steps_per_epoch = num_train // config.batch_size
     warmup_steps = int(config.warmup * steps_per_epoch * config.epochs)
     method_kwargs: dict[str, Any] = {
-        "proj_hidden_dim": HIDDEN_DIM,
-        "proj_output_dim": OUTPUT_DIM,
+        "proj_hidden_dim": config.hidden_dim,
+        "proj_output_dim": config.output_dim,
         "temperature": config.temperature,
     }
     made: dict[str, Any] = {

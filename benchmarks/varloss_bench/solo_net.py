@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.data_types import Source, Split, as_float
-from varloss_bench.solo_config import HIDDEN_DIM, OUTPUT_DIM, image_side
+from varloss_bench.solo_config import image_side
 
 
 class ToSolo(nn.Module):
@@ -75,7 +75,9 @@ def rebuild(config: TrialConfig, source: Source, state: Mapping[str, Tensor]) ->
     """
     backbone = build_backbone(config.backbone, source)
     features = int(state["projector.0.weight"].shape[1])
-    head = nn.Sequential(nn.Linear(features, HIDDEN_DIM), nn.ReLU(), nn.Linear(HIDDEN_DIM, OUTPUT_DIM))
+    head = nn.Sequential(
+        nn.Linear(features, config.hidden_dim), nn.ReLU(), nn.Linear(config.hidden_dim, config.output_dim)
+    )
     for module, prefix in ((backbone[1], "backbone."), (head, "projector.")):
         own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         module.load_state_dict(own)

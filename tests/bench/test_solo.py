@@ -157,10 +157,10 @@ def test_larger_images_keep_their_size_and_other_channels_are_refused():
         solo_net.ToSolo(40)(images[:, :2])
 
 
-def checkpoint_state():
+def checkpoint_state(hidden=256, output=64):
     """Weights by the names that solo-learn's SimCLR gives them."""
     backbone = solo_net.build_backbone("resnet18", DIGITS)[1]
-    head = torch.nn.Sequential(torch.nn.Linear(512, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
+    head = torch.nn.Sequential(torch.nn.Linear(512, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, output))
     named = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     named |= {f"projector.{name}": value for name, value in head.state_dict().items()}
     return backbone, head, named | {"classifier.weight": torch.zeros(1, 512)}
@@ -172,6 +172,15 @@ def test_rebuilt_net_computes_what_the_trained_one_did():
     images = DIGITS.images[:4]
     expected = head(backbone.eval()(solo_net.ToSolo(32)(images)))
     assert torch.equal(encoder(images), expected)
+
+
+def test_the_widths_of_the_head_are_those_of_the_trial(tmp_path):
+    config = changed(hidden_dim=96, output_dim=24)
+    said = made(config, tmp_path)["method_kwargs"]
+    assert (said["proj_hidden_dim"], said["proj_output_dim"]) == (96, 24)
+    assert solo_net.rebuild(config, DIGITS, checkpoint_state(96, 24)[2])(DIGITS.images[:2]).shape == (2, 24)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        solo_net.rebuild(CONFIG, DIGITS, checkpoint_state(96, 24)[2])
 
 
 def test_colour_is_augmented_as_in_the_harness_and_bytes_are_exported_as_they_are(tmp_path):
