@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import time
@@ -105,14 +106,14 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
     from rich.console import Console  # noqa: PLC0415
 
     from varloss_bench import checks, provenance, tune_report  # noqa: PLC0415
-    from varloss_bench.compare import _items, _resolve_device  # noqa: PLC0415
+    from varloss_bench.compare import _folder_name, _items, _resolve_data, _resolve_device  # noqa: PLC0415
 
-    checks.check_installed()
+    checks.check_installed("optuna")
     console = Console()
-    folder = output or Path("varloss-runs") / (name or f"{data.partition(':')[0]}-tune")
+    folder = output or Path("varloss-runs") / (name or f"{_folder_name(data)}-tune")
     try:
         base = TrialConfig(
-            data=data,
+            data=_resolve_data(data),
             data_dir=str(data_dir.resolve()) if data_dir else None,
             method=method,
             seed=first_seed,
@@ -129,7 +130,8 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
             device=_resolve_device(device),
         )
         checks.check_methods([method])
-        checks.check_trials([base])
+        # At least one, so that a bad option is named before a bad number of seeds.
+        checks.check_trials([dataclasses.replace(base, seed=first_seed + n) for n in range(max(1, seeds))])
         checks.check_run(seeds=seeds, interval=False, workers=workers, folder=None if dry_run else folder)
         tasks = make_tasks(
             base,
@@ -213,8 +215,6 @@ def _range(option: str, text: str) -> tuple[float, float]:
 
 def _print_cost(task: Task, workers: int, console: Console) -> None:
     """Epochs, candidates, and minutes from steps and an evaluation timed just now."""
-    import dataclasses  # noqa: PLC0415
-
     import torch  # noqa: PLC0415
 
     from varloss_bench import train  # noqa: PLC0415

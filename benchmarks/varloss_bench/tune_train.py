@@ -142,7 +142,6 @@ class Trainings:
     ) -> None:
         self._plan, self._command, self._report = plan, command, report
         self._store, self._looks = Store(folder), Looks(folder, plan.metric)
-        self.trained_epochs = 0
 
     def evaluate(self, candidate: Candidate, decide: Callable[[float], bool]) -> None:
         """All rungs of the first seed, then the mean over seeds after each further one."""
@@ -177,7 +176,8 @@ class Trainings:
                 break
             if not seen(epoch, looks[epoch]):
                 return None
-        if record is None or record["status"] == "crashed" or len(decided) < len(rungs):
+        diverged = record is not None and record["status"] == "diverged"  # so its later rungs can never be looked at
+        if record is None or record["status"] == "crashed" or (len(decided) < len(rungs) and not diverged):
             left = [epoch for epoch in rungs if epoch not in decided]
             record = self._train(config, left, looks, seen)
             if record is None:
@@ -205,7 +205,6 @@ class Trainings:
             nonlocal done
             self._report(round(fraction * config.epochs) - done)
             done = round(fraction * config.epochs)
-            self.trained_epochs += 1
 
         outcome: dict[str, Any] = {}
         try:

@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from varloss_bench import train, tune, tune_report, tune_run
+from varloss_bench import checks, train, tune, tune_report, tune_run
 from varloss_bench.cli import app
 from varloss_bench.config import TrialConfig
 from varloss_bench.store import Store
@@ -123,13 +123,17 @@ def test_a_known_failure_is_not_trained_again(tmp_path, changes, state):
 
 
 @pytest.mark.usefixtures("trains")
-def test_a_training_that_diverges_is_recorded_and_fails_the_candidate(tmp_path):
+def test_a_training_that_diverges_is_recorded_and_fails_the_candidate(tmp_path, monkeypatch):
     plan = dataclasses.replace(PLAN, base=dataclasses.replace(BASE, base_lr=1e30))
     with pytest.raises(CandidateFailedError) as caught:
         Trainings(plan, tmp_path, []).evaluate(CANDIDATE, lambda score: True)
     assert caught.value.state == "diverged"
     config = plan.trial(CANDIDATE, 0)
     assert Store(tmp_path).load([config]).records[config.key()]["status"] == "diverged"
+    assert not Looks(tmp_path, plan.metric).read(config)  # before the first rung
+    monkeypatch.setattr(train, "run_trial", None)  # and is not trained again
+    with pytest.raises(CandidateFailedError, match="not finite"):
+        Trainings(plan, tmp_path, []).evaluate(CANDIDATE, lambda score: True)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,21 @@ def test_the_command_at_the_end_is_one_that_compare_understands(changes, expecte
     assert {name: parameters[name] for name in expected} == expected
     tested = set(range(parameters["first_seed"], parameters["first_seed"] + 10))
     assert not tested & {changes.get("seed", 100), changes.get("seed", 100) + 1}
+
+
+def test_a_folder_of_images_has_one_key_from_wherever_it_is_named(tmp_path, monkeypatch):
+    checked = []
+
+    def check(trials):
+        checked.extend(trials)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(checks, "check_trials", check)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["tune", "--data", "imagefolder:pictures", "--dry-run"])
+    assert "seen enough" in result.output
+    folder = tmp_path.resolve() / "pictures"
+    assert [(trial.data, trial.seed) for trial in checked] == [(f"imagefolder:{folder}", seed) for seed in (100, 101)]
 
 
 def test_both_searches_have_the_same_budget_rungs_and_seeds():
