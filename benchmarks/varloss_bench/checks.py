@@ -26,12 +26,24 @@ if TYPE_CHECKING:
     from varloss_bench.cluster import Cluster
 
 # Imported by the workers only; their absence must show before two processes have been started for nothing.
-_WORKER_PACKAGES = ("kornia", "lightly", "matplotlib", "pytorch_lightning", "scipy", "sklearn", "torchvision", "yaml")
+_WORKER_PACKAGES = (
+    "filelock",
+    "kornia",
+    "lightly",
+    "matplotlib",
+    "pytorch_lightning",
+    "scipy",
+    "sklearn",
+    "torchvision",
+    "yaml",
+)
+# By the report at the end of a sweep.
+_REPORT_PACKAGES = ("jinja2", "pandas", "pyarrow")
 
 
-def check_installed() -> None:
-    """Raise `ModuleNotFoundError` for the first package that a sweep would miss."""
-    for package in _WORKER_PACKAGES:
+def check_installed(*more: str) -> None:
+    """Raise `ModuleNotFoundError` for the first package that a sweep, or a command with needs of its own, would miss."""
+    for package in (*_WORKER_PACKAGES, *_REPORT_PACKAGES, *more):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 

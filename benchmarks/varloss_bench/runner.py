@@ -115,7 +115,7 @@ class Worker:
         self.process: SpawnProcess = context.Process(
             target=_work, args=(theirs, folder, command), daemon=True, name="varloss-bench-worker"
         )
-        with one_thread_each(), _deaf_to_ctrl_c():
+        with one_thread_each(), deaf_to_ctrl_c():
             self.process.start()
         theirs.close()
         self.config: TrialConfig | None = None
@@ -225,7 +225,7 @@ def die_with_parent() -> None:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
+def deaf_to_ctrl_c() -> Iterator[None]:
     """Processes started in here ignore Ctrl-C from their first moment on: it reaches them too, and the parent decides.
 
     Done in the worker it would come late: until torch is imported there, Ctrl-C would print a traceback for each.

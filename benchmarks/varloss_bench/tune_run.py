@@ -62,7 +62,7 @@ def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers
                 name, task = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(theirs, task, folder, command), daemon=True)
-                with runner.one_thread_each():
+                with runner.one_thread_each(), runner.deaf_to_ctrl_c():
                     process.start()
                 theirs.close()
                 running[ours] = name, process
@@ -90,10 +90,6 @@ def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers
 
 def _work(connection: Connection, task: Task, folder: Path, command: list[str]) -> None:
     """Body of a process."""
-    import signal  # noqa: PLC0415
-
-    # Ctrl-C reaches the whole process group: the parent decides, and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     runner.die_with_parent()
     import torch  # noqa: PLC0415
 
