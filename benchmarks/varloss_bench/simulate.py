@@ -36,6 +36,7 @@ def simulate(
     - `varloss-bench simulate --sweeps 200 --embedding-sweeps 0` for a first look
     """
     import json  # noqa: PLC0415
+    import shlex  # noqa: PLC0415
 
     from rich.console import Console  # noqa: PLC0415
 
@@ -67,7 +68,7 @@ def simulate(
     }
     write_atomically(output / "summary.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
     write_atomically(output / "rates.csv", simulate_report.to_csv(results))
-    write_atomically(output / "table.txt", f"$ {' '.join(command)}\n\n{simulate_report.plain_text(results)}")
+    write_atomically(output / "table.txt", f"$ {shlex.join(command)}\n\n{simulate_report.plain_text(results)}")
     write_atomically(output / "figure.png", simulate_report.draw(results))
     console.print(simulate_report.render(results))
     console.print(f"Table, rates and figure: {output}/", highlight=False, soft_wrap=True)

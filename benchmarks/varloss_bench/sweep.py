@@ -133,7 +133,7 @@ def present(
     above = (
         [textwrap.fill(line, 100, subsequent_indent="    ") for line in [*preface.splitlines(), ""]] if preface else []
     )
-    write_atomically(store.folder / "table.txt", "\n".join([f"$ {' '.join(command)}\n", *above, text]))
+    write_atomically(store.folder / "table.txt", "\n".join([f"$ {shlex.join(command)}\n", *above, text]))
     write_atomically(store.folder / "figure.png", figure.draw(result, trained))
     if preface:
         console.print(preface, highlight=False, markup=False)
