@@ -284,10 +284,13 @@ def errors() -> dict[str, str]:
     loss_fn = varloss.NTXentLoss(**ON)
     z = torch.ones(3, 4, requires_grad=True)
     wide, double = torch.ones(3, 4 + me), torch.ones(3, 4, dtype=torch.float64 if me else torch.float32)
+    half = torch.ones(3, 4, dtype=torch.bfloat16 if me else torch.float16)
     return {
         "empty": message(lambda: loss_fn(z[: 3 * min(me, 1)], z[: 3 * min(me, 1)])),
         "width": message(lambda: loss_fn(wide, wide)),
         "dtype": message(lambda: loss_fn(double, double)),
+        # Of one size in bytes: the collective itself would take each for the other.
+        "half": message(lambda: loss_fn(half, half)),
         "views": message(lambda: loss_fn(z, z[:2])),
         # They are in step after all that.
         "none": message(lambda: loss_fn(z, z).backward()),

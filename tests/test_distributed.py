@@ -122,11 +122,11 @@ def test_ranks_that_do_not_fit_together_are_told(found):
         told = result["errors"]
         sizes = ", ".join(["0"] + ["3"] * (world - 1))
         assert told["empty"] == f"every rank needs at least one sample; got, in rank order, batches of {sizes}."
-        widths, widths_in_bytes = (", ".join(numbers) for numbers in (map(str, range(4, 4 + world)), ["4"] * world))
-        assert told["width"].endswith(
-            f"one dtype; got, in rank order, {widths} numbers a row of {widths_in_bytes} bytes each."
-        )
-        assert told["dtype"].endswith(", ".join(["4"] + ["8"] * (world - 1)) + " bytes each.")
+        widths, dtypes = (", ".join(each) for each in (map(str, range(4, 4 + world)), ["torch.float32"] * world))
+        assert told["width"].endswith(f"one dtype; got, in rank order, {widths} numbers a row of {dtypes}.")
+        for key, first, others in (("dtype", "float32", "float64"), ("half", "float16", "bfloat16")):
+            dtypes = ", ".join([f"torch.{first}"] + [f"torch.{others}"] * (world - 1))
+            assert told[key].endswith(f" numbers a row of {dtypes}.")
         assert told["views"] == "z0 and z1 must have the same shape; got (3, 4) and (2, 4)."
         assert told["none"] == ""
 

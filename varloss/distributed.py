@@ -16,6 +16,9 @@ from torch import Tensor
 from varloss import _checks
 from varloss._numerics import wide
 
+# Names cross as their places in this list: all ranks run one build of torch.
+_DTYPES = sorted({str(x) for x in vars(torch).values() if isinstance(x, torch.dtype)})
+
 _equal_batches = False
 # The group over which sizes cross where the default one takes no CPU tensors, and the default group it was made for.
 _host_group: tuple[Any, Any] | None = None
@@ -65,27 +68,28 @@ def sizes(x: Tensor) -> tuple[int, ...]:
         x: (N, ...), of one dtype and one shape but for N on all ranks.
 
     Raises:
-        ValueError: on every rank, where a rank has no rows, or where the shapes of rows or their dtypes differ.
+        ValueError: on every rank, where a rank has no rows, or where the widths of rows or their dtypes differ.
     """
     ranks = world_size()
     if ranks == 1 or _equal_batches or torch.compiler.is_compiling():
         return (x.shape[0],) * ranks
-    mine = torch.tensor([x.shape[0], x.shape[1:].numel(), x.element_size()])
+    # device: a default one (torch.set_default_device) may be the accelerator, whose numbers the hosts' group does not take.
+    mine = torch.tensor([x.shape[0], x.shape[1:].numel(), _DTYPES.index(str(x.dtype))], device="cpu")
     parts = [torch.empty_like(mine) for _ in range(ranks)]
     dist.all_gather(parts, mine, group=_group_of_hosts(x))
-    rows, widths, bytes_each = zip(*(part.tolist() for part in parts), strict=True)
-    if len(set(zip(widths, bytes_each, strict=True))) > 1:
+    rows, widths, dtypes = zip(*(part.tolist() for part in parts), strict=True)
+    if len(set(zip(widths, dtypes, strict=True))) > 1:
         raise ValueError(
             "all ranks must gather rows of one shape and one dtype; got, in rank order, "
-            f"{_listed(widths)} numbers a row of {_listed(bytes_each)} bytes each."
+            f"{_listed(widths)} numbers a row of {_listed([_DTYPES[dtype] for dtype in dtypes])}."
         )
     if 0 in rows:
         raise ValueError(f"every rank needs at least one sample; got, in rank order, batches of {_listed(rows)}.")
     return rows
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _listed(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items))
 
 
 def _group_of_hosts(x: Tensor) -> Any:
