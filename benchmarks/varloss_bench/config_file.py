@@ -35,7 +35,9 @@ def read(path: Path, known: list[str]) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a table of options, `name: value` in each line, got {content!r:.80}")

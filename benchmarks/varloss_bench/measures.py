@@ -48,3 +48,5 @@ METRICS = {
 }
 # The accuracies that arms are compared in. The others are described, not tested: each test costs all others some power.
 ACCURACIES = ("few_label_probe", "linear_probe", "knn", "projection_knn")
+# What weight and temperature may be chosen by: more is better, which cannot be said of every metric.
+SELECTABLE = ("few_label_probe", "fewest_label_probe", "linear_probe", "knn", "projection_knn")

@@ -20,6 +20,7 @@ from varloss_bench.config import (
     VRN_AGAINST,
 )
 from varloss_bench.config_file import load_defaults
+from varloss_bench.measures import SELECTABLE
 
 _COMPARED = "What is compared"
 _SELECTION = "Choosing on validation"
@@ -79,7 +80,7 @@ Select = Annotated[
 SelectBy = Annotated[
     str,
     typer.Option(
-        help="What is best: few_label_probe, fewest_label_probe, linear_probe, knn or projection_knn.",
+        help=f"What is best: {_listed(SELECTABLE)}.",
         rich_help_panel=_SELECTION,
     ),
 ]

@@ -79,7 +79,7 @@ def _difference(treated: Row, base: Row) -> stats.Interval:
 def heat_maps(summary: Summary, method: str, batch_size: int) -> list[Heat]:
     """Score, gain over the same temperature without VRN, gain over the tuned temperature without VRN.
 
-    None where there are not at least two weights and two temperatures: the table of rows says it better. The scale of
+    Empty where there are not at least two weights and two temperatures: the table of rows says it better. The scale of
     the gains is symmetric and that of all methods and batch sizes together; that of the score is of this table.
     """
     rows = {row.arm: row for row in summary.rows if (row.arm.method, row.arm.batch_size) == (method, batch_size)}

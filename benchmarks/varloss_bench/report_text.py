@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from varloss_bench.config import COLLAPSE_MEAN, Arm, TrialConfig
+from varloss_bench.figure_style import METHOD_NAMES
 from varloss_bench.measures import ACCURACIES, METRICS, Metric
 from varloss_bench.stats import MOST_SEEDS, POWER, Failure, Interval, SeedsNeeded, spread_factors
 from varloss_bench.summary import Comparison, Row, Summary
@@ -36,7 +37,6 @@ _MARKS = {
     "diverged": "✗",
     "crashed": "✗",
 }
-_NAMES = {"simclr": "SimCLR", "moco": "MoCo v2", "dcl": "DCL", "dhel": "DHEL"}
 
 
 def arm_label(arm: Arm) -> str:
@@ -48,7 +48,7 @@ def arm_label(arm: Arm) -> str:
 
 def group_label(arm: Arm) -> str:
     """Method and batch size of an arm."""
-    return f"{_NAMES.get(arm.method, arm.method)}, B={arm.batch_size}" if arm.trained else "without training"
+    return f"{METHOD_NAMES.get(arm.method, arm.method)}, B={arm.batch_size}" if arm.trained else "without training"
 
 
 def format_interval(value: Interval, metric: Metric, signed: bool = False) -> str:

@@ -6,12 +6,9 @@ from typing import Any
 
 from varloss_bench import stats, summary
 from varloss_bench.config import Arm, TrialConfig, grid
-from varloss_bench.measures import METRICS
+from varloss_bench.measures import METRICS, SELECTABLE
 from varloss_bench.report_text import arm_label, group_label
 from varloss_bench.summary import Pair, Row
-
-# More is better in all of these; `METRICS` also holds properties of which that cannot be said.
-SELECTABLE = ("few_label_probe", "fewest_label_probe", "linear_probe", "knn", "projection_knn")
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from varloss_bench import stats
+from varloss_bench.figure_style import COLOURS
 from varloss_bench.simulate_run import LOOKS, Result
 from varloss_bench.simulate_tables import TEST_IMAGES
 
 # What a nominal 5% may come to: sweeps are counted, and accuracies are not normal.
 LIMIT = 0.06
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def too_many(results: Sequence[Result]) -> list[Result]:
@@ -157,7 +157,7 @@ def draw(results: Sequence[Result]) -> bytes:
 def _draw_rates(axis: Axes, results: Sequence[Result]) -> None:
     labels = []
     for y, r in enumerate(results):
-        colour = _COLOURS[1] if r.question != "false positives" else _COLOURS[0]
+        colour = COLOURS[1] if r.question != "false positives" else COLOURS[0]
         axis.errorbar(
             100 * r.rate,
             y,
@@ -180,7 +180,7 @@ def _draw_rates(axis: Axes, results: Sequence[Result]) -> None:
 def _draw_power(axis: Axes, results: Sequence[Result]) -> None:
     effects = sorted({r.effect for r in results})
     families = list(dict.fromkeys(r.family for r in results))
-    for effect, colour in zip(effects, _COLOURS, strict=False):
+    for effect, colour in zip(effects, COLOURS, strict=False):
         for family, marker in zip(families, "os", strict=False):
             line = [r for r in results if (r.effect, r.family) == (effect, family)]
             seeds = [r.seeds for r in line]

@@ -14,6 +14,7 @@ import typer
 
 from varloss_bench import options
 from varloss_bench.config import CONTRASTIVE, TrialConfig
+from varloss_bench.measures import SELECTABLE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from varloss_bench.tune_search import Candidate, Outcome
 
 _DEFAULT = TrialConfig()
-_METRICS = ("few_label_probe", "fewest_label_probe", "linear_probe", "knn")
+# Rungs look at features only.
+_METRICS = tuple(metric for metric in SELECTABLE if metric != "projection_knn")
 # What a grid on the same seeds would train, for the cost to be seen against: 4 weights x 4 temperatures, as usual.
 GRID_ARMS = 16
 _SEARCH = "Search"

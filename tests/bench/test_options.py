@@ -313,7 +313,7 @@ def test_a_file_that_is_wrong_is_an_error_that_says_where(content, message, tmp_
 def test_a_missing_file_is_named(tmp_path):
     result = compare("--config", tmp_path / "none.yaml")
     assert result.exit_code == 2
-    assert "none.yaml" in "".join(result.output.replace("│", "").split())
+    assert "none.yamlcannotberead:Nosuchfileordirectory" in "".join(result.output.replace("│", "").split())
 
 
 @pytest.mark.usefixtures("trains")
