@@ -54,6 +54,8 @@ class NTXentLoss(_CosineLoss):
     N. With several positives a row they are the library's ``SupConLoss``: one softmax for each row. (The library's NTXentLoss
     then has one softmax for each positive PAIR, which is not here.)
 
+    Labels are looked at to tell the two apart: with labels on a GPU each call waits for it.
+
     Args:
         temperature: divides the cosine similarities.
         decoupled: leaves the positives out of the denominator (DCL).
