@@ -108,7 +108,7 @@ def _section(group: Group, number: int) -> Section:
         warnings=tuple(_warnings(group, summary)),
         figures=tuple(drawn),
         missing_figures=tuple(missing),
-        notes=tuple(report_text.notes(summary, config)),
+        notes=(*report_text.notes(summary, config), *_unplanned(summary)),
         heads=("arm", "seeds", *(METRICS[name].title + (", %" if METRICS[name].unit else "") for name in _SHOWN)),
         rows=tuple(_rows(summary)),
         comparisons=tuple(_comparison_rows(summary)),
@@ -117,6 +117,17 @@ def _section(group: Group, number: int) -> Section:
         confounds=tuple(_confounds(group)),
         commands=tuple(_commands(group)),
     )
+
+
+def _unplanned(summary: Summary) -> list[str]:
+    """That the family of this page need not be the sweep's: records hold no plan, and several sweeps may share a folder."""
+    if not summary.comparisons:
+        return []
+    return [
+        "Records do not say which comparisons were planned. This page makes those with the same temperature and with "
+        f"temperatures run without VRN only, and corrects over all {len(summary.comparisons)}. A sweep with another "
+        "--control-temperature, or with --select, compares and corrects otherwise: its verdict is that of its table.txt."
+    ]
 
 
 def _backbone(config: TrialConfig) -> str:

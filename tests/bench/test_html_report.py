@@ -111,6 +111,9 @@ def test_writes_page_text_and_tables(folder):
         "Control temperatures",
         "seeds needed",
         "varloss-bench compare",
+        # 2 methods x 2 batch sizes x 2 weights x 2 temperatures x (the same temperature, the control) x 5 metrics
+        "Records do not say which comparisons were planned",
+        "corrects over all 160.",
     ):
         assert phrase in shown
     text = (path / "report.md").read_text()
