@@ -88,7 +88,9 @@ def job(values: dict[str, Any], folder: str, command: list[str]) -> None:
     address, port = environment.hostnames[0], 20000 + int(environment.raw_job_id) % 20000
     if environment.node == 0:
         runner.execute(config, Path(folder), command, wait_for_others=True, rendezvous=(address, port))
-    else:
+    elif (
+        not Store(Path(folder)).load([config]).done(config)
+    ):  # else the first node has nothing to do and comes to no meeting
         ranks.run_trial(config, node=environment.node, address=address, port=port)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,19 @@ def test_trials_of_different_sizes_are_arrays_of_their_own(tmp_path, slurm):
         [False, True],
     ]
     assert ["#SBATCH --cpus-per-task=2\n" in script for script in scripts] == [False, True]
+
+
+def test_a_second_node_does_not_wait_for_the_first_one_of_a_trial_that_is_done(tmp_path, monkeypatch):
+    trial = TrialConfig(batch_size=64, nodes=2)
+    started = []
+    monkeypatch.setattr(cluster.ranks, "run_trial", lambda config, **_: started.append(config))
+    second = types.SimpleNamespace(hostnames=["127.0.0.1"], raw_job_id="7", node=1)
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: second)
+    cluster.job(trial.to_dict(), str(tmp_path), COMMAND)
+    assert started == [trial]
+    Store(tmp_path).write(trial, {"config": trial.to_dict(), "status": "diverged", "environment": {}})
+    cluster.job(trial.to_dict(), str(tmp_path), COMMAND)
+    assert started == [trial]
 
 
 @pytest.mark.slow
