@@ -224,4 +224,5 @@ def _check_values(trial: TrialConfig) -> None:
     within("--weight-warmup", trial.weight_warmup, 0 <= trial.weight_warmup <= 1, "from 0 to 1")
     within("--queue-size", trial.queue_size, trial.queue_size >= 0, "at least 0")
     within("--key-momentum", trial.key_momentum, 0 <= trial.key_momentum < 1, "from 0 to below 1")
-    within("--seeds (the first)", trial.seed, trial.seed >= 0, "at least 0")
+    # `augment.epoch_seed` leaves room for epochs and blocks below torch's 2^63.
+    within("--first-seed", trial.seed, 0 <= trial.seed < 10**10, "from 0 to below 10^10")

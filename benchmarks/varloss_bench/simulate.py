@@ -48,6 +48,7 @@ def simulate(
     for option, value, least in (
         ("--sweeps", sweeps, 1),
         ("--embedding-sweeps", embedding_sweeps, 0),
+        ("--seed", seed, 0),
         ("--workers", workers, 1),
     ):
         if value < least:

@@ -222,6 +222,7 @@ def test_ranks_end_with_the_process_that_started_them():
             "--strategy must be one of auto, ddp, ddp_find_unused_parameters_true",
         ),
         (["--slurm", "time=5"], "--slurm goes with --cluster slurm"),
+        (["--first-seed", 10**10], "--first-seed must be from 0 to below 10^10, got 1e+10"),
         (["--cluster", "k8s"], "--cluster must be one of local, slurm, got 'k8s'"),
     ],
 )

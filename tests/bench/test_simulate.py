@@ -161,6 +161,7 @@ def test_a_rate_above_the_limit_is_named():
         (["--sweeps", "0"], "--sweeps must be at least 1, got 0"),
         (["--embedding-sweeps", "-1"], "--embedding-sweeps must be at least 0, got -1"),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
     ],
 )
 def test_bad_input_is_an_error_before_anything_runs(arguments, message, tmp_path):
