@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -193,7 +194,11 @@ def show_cost(
 
     train.quieten()
     torch.set_num_threads(1)
-    table = Table("trial", "seeds", "length", "images/s", "loss's share", "estimated s/run", title=title)
+    # Names of trials whole, within 80 columns: the others wrap.
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trial", no_wrap=True)
+    for heading in ("seeds", "length", "images\nper s", "loss's\nshare", "estimated\ns per run"):
+        table.add_column(heading)
     measured = {} if measured is None else measured
     # Of a trained trial where there is one: it has the backbone that matters.
     sample = next((trial for trial in missing if trial.arm.trained), missing[0] if missing else None)
