@@ -81,7 +81,7 @@ class _Pairwise(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*self._shown, "gather_distributed"))
 
     def _call(self, function: Any, z0: Tensor, z1: Tensor, **options: Any) -> Tensor:
-        keys, offset, share = distributed.gather_two_views(z0, z1) if self.gather_distributed else distributed.ALONE
+        keys, offset, share = distributed.gather_two_views(z0, z1, self.gather_distributed)
         loss: Tensor = function(z0, z1, keys=keys, offset=offset, **options)
         return distributed.weighed(loss, share)
 

@@ -202,13 +202,16 @@ class GatheredViews(NamedTuple):
     share: float
 
 
-ALONE = GatheredViews(None, 0, 1.0)
+_ALONE = GatheredViews(None, 0, 1.0)
 
 
-def gather_two_views(z0: Tensor, z1: Tensor) -> GatheredViews:
-    """``keys``, ``offset`` and share of a two-view loss: both views of all ranks at once; ``ALONE`` in one process."""
-    if world_size() == 1:
-        return ALONE
+def gather_two_views(z0: Tensor, z1: Tensor, wanted: bool = True) -> GatheredViews:
+    """``keys``, ``offset`` and share of a two-view loss: both views of all ranks at once.
+
+    This process's own only where other ranks are not ``wanted`` or there are none.
+    """
+    if not wanted or world_size() == 1:
+        return _ALONE
     _checks.views(z0, z1)
     rows = sizes(z0)
     both = gather(torch.stack([z0, z1], dim=1), rows)

@@ -49,11 +49,6 @@ class _Tempered(nn.Module):
         return f"temperature={self.log_temperature.exp().item():.4g}, learnable_temperature=True"
 
 
-def _across_ranks(module: Any, z0: Tensor, z1: Tensor) -> distributed.GatheredViews:
-    """The rows of all ranks where ``module`` wants them, and the factor on the loss that goes with them."""
-    return distributed.gather_two_views(z0, z1) if module.gather_distributed else distributed.ALONE
-
-
 class NTXentLoss(_Tempered):
     """:func:`varloss.functional.nt_xent` as a module.
 
@@ -119,7 +114,7 @@ class NTXentLoss(_Tempered):
 
         That is on one rank, for exponent 2, a fixed temperature, all negatives and no ``positive_weight``.
         """
-        keys, offset, share = _across_ranks(self, z0, z1)
+        keys, offset, share = distributed.gather_two_views(z0, z1, self.gather_distributed)
         positive_weight = self.positive_weight(z0, z1, keys, offset)
         all_negatives = self.hard_fraction is None and self.hard_count is None
         plain = keys is None and positive_weight is None and all_negatives
@@ -189,7 +184,7 @@ class DHELLoss(_Tempered):
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
-        keys, offset, share = _across_ranks(self, z0, z1)
+        keys, offset, share = distributed.gather_two_views(z0, z1, self.gather_distributed)
         loss = functional.dhel(z0, z1, temperature=self.temperature, scale=self.scale, keys=keys, offset=offset)
         return distributed.weighed(loss, share)
 
@@ -252,7 +247,7 @@ class VRNLoss(nn.Module):
             return functional.vrn_from_moments(
                 moments, z0.shape[1], num_samples=self.num_samples, target=self.target, pairs=self.pairs
             )
-        keys, offset, share = distributed.gather_two_views(z0, z1) if many else distributed.ALONE
+        keys, offset, share = distributed.gather_two_views(z0, z1, many)
         loss = functional.vrn(
             z0,
             z1,

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from varloss_bench import options
+from varloss_bench import arguments, options
 from varloss_bench.config import FRAMEWORKS, TrialConfig, grid
 from varloss_bench.config_file import dump, given_on_the_command_line
 
@@ -99,13 +99,13 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
 
     checks.check_installed()
     console = Console()
-    folder = output or Path("varloss-runs") / (name or _folder_name(data))
+    folder = output or Path("varloss-runs") / (name or arguments.folder_name(data))
     try:
         epochs, steps = _length(context, epochs, steps)
-        methods = _items("--method", method, str)
-        control_temperatures = _items("--control-temperature", control_temperature, float, allow_empty=True)
+        methods = arguments.items("--method", method, str)
+        control_temperatures = arguments.items("--control-temperature", control_temperature, float, allow_empty=True)
         base = TrialConfig(
-            data=_resolve_data(data),
+            data=arguments.resolve_data(data),
             data_dir=str(data_dir.resolve()) if data_dir else None,
             backbone=backbone or FRAMEWORKS.get(framework, _DEFAULT.backbone),
             epochs=epochs or 0,
@@ -125,7 +125,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
             weight_decay=weight_decay,
             hidden_dim=hidden_dim,
             output_dim=output_dim,
-            device=_resolve_device(device, elsewhere=cluster == "slurm"),
+            device=arguments.resolve_device(device, elsewhere=cluster == "slurm"),
             steps=steps or 0,
             negatives=negatives,
             head_batch_norm=head_batch_norm,
@@ -141,9 +141,9 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
         jobs = checks.check_cluster(cluster, slurm, base)
         arms: dict[str, Any] = {
             "methods": methods,
-            "batch_sizes": _items("--batch-size", batch_size, int),
-            "weights": _items("--weight", weight, float),
-            "temperatures": _items("--temperature", temperature, float),
+            "batch_sizes": arguments.items("--batch-size", batch_size, int),
+            "weights": arguments.items("--weight", weight, float),
+            "temperatures": arguments.items("--temperature", temperature, float),
             "control_temperatures": control_temperatures,
         }
         test_seeds = range(first_seed, first_seed + seeds)
@@ -202,36 +202,3 @@ def _length(context: typer.Context, epochs: int | None, steps: int | None) -> tu
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
     return (_DEFAULT.epochs, None) if epochs is None and steps is None else (epochs, steps)
-
-
-def _resolve_data(data: str) -> str:
-    """The data set's name; a folder's path whole, so that its trials have one key from wherever they are run."""
-    kind, _, path = data.partition(":")
-    return f"{kind}:{Path(path).expanduser().resolve()}" if path else data
-
-
-def _folder_name(data: str) -> str:
-    kind, _, path = data.partition(":")
-    return Path(path).expanduser().resolve().name if path else kind
-
-
-def _items(option: str, text: str, kind: type, *, allow_empty: bool = False) -> list[Any]:
-    """The values of a comma-separated option."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts and not allow_empty:
-        raise ValueError(f"{option} needs at least one value, got {text!r}")
-    try:
-        return [kind(part) for part in parts]
-    except ValueError:
-        raise ValueError(f"{option} takes {kind.__name__} values separated by commas, got {text!r}") from None
-
-
-def _resolve_device(device: str, *, elsewhere: bool = False) -> str:
-    """`auto` by what this machine has; a GPU that is asked for by name may be another machine's."""
-    import torch  # noqa: PLC0415
-
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device must be auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not elsewhere and not torch.cuda.is_available():
-        raise ValueError("--device cuda was asked for, but torch sees no CUDA device")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

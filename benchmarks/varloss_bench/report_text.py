@@ -81,8 +81,8 @@ def plain_text(summary: Summary, config: TrialConfig) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
-def _table(summary: Summary, metrics: Sequence[str], title: str) -> Table:
-    """Arms by method and batch size, mean ± interval; below each group the paired differences, with their marks."""
+def table_of_numbers(title: str, columns: Sequence[str]) -> Table:
+    """An empty table: what a row is about on the left, its numbers right-aligned, none of them wrapped."""
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
@@ -91,9 +91,14 @@ def _table(summary: Summary, metrics: Sequence[str], title: str) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    table.add_column("", no_wrap=True)
-    for metric in metrics:
-        table.add_column(_HEADS[metric], justify="right", no_wrap=True)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _table(summary: Summary, metrics: Sequence[str], title: str) -> Table:
+    """Arms by method and batch size, mean ± interval; below each group the paired differences, with their marks."""
+    table = table_of_numbers(title, ["", *(_HEADS[metric] for metric in metrics)])
     rows = [row for row in summary.rows if any(metric in row.values for metric in metrics) or row.arm.trained]
     for label, group in groupby(rows, key=lambda row: group_label(row.arm)):
         members = list(group)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from varloss_bench import stats
 from varloss_bench.figure_style import COLOURS
+from varloss_bench.report_text import table_of_numbers
 from varloss_bench.simulate_run import LOOKS, Result
 from varloss_bench.simulate_tables import TEST_IMAGES
 
@@ -51,22 +51,8 @@ def render(results: Sequence[Result]) -> Group:
     return Group(_false_positives(nulls), _power(found), Padding(Text("\n".join(verdict(results))), (0, 1)))
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
-
-
 def _false_positives(results: Sequence[Result]) -> Table:
-    table = _table(
+    table = table_of_numbers(
         "Sweeps that call something settled which has no effect",
         (
             "truth",
@@ -92,7 +78,7 @@ def _false_positives(results: Sequence[Result]) -> Table:
 
 
 def _power(results: Sequence[Result]) -> Table:
-    table = _table(
+    table = table_of_numbers(
         "Sweeps that call a planted effect on the 10-label probe settled",
         ("effect", "compari-\nsons", "seeds", "sweeps", "found", "95%\ninterval", "predicted"),
     )

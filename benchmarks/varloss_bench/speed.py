@@ -43,25 +43,24 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
     import torch  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
-    from varloss_bench import speed_report, speed_run  # noqa: PLC0415
-    from varloss_bench.compare import _items, _resolve_device  # noqa: PLC0415
+    from varloss_bench import arguments, speed_report, speed_run  # noqa: PLC0415
     from varloss_bench.speed_losses import GROUPS  # noqa: PLC0415
 
     console = Console()
     try:
         if full and sizes:
             raise ValueError("give --full or --sizes, not both")
-        chosen = _items("--groups", groups, str, allow_empty=True) or list(GROUPS)
+        chosen = arguments.items("--groups", groups, str, allow_empty=True) or list(GROUPS)
         if unknown := sorted(set(chosen) - set(GROUPS)):
             raise ValueError(f"unknown group {unknown[0]!r}; there are {', '.join(GROUPS)}")
         if dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype must be float32, bfloat16 or float16, got {dtype!r}")
         plan = speed_run.Plan(
-            sizes=_items("--sizes", sizes or (FULL_SIZES if full else SIZES), int),
-            dims=_items("--dims", dims, int),
+            sizes=arguments.items("--sizes", sizes or (FULL_SIZES if full else SIZES), int),
+            dims=arguments.items("--dims", dims, int),
             groups=chosen,
             threads=threads,
-            device=_resolve_device(device),
+            device=arguments.resolve_device(device),
             dtype=getattr(torch, dtype),
             seconds=seconds,
             memory=memory,

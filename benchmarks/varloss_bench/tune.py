@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from varloss_bench import options
+from varloss_bench import arguments, options
 from varloss_bench.config import CONTRASTIVE, TrialConfig
 from varloss_bench.measures import SELECTABLE
 
@@ -108,14 +108,13 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
     from rich.console import Console  # noqa: PLC0415
 
     from varloss_bench import checks, provenance, tune_report  # noqa: PLC0415
-    from varloss_bench.compare import _folder_name, _items, _resolve_data, _resolve_device  # noqa: PLC0415
 
     checks.check_installed("optuna")
     console = Console()
-    folder = output or Path("varloss-runs") / (name or f"{_folder_name(data)}-tune")
+    folder = output or Path("varloss-runs") / (name or f"{arguments.folder_name(data)}-tune")
     try:
         base = TrialConfig(
-            data=_resolve_data(data),
+            data=arguments.resolve_data(data),
             data_dir=str(data_dir.resolve()) if data_dir else None,
             method=method,
             seed=first_seed,
@@ -129,7 +128,7 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
             queue_size=queue_size,
             key_momentum=key_momentum,
             evaluate_on="val",
-            device=_resolve_device(device),
+            device=arguments.resolve_device(device),
         )
         checks.check_methods([method])
         # At least one, so that a bad option is named before a bad number of seeds.
@@ -138,7 +137,7 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
         tasks = make_tasks(
             base,
             seeds=seeds,
-            rungs=_items("--rungs", rungs, int, allow_empty=True),
+            rungs=arguments.items("--rungs", rungs, int, allow_empty=True),
             metric=metric,
             weights=_range("--weight-range", weight_range),
             temperatures=_range("--temperature-range", temperature_range),
@@ -207,9 +206,7 @@ def make_tasks(
 
 
 def _range(option: str, text: str) -> tuple[float, float]:
-    from varloss_bench.compare import _items  # noqa: PLC0415
-
-    values = _items(option, text, float)
+    values = arguments.items(option, text, float)
     if len(values) != 2 or not 0 < values[0] < values[1] < float("inf"):
         raise ValueError(f"{option} must be two rising numbers greater than 0, got {text!r}")
     return values[0], values[1]
