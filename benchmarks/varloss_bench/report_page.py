@@ -1,17 +1,15 @@
 """The report's contents, from records to what the templates show: the question, the verdict, figures, details."""
 
-import json
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from varloss_bench import report_text, stats
+from varloss_bench import report_origins, report_text, stats
 from varloss_bench.config import COLLAPSE_MEAN, PROTOCOL, Arm, TrialConfig
 from varloss_bench.figure_style import METHOD_NAMES, equal_words, split_words
 from varloss_bench.measures import ACCURACIES, METRICS
@@ -19,7 +17,7 @@ from varloss_bench.report_figures import Panel
 from varloss_bench.report_heat import SCORE, tuned
 from varloss_bench.report_pictures import Figure, controls, pictures
 from varloss_bench.report_records import Found, Group
-from varloss_bench.summary import Comparison, Summary, grid_pairs, summarise
+from varloss_bench.summary import EFFECT_POINTS, Comparison, Summary, grid_pairs, summarise
 
 # Columns of the table of arms; the others are in rows.csv.
 _SHOWN = (*ACCURACIES, "negative_variance", "negative_mean", "positive_mean")
@@ -47,6 +45,7 @@ class Section:
     environments: tuple[tuple[str, str, int], ...]
     confounds: tuple[tuple[str, str], ...]
     commands: tuple[tuple[str, int], ...]
+    effect: str
 
 
 def sections(found: Found) -> list[Section]:
@@ -94,13 +93,16 @@ def _markdown_cell(text: object) -> str:
 
 def _section(group: Group, number: int) -> Section:
     config = group.sample
-    summary = summarise(group.configs, group.records, grid_pairs(group.configs, controls(group.configs)))
+    pairs = group.plan.pairs if group.plan else grid_pairs(group.configs, controls(group.configs))
+    effect = group.plan.effect_points if group.plan else EFFECT_POINTS
+    summary = summarise(group.configs, group.records, pairs, effect_points=effect)
     arms = [row.arm for row in summary.rows if row.arm.trained]
     methods = list(dict.fromkeys(arm.method for arm in arms))
     drawn, missing = pictures(group, summary, methods)
     return Section(
         anchor=f"group{number}",
-        title=f"{config.data}, {split_words(config)}, {equal_words(config)}, {_backbone(config)}",
+        title=f"{config.data}, {split_words(config)}, {equal_words(config)}, {_backbone(config)}"
+        + (": all sweeps of this folder together" if group.beyond_plan else ""),
         asked=_asked(group, summary, arms),
         verdict=tuple(_verdict(summary)),
         settled=tuple(_settled(summary)),
@@ -108,26 +110,27 @@ def _section(group: Group, number: int) -> Section:
         warnings=tuple(_warnings(group, summary)),
         figures=tuple(drawn),
         missing_figures=tuple(missing),
-        notes=(*report_text.notes(summary, config), *_unplanned(summary)),
+        notes=(*report_text.notes(summary, config), _family(group, summary)),
         heads=("arm", "seeds", *(METRICS[name].title + (", %" if METRICS[name].unit else "") for name in _SHOWN)),
         rows=tuple(_rows(summary)),
         comparisons=tuple(_comparison_rows(summary)),
         trials=tuple(_trial_rows(group)),
-        environments=tuple(_environments(group)),
-        confounds=tuple(_confounds(group)),
-        commands=tuple(_commands(group)),
+        environments=tuple(report_origins.environments(group)),
+        confounds=tuple(report_origins.confounds(group)),
+        commands=tuple(report_origins.commands(group)),
+        effect=f"{effect:g} point{'s' if effect != 1 else ''}",
     )
 
 
-def _unplanned(summary: Summary) -> list[str]:
-    """That the family of this page need not be the sweep's: records hold no plan, and several sweeps may share a folder."""
-    if not summary.comparisons:
-        return []
-    return [
-        "Records do not say which comparisons were planned. This page makes those with the same temperature and with "
-        f"temperatures run without VRN only, and corrects over all {len(summary.comparisons)}. A sweep with another "
-        "--control-temperature, or with --select, compares and corrects otherwise: its verdict is that of its table.txt."
-    ]
+def _family(group: Group, summary: Summary) -> str:
+    """Where the comparisons come from."""
+    number = len(summary.comparisons)
+    if group.plan:
+        return f"Compared is what the sweep had planned: the same family of {number} comparisons as in its table.txt."
+    return (
+        "No sweep had planned to compare these trials as they lie here. This section compares those with the same temperature "
+        f"and with temperatures run without VRN only, and corrects over all {number}: a first look, and not a sweep's verdict."
+    )
 
 
 def _backbone(config: TrialConfig) -> str:
@@ -150,7 +153,9 @@ def _asked(group: Group, summary: Summary, arms: Sequence[Arm]) -> tuple[tuple[s
         ("Trials", f"{len(group.trials)}, protocol {group.protocol}"),
     ]
     if control_temperatures:
-        asked.insert(6, ("Control temperatures, without VRN only", _list(control_temperatures)))
+        chosen = any(c.role == "tuned baseline" for c in summary.comparisons)
+        kind = "Temperatures chosen" if chosen else "Control temperatures"
+        asked.insert(6, (f"{kind}, without VRN only", _list(control_temperatures)))
     return tuple(asked)
 
 
@@ -251,10 +256,10 @@ def _warnings(group: Group, summary: Summary) -> list[str]:
         lines.append(
             f"Made under protocol {group.protocol} of the harness, which is now at {PROTOCOL}: today's trials would differ."
         )
-    seen = {_json(_made_by(trial.record)) for trial in group.trials}
-    if len(seen) > 1:
+    made = len(report_origins.environments(group))
+    if made > 1:
         lines.append(
-            f"Made by {len(seen)} different sets of versions, losses or machines (below): seeds are paired, rounding is not."
+            f"Made by {made} different sets of versions, losses or machines (below): seeds are paired, rounding is not."
         )
     crashed = [trial for trial in group.trials if trial.record["status"] == "crashed"]
     if len(crashed) == len(group.trials):
@@ -265,15 +270,6 @@ def _warnings(group: Group, summary: Summary) -> list[str]:
             f"Arms have from {min(counts)} to {max(counts)} seeds; a comparison is over the seeds that both have."
         )
     return lines
-
-
-def _made_by(record: Mapping[str, Any]) -> dict[str, Any]:
-    environment = record["environment"]
-    return {name: environment.get(name, "unknown") for name in ("versions", "varloss_source", "machine")}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
 
 
 def _rows(summary: Summary) -> list[tuple[str, ...]]:
@@ -327,41 +323,3 @@ def _trial_rows(group: Group) -> list[tuple[str, ...]]:
             )
         )
     return rows
-
-
-def _environments(group: Group) -> list[tuple[str, str, int]]:
-    """Each set of versions, losses and machine with its number of trials; after the first, only what is different."""
-    counted = Counter(_json(_made_by(trial.record)) for trial in group.trials)
-    first: dict[str, str] = {}
-    result = []
-    for number, (text, count) in enumerate(counted.most_common()):
-        flat = _flatten(json.loads(text))
-        shown = flat if number == 0 else {name: value for name, value in flat.items() if first.get(name) != value}
-        first = first or flat
-        words = "; ".join(f"{name} {value}" for name, value in shown.items())
-        result.append(("as most" if number == 0 else "different in", words, count))
-    return result
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        flat |= _flatten(value) if isinstance(value, Mapping) else {name: str(value)}
-    return flat
-
-
-def _confounds(group: Group) -> list[tuple[str, str]]:
-    """Every confound with all the values it has in this group."""
-    seen: dict[str, list[str]] = {}
-    for trial in group.trials:
-        confounds = trial.record.get("confounds")
-        for name, value in confounds.items() if isinstance(confounds, Mapping) else ():
-            values = seen.setdefault(str(name).replace("_", " "), [])
-            if str(value) not in values:
-                values.append(str(value))
-    return [(name, " | ".join(values)) for name, values in seen.items()]
-
-
-def _commands(group: Group) -> list[tuple[str, int]]:
-    counted = Counter(shlex.join(map(str, trial.record.get("command", []))) for trial in group.trials)
-    return counted.most_common()

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from varloss_bench import planned
 from varloss_bench.config import CONTRASTIVE, EVALUATION_SPLITS, PROTOCOL, UNTRAINED, Arm, TrialConfig, untrained
 from varloss_bench.measures import HISTOGRAM_BINS
+from varloss_bench.planned import Planned
 from varloss_bench.store import Store
 
 # What differs within a group: the arm and the seed. All other fields must be equal, or rows would be compared that differ
@@ -41,10 +43,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that may be compared: equal in everything but arm and seed, under one protocol."""
+    """Trials that may be compared: equal in everything but arm and seed, under one protocol.
+
+    Attributes:
+        plan: Of the sweep whose trials these are, all of them and no others; None for whatever lies in the folder.
+        beyond_plan: Whether the folder's last sweep is a part of these, and has a group of its own.
+    """
 
     protocol: int
     trials: tuple[Trial, ...]
+    plan: Planned | None = None
+    beyond_plan: bool = False
 
     @property
     def sample(self) -> TrialConfig:
@@ -71,7 +80,8 @@ class Found:
     """What a folder holds.
 
     Attributes:
-        groups: Of comparable trials, in the order of their first file.
+        groups: Of comparable trials, in the order of their first file; of those that hold the folder's last sweep, this
+            sweep first.
         left_out: File name -> why it is in no group.
     """
 
@@ -105,6 +115,12 @@ def read(folder: Path) -> Found:
         else:
             trials.append(trial)
     groups = _group(trials)
+    try:
+        plan = planned.read(folder)
+    except ValueError as error:
+        left_out[planned.FILE] = str(error)
+    else:
+        groups = [part for group in groups for part in (_apart(group, plan) if plan else [group])]
     grouped = {trial.file for group in groups for trial in group.trials}
     for trial in trials:
         if trial.file not in grouped:
@@ -202,6 +218,16 @@ def _group(trials: Sequence[Trial]) -> list[Group]:
         members.sort(key=lambda t: (not t.config.arm.trained, t.config.arm, t.config.seed))
         groups.append(Group(protocol, tuple(members)))
     return groups
+
+
+def _apart(group: Group, plan: Planned) -> list[Group]:
+    """The planned sweep by itself, then the whole group where that has more; the group as it is where the sweep is not in it."""
+    members = tuple(trial for trial in group.trials if trial.record["key"] in plan.keys)
+    arms = {trial.config.arm for trial in members}
+    if not any(arm.trained for arm in arms) or not arms.issuperset(arm for pair in plan.pairs for arm in pair[:2]):
+        return [group]
+    sweep = Group(group.protocol, members, plan)
+    return [sweep] if len(members) == len(group.trials) else [sweep, dataclasses.replace(group, beyond_plan=True)]
 
 
 def _belongs(trial: Trial, protocol: int, common: Mapping[str, Any]) -> bool:

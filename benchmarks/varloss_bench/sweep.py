@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from varloss_bench import figure, provenance, report, report_records, report_text, runner, summary, timing
+from varloss_bench import figure, planned, provenance, report, report_records, report_text, runner, summary, timing
 from varloss_bench.cluster import Cluster
 from varloss_bench.config import TrialConfig
 from varloss_bench.progress import SweepProgress
@@ -125,10 +125,11 @@ def present(
         "environments_differ": _environments_differ(loaded),
         "trials_run": ran,
         "seconds": round(seconds, 1),
+        "plan": planned.to_dict(trials, pairs, effect_points),
         **({"selection": selection} if selection else {}),
         **summary.to_dict(result),
     }
-    write_atomically(store.folder / "summary.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_atomically(store.folder / planned.FILE, json.dumps(content, indent=1, sort_keys=True) + "\n")
     speed = "\n".join(timing.in_words(trials, loaded.records))
     text = report_text.plain_text(result, trained) + (f"\n{speed}\n" if speed else "")
     above = (

@@ -9,14 +9,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from varloss_bench import report_heat, report_page, report_records
+from varloss_bench import report_heat, report_page, report_records, report_text, sweep
 from varloss_bench.cli import app
 from varloss_bench.config import PROTOCOL, Arm, TrialConfig, grid
 from varloss_bench.measures import HISTOGRAM_BINS
 from varloss_bench.store import Store
-from varloss_bench.summary import grid_pairs, summarise
+from varloss_bench.summary import Pair, grid_pairs, summarise
 
 BASE = {"few_label_probe": 95.0, "linear_probe": 98.0, "knn": 97.0, "projection_knn": 96.0,
         "negative_variance": 0.18, "negative_mean": 0.01, "positive_mean": 0.7}  # fmt: skip
@@ -112,8 +113,8 @@ def test_writes_page_text_and_tables(folder):
         "seeds needed",
         "varloss-bench compare",
         # 2 methods x 2 batch sizes x 2 weights x 2 temperatures x (the same temperature, the control) x 5 metrics
-        "Records do not say which comparisons were planned",
-        "corrects over all 160.",
+        "No sweep had planned to compare these trials",
+        "corrects over all 160:",
     ):
         assert phrase in shown
     text = (path / "report.md").read_text()
@@ -174,6 +175,91 @@ def test_sweeps_of_other_arms_and_seeds_are_one_group(folder):
     path = folder(methods=["dcl"], batch_sizes=[32], seeds=range(2, 5))
     (group,) = report_records.read(path).groups
     assert len(group.trials) == 2 * 2 * 7 * 2 + 7 * 3 + 2 * 5
+
+
+GRID = {"methods": ["simclr"], "batch_sizes": [16], "weights": [1.0, 3.0], "temperatures": [0.2, 0.5],
+        "control_temperatures": [], "seeds": range(4)}  # fmt: skip
+TUNED = [
+    Pair(Arm("simclr", 16, 0.5, 3.0), Arm("simclr", 16, 0.2, 0.0), "tuned baseline"),
+    Pair(Arm("simclr", 16, 0.5, 3.0), Arm("simclr", 16, 0.5, 0.0), "same temperature"),
+]
+
+
+def present(path, trials, pairs, **how):
+    console = Console(file=io.StringIO())
+    return sweep.present(trials, Store(path), console, pairs=pairs, command=["x"], ran=0, seconds=0.0, **how)
+
+
+def test_compares_what_the_sweep_had_planned(folder):
+    path, trials = folder(**GRID), grid(TrialConfig(), **GRID)
+    present(path, trials, TUNED, effect_points=0.25)
+    (section,) = report_page.sections(report_records.read(path))
+    table = json.loads((path / "summary.json").read_text())
+    assert len(table["comparisons"]) == len(section.comparisons) == 2 * 5
+    planned = summarise(trials, Store(path).load(trials).records, TUNED, effect_points=0.25)
+    assert [row[4] for row in section.comparisons] == [report_text.in_words(c) for c in planned.comparisons]
+    assert [c["p_value_holm"] for c in table["comparisons"]] == [c.adjusted_p for c in planned.comparisons]
+    shown = visible(path)
+    assert "the same family of 10 comparisons as in its table.txt" in shown
+    assert "t=0.2 (tuned baseline)" in shown
+    assert "for 0.25 points of accuracy" in shown
+    # Without the plan it would have been another family: 4 arms with VRN, and no control.
+    (path / "summary.json").unlink()
+    (guessed,) = report_page.sections(report_records.read(path))
+    assert len(guessed.comparisons) == 4 * 5
+
+
+def test_other_sweeps_in_the_folder_have_a_section_of_their_own(folder):
+    path = folder(**GRID | {"seeds": range(6)})
+    trials = grid(TrialConfig(), **GRID)
+    present(path, trials, TUNED)
+    last, everything = report_page.sections(report_records.read(path))
+    assert len(last.trials) == len(trials)
+    assert len(everything.trials) == len(trials) * 6 // 4
+    assert everything.title == f"{last.title}: all sweeps of this folder together"
+    assert len(last.comparisons) == 10
+    assert len(everything.comparisons) == 20
+    assert len(report_records.read(path).trials) == len(everything.trials)
+
+
+def test_a_plan_whose_arms_are_gone_is_none(folder):
+    path = folder(**GRID)
+    present(path, grid(TrialConfig(), **GRID), TUNED)
+    for file in (path / "trials").glob("simclr-b16-t0.2-w0-*"):
+        file.unlink()
+    (section,) = report_page.sections(report_records.read(path))
+    assert "No sweep had planned" in section.notes[-1]
+
+
+PLANS = {
+    "half": lambda plan: None,
+    "no table": lambda plan: [],
+    "keys": lambda plan: {**plan, "trials": "all"},
+    "kinds": lambda plan: {**plan, "trials": [1]},
+    "role": lambda plan: {**plan, "pairs": [{**plan["pairs"][0], "base_is": "better"}]},
+    "arm": lambda plan: {**plan, "pairs": [{**plan["pairs"][0], "base": {"method": "simclr"}}]},
+    "numbers": lambda plan: {
+        **plan,
+        "pairs": [{**plan["pairs"][0], "base": {**plan["pairs"][0]["base"], "weight": "0"}}],
+    },
+    "method": lambda plan: {**plan, "pairs": [{**plan["pairs"][0], "base": {**plan["pairs"][0]["base"], "method": 1}}]},
+    "effect": lambda plan: {**plan, "effect_points": -1},
+    "no effect": lambda plan: {**plan, "effect_points": None},
+}
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_a_summary_that_is_none_is_named_and_left_out(folder, kind):
+    path = folder(**GRID)
+    present(path, grid(TrialConfig(), **GRID), TUNED)
+    content = json.loads((path / "summary.json").read_text())
+    broken_plan = PLANS[kind](content["plan"])
+    (path / "summary.json").write_text(json.dumps({**content, "plan": broken_plan}) if broken_plan is not None else "{")
+    result = run(path)
+    assert result.exit_code == 0, result.output
+    assert "left out: summary.json: corrupt: " in result.output
+    (section,) = report_page.sections(report_records.read(path))
+    assert len(section.comparisons) == 20
 
 
 def test_the_arm_without_vrn_stands_beside_vrn_of_either_kind(folder):
