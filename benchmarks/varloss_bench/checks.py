@@ -207,7 +207,8 @@ def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
 def _check_values(trial: TrialConfig) -> None:
     def within(option: str, value: float, holds: bool, allowed: str) -> None:
         if not (math.isfinite(value) and holds):
-            raise ValueError(f"{option} must be {allowed}, got {value:g}")
+            finite = "" if math.isfinite(value) else "a finite number "
+            raise ValueError(f"{option} must be {finite}{allowed}, got {value:g}")
 
     _one_of("--lr-rule", trial.lr_rule, LR_RULES)
     _one_of("--evaluate-on", trial.evaluate_on, EVALUATION_SPLITS)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varloss_bench import evaluate, summary
+from varloss_bench import evaluate, runner, summary
 from varloss_bench.config import TrialConfig, grid
 from varloss_bench.data import Split
 
@@ -91,4 +91,6 @@ def sweep(number: int, seeds: int, gain: float) -> summary.Summary:
 def sweeps(count: int, seeds: int, gain: float, workers: int) -> Iterator[summary.Summary]:
     """So many sweeps with images of their own, in processes of one thread each."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(partial(sweep, seeds=seeds, gain=gain), range(count), chunksize=4)
+        with runner.deaf_to_ctrl_c():  # the first submissions start the processes
+            found = pool.map(partial(sweep, seeds=seeds, gain=gain), range(count))
+        yield from found

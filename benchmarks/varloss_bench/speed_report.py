@@ -9,18 +9,19 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from varloss_bench.figure_style import COLOURS
 from varloss_bench.speed_losses import GROUPS
 from varloss_bench.speed_run import FLOOR
 
 _COLOURS = {
-    "varloss": "#0072B2",
+    "varloss": COLOURS[0],
     "varloss without VRN": "#7FB8D8",
-    "lightly": "#D55E00",
-    "lightly + mask VRN": "#D55E00",
-    "solo-learn's formula": "#009E73",
-    "pytorch-metric-learning": "#CC79A7",
-    "boolean mask": "#E69F00",
-    "inf-cl": "#56B4E9",
+    "lightly": COLOURS[1],
+    "lightly + mask VRN": COLOURS[1],
+    "solo-learn's formula": COLOURS[2],
+    "pytorch-metric-learning": COLOURS[3],
+    "boolean mask": COLOURS[4],
+    "inf-cl": COLOURS[5],
     "memeff": "#F0E442",
     FLOOR: "#888888",
 }

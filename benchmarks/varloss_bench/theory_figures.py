@@ -9,11 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
+from varloss_bench.figure_style import COLOURS, GREY
 from varloss_bench.theory_rows import Curve, Group
-
-# Okabe-Ito: told apart by colour-blind readers as well.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY = "#8a8a8a"
 
 
 def draw(group: Group) -> bytes:
@@ -60,12 +57,12 @@ def _full_batch(group: Group, axes: list[Axes]) -> None:
     axis = axes[0]
     names = [key.removeprefix("label:") for key in group.curves if key.startswith("label:")]
     target = next(row.predicted for row in group.rows if "negatives" in row.name)
-    axis.axhline(1.0, color=_GREY, lw=1)
-    axis.axhline(target, color=_GREY, lw=1, ls="--", label=f"-1/(n-1) = {target:.4f}")
+    axis.axhline(1.0, color=GREY, lw=1)
+    axis.axhline(target, color=GREY, lw=1, ls="--", label=f"-1/(n-1) = {target:.4f}")
     for label, colour, marker, size in (
-        ("positives", _COLOURS[0], "o", 7),
-        ("cross-view negatives", _COLOURS[1], "s", 9),
-        ("within-view negatives", _COLOURS[2], "x", 6),
+        ("positives", COLOURS[0], "o", 7),
+        ("cross-view negatives", COLOURS[1], "s", 9),
+        ("within-view negatives", COLOURS[2], "x", 6),
     ):
         curve = group.curves[label]
         axis.plot(*zip(*curve, strict=True), marker, color=colour, label=label, ms=size, mfc="none", mew=1.6)
@@ -80,15 +77,15 @@ def _fixed_batches(group: Group, axes: list[Axes]) -> None:
     # At m = n the variance is 0, which a logarithmic axis cannot show.
     shown = {label: [(x, y) for x, y in curve if x < 24] for label, curve in curves.items()}
     for label, style in (("lower bound", "--"), ("upper bound", "-."), ("expected, d = 24", "-")):
-        _line(axis, shown[label], label, _GREY if "bound" in label else _COLOURS[0], style)
-    _dots(axis, shown["measured, d = 24"], "measured, d = 24 (6 starts)", _COLOURS[1])
+        _line(axis, shown[label], label, GREY if "bound" in label else COLOURS[0], style)
+    _dots(axis, shown["measured, d = 24"], "measured, d = 24 (6 starts)", COLOURS[1])
     axis.set_yscale("log")
     _batch_ticks(axis, shown["lower bound"])
     _labels(axis, "batch size m (m = n has variance 0)", "variance of all cross-view negatives")
 
 
 def _reshuffled(group: Group, axes: list[Axes]) -> None:
-    for (label, curve), colour in zip(group.curves.items(), _COLOURS, strict=False):
+    for (label, curve), colour in zip(group.curves.items(), COLOURS, strict=False):
         axes[0].plot(*zip(*curve, strict=True), "o-", color=colour, label=label, ms=5)
     axes[0].set_yscale("log")
     _batch_ticks(axes[0], next(iter(group.curves.values())))
@@ -97,18 +94,18 @@ def _reshuffled(group: Group, axes: list[Axes]) -> None:
 
 def _rank_floor(group: Group, axes: list[Axes]) -> None:
     floor, found = group.curves.items()
-    _line(axes[0], floor[1], floor[0], _GREY, "--")
-    _dots(axes[0], found[1], found[0], _COLOURS[0])
+    _line(axes[0], floor[1], floor[0], GREY, "--")
+    _dots(axes[0], found[1], found[0], COLOURS[0])
     _labels(axes[0], "dimension d", "VRN of aligned views")
 
 
 def _separation(group: Group, axes: list[Axes]) -> None:
     axis, curves = axes[0], group.curves
     axis.plot(*zip(*curves["random views"], strict=True), ".", color="#c8c8c8", ms=4, label="random views")
-    _line(axis, curves["tight bound"], "tight bound", _COLOURS[2])
-    _line(axis, curves["published bound"], "published bound (loose)", _GREY, "--")
-    _dots(axis, curves["SigLIP, cross-view negatives"], "SigLIP, cross-view negatives", _COLOURS[1])
-    _dots(axis, curves["SigLIP, within-view negatives"], "SigLIP, within-view negatives", _COLOURS[0])
+    _line(axis, curves["tight bound"], "tight bound", COLOURS[2])
+    _line(axis, curves["published bound"], "published bound (loose)", GREY, "--")
+    _dots(axis, curves["SigLIP, cross-view negatives"], "SigLIP, cross-view negatives", COLOURS[1])
+    _dots(axis, curves["SigLIP, within-view negatives"], "SigLIP, within-view negatives", COLOURS[0])
     axis.set_ylim(-1.05, 1.08)
     axis.set_xlim(-1, 1)
     _labels(axis, "mean similarity of cross-view negatives", "mean similarity of positives", legend=False)
@@ -117,16 +114,16 @@ def _separation(group: Group, axes: list[Axes]) -> None:
 
 def _vrn(group: Group, axes: list[Axes]) -> None:
     left, right = axes
-    _line(left, group.curves["predicted, n = 32, m = 4"], "predicted equilibrium", _COLOURS[0])
-    _dots(left, group.curves["measured, n = 32, m = 4"], "measured", _COLOURS[1])
-    left.axhline(-1 / 3, color=_GREY, lw=1, ls=":", label="-1/(m-1), without VRN")
-    left.axhline(-1 / 31, color=_GREY, lw=1, ls="--", label="-1/(n-1), VRN's target")
+    _line(left, group.curves["predicted, n = 32, m = 4"], "predicted equilibrium", COLOURS[0])
+    _dots(left, group.curves["measured, n = 32, m = 4"], "measured", COLOURS[1])
+    left.axhline(-1 / 3, color=GREY, lw=1, ls=":", label="-1/(m-1), without VRN")
+    left.axhline(-1 / 31, color=GREY, lw=1, ls="--", label="-1/(n-1), VRN's target")
     left.set_xscale("log")
     _labels(left, "VRN weight (InfoNCE, t = 0.5, n = 32, m = 4)", "in-batch negative similarity")
-    right.plot(*zip(*group.curves["alignment, d = 8, cross-view VRN"], strict=True), "o-", color=_COLOURS[1], ms=5)
+    right.plot(*zip(*group.curves["alignment, d = 8, cross-view VRN"], strict=True), "o-", color=COLOURS[1], ms=5)
     right.set_xscale("log")
     right.set_ylim(0, 1.05)
-    right.axhline(1.0, color=_GREY, lw=1, ls="--")
+    right.axhline(1.0, color=GREY, lw=1, ls="--")
     _labels(right, "VRN weight (cross-view; n = 32, full batch, d = 8)", "mean similarity of positives", legend=False)
     right.set_title("few dimensions: alignment is lost", fontsize=9.5, loc="left")
     left.set_title("many dimensions: negatives balance", fontsize=9.5, loc="left")
@@ -134,11 +131,11 @@ def _vrn(group: Group, axes: list[Axes]) -> None:
 
 def _temperature(group: Group, axes: list[Axes]) -> None:
     left, right = axes
-    _line(left, group.curves["entropy"], "entropy of relative penalties", _COLOURS[0])
-    _line(left, group.curves["entropy of uniform penalties"], "log(n-1): all negatives alike", _GREY, "--")
+    _line(left, group.curves["entropy"], "entropy of relative penalties", COLOURS[0])
+    _line(left, group.curves["entropy of uniform penalties"], "log(n-1): all negatives alike", GREY, "--")
     cold = slice(0, next(at for at, (t, _) in enumerate(group.curves["t·L"]) if t > 0.2))
-    _line(right, group.curves["t·L"][cold], "t·L", _COLOURS[1])
-    _line(right, group.curves["limit t → 0"][cold], "mean of max(S_max - S_ii, 0)", _GREY, "--")
+    _line(right, group.curves["t·L"][cold], "t·L", COLOURS[1])
+    _line(right, group.curves["limit t → 0"][cold], "mean of max(S_max - S_ii, 0)", GREY, "--")
     for axis, name in ((left, "nats"), (right, "t · loss")):
         axis.set_xscale("log")
         _labels(axis, "temperature t", name)

@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
+from varloss_bench.figure_style import COLOURS
 from varloss_bench.trends_run import BATCH_SIZES, TEMPERATURES, WEIGHTS
 
 Row = dict[str, Any]
-_COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 
 def _of(rows: list[Row], name: str, key: Callable[[Row], bool]) -> list[float]:
@@ -122,7 +122,7 @@ def figures(rows: list[Row]) -> dict[str, bytes]:
     """PNGs by name. Lines are means over seeds, circles are seeds."""
     first = Figure(figsize=(9.5, 4.2), dpi=150, layout="constrained")
     left, right = first.subplots(1, 2)
-    for weight, colour in zip(WEIGHTS, _COLOURS, strict=False):
+    for weight, colour in zip(WEIGHTS, COLOURS, strict=False):
         label = f"VRN weight {weight:g}" if weight else "without VRN"
         for axis, name in ((left, "cross_var"), (right, "cross_mean")):
             _points(axis, BATCH_SIZES, [_at_batch(rows, name, b, weight) for b in BATCH_SIZES], label, colour)
@@ -137,7 +137,7 @@ def figures(rows: list[Row]) -> dict[str, bytes]:
     second = Figure(figsize=(11, 3.8), dpi=150, layout="constrained")
     panels = second.subplots(1, 3)
     titles = {"uniformity": "-uniformity", "tolerance": "tolerance", "penalty_entropy": "penalty entropy, nats"}
-    for axis, (name, title), colour in zip(panels, titles.items(), _COLOURS, strict=True):
+    for axis, (name, title), colour in zip(panels, titles.items(), COLOURS, strict=True):
         _points(axis, TEMPERATURES, [_at_temperature(rows, name, t) for t in TEMPERATURES], name, colour)
         axis.set_title(title, fontsize=10, loc="left")
     note = "Digits, SimCLR, B = 64, without VRN, held-out images. Circles: seeds."
