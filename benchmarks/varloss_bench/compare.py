@@ -94,7 +94,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
     """
     from rich.console import Console  # noqa: PLC0415
 
-    from varloss_bench import checks, select_run, summary, sweep  # noqa: PLC0415
+    from varloss_bench import checks, messages, select_run, summary, sweep  # noqa: PLC0415
     from varloss_bench.select_cells import Plan  # noqa: PLC0415
 
     checks.check_installed()
@@ -167,7 +167,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
         if not resume:
             checks.check_fresh(folder)
     except ValueError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        messages.error(console, error)
         raise typer.Exit(2) from None
     how: dict[str, Any] = {
         "workers": workers,

@@ -14,6 +14,7 @@ from rich.progress import (
 )
 
 from varloss_bench.config import TrialConfig
+from varloss_bench.messages import say
 from varloss_bench.runner import Event
 
 # Rough cost of an epoch against SimCLR's: MoCo encodes the keys as well. Only the estimate of the time left uses it.
@@ -38,7 +39,7 @@ class SweepProgress:
         self._costs = {config.key(): cost(config) for config in configs}
         self._finished = 0
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[finished]} trials"),
@@ -71,10 +72,8 @@ class SweepProgress:
         if event.status:
             self._finished += 1
         if event.reason:
-            self._console.print(
-                f"{arm}, seed {event.config.seed}: {event.status or 'note'}: {event.reason}", highlight=False
-            )
+            say(self._console, f"{arm}, seed {event.config.seed}: {event.status or 'note'}: {event.reason}")
         elif event.status and not self._console.is_terminal:
-            self._console.print(f"{self._finished}/{self._total} {arm}, seed {event.config.seed}", highlight=False)
+            say(self._console, f"{self._finished}/{self._total} {arm}, seed {event.config.seed}")
         done = sum(self._fractions[k] * self._costs[k] for k in self._fractions)
         self._progress.update(self._task, completed=done, finished=f"{self._finished}/{self._total}", description=arm)

@@ -8,8 +8,9 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from varloss_bench import report_text, select_cells, sweep
+from varloss_bench import messages, report_text, select_cells, sweep
 from varloss_bench.cluster import Cluster
 from varloss_bench.config import TrialConfig
 from varloss_bench.measures import METRICS
@@ -55,8 +56,8 @@ def run_select(
     )
     selection = select_cells.choose(validation, Store(folder).load(validation).records, plan.metric)
     if not selection.chosen:
-        console.print(select_cells.in_words(selection, plan.test_seeds), highlight=False, markup=False)
-        console.print("[red]error:[/red] nothing to confirm on the test split", highlight=False)
+        console.print(Text(select_cells.in_words(selection, plan.test_seeds)))
+        messages.error(console, "nothing to confirm on the test split")
         raise typer.Exit(1)
     stored = select_cells.to_dict(plan, selection, validation)
     stored["earlier"] = _earlier(before, stored)
@@ -105,7 +106,7 @@ def _costs(
 def _show_validation(trials: Sequence[TrialConfig], store: Store, console: Console, *, metric: str, **_: Any) -> int:
     """The validation scores, a line for each cell; returns how many trials have no result, with which phase 2 must wait."""
     selection = select_cells.choose(trials, store.load(trials).records, metric)
-    console.print(_scores(selection), highlight=False, markup=False)
+    console.print(Text(_scores(selection)))
     crashed = [row for group in selection.groups for row in group.rows if row.crashed]
     for row in crashed:
         console.print(
@@ -142,11 +143,10 @@ def _read(folder: Path, console: Console) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
-        console.print(
-            f"[red]error:[/red] {path} cannot be read ({type(error).__name__}: {error}). It says for which choices the test "
-            "split was read; move it away to go on without.",
-            highlight=False,
-            soft_wrap=True,
+        messages.error(
+            console,
+            f"{path} cannot be read ({type(error).__name__}: {error}). It says for which choices the test split was read; "
+            "move it away to go on without.",
         )
         raise typer.Exit(2) from None
 

@@ -40,7 +40,7 @@ def simulate(
 
     from rich.console import Console  # noqa: PLC0415
 
-    from varloss_bench import checks, provenance, simulate_report, simulate_run  # noqa: PLC0415
+    from varloss_bench import checks, messages, provenance, simulate_report, simulate_run  # noqa: PLC0415
     from varloss_bench.store import write_atomically  # noqa: PLC0415
 
     checks.check_installed()
@@ -52,11 +52,11 @@ def simulate(
         ("--workers", workers, 1),
     ):
         if value < least:
-            console.print(f"[red]error:[/red] {option} must be at least {least}, got {value}", highlight=False)
+            messages.error(console, f"{option} must be at least {least}, got {value}")
             raise typer.Exit(2)
 
     def tell(text: str) -> None:
-        console.print(text, style="dim", highlight=False)
+        messages.say(console, text, "dim")
 
     results = list(simulate_run.run_tables(sweeps, seed, tell))
     if embedding_sweeps:
@@ -72,6 +72,6 @@ def simulate(
     write_atomically(output / "table.txt", f"$ {shlex.join(command)}\n\n{simulate_report.plain_text(results)}")
     write_atomically(output / "figure.png", simulate_report.draw(results))
     console.print(simulate_report.render(results))
-    console.print(f"Table, rates and figure: {output}/", highlight=False, soft_wrap=True)
+    messages.say(console, f"Table, rates and figure: {output}/")
     if simulate_report.too_many(results):
         raise typer.Exit(1)

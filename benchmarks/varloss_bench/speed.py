@@ -43,7 +43,7 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
     import torch  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
-    from varloss_bench import arguments, speed_report, speed_run  # noqa: PLC0415
+    from varloss_bench import arguments, messages, speed_report, speed_run  # noqa: PLC0415
     from varloss_bench.speed_losses import GROUPS  # noqa: PLC0415
 
     console = Console()
@@ -67,12 +67,12 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
             clock=clock,
         )
     except ValueError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        messages.error(console, error)
         raise typer.Exit(2) from None
     torch.set_num_threads(threads)
     try:
         speed_run.run(plan, output / "rows.csv", console)
     except speed_run.DisagreementError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        messages.error(console, error)
         raise typer.Exit(1) from None
     speed_report.report(output, console)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from varloss_bench.figure_style import COLOURS
+from varloss_bench.messages import say
 from varloss_bench.speed_losses import GROUPS
 from varloss_bench.speed_run import FLOOR
 
@@ -42,7 +43,7 @@ def report(folder: Path, console: Console) -> None:
     rows = latest(folder / "rows.csv")
     console.print(_table(rows))
     for path in _draw(rows, folder):
-        console.print(f"picture: {path}")
+        say(console, f"picture: {path}")
 
 
 def _table(rows: pd.DataFrame) -> Table:

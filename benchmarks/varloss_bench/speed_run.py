@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from varloss_bench import provenance, speed_measure
+from varloss_bench.messages import say
 from varloss_bench.speed_losses import Contender, Loss, contenders, disagreement
 
 # Rows at which the implementations are compared before they are timed.
@@ -85,7 +86,7 @@ def _check(group: str, built: dict[str, Built], d: int, device: str, console: Co
             # Another package's, of any kind: its kernels may not know this device or size.
             if who.needs is None:
                 raise
-            console.print(f"{group}: {name} is left out at d = {d}: {type(error).__name__}: {error}", style="yellow")
+            say(console, f"{group}: {name} is left out at d = {d}: {type(error).__name__}: {error}", "yellow")
             del built[name]
             continue
         if not worst[name] <= who.tolerance:

@@ -25,7 +25,7 @@ def theory(
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    from varloss_bench import provenance, theory_figures, theory_optima, theory_pairs  # noqa: PLC0415
+    from varloss_bench import messages, provenance, theory_figures, theory_optima, theory_pairs  # noqa: PLC0415
     from varloss_bench.store import write_atomically  # noqa: PLC0415
 
     groups = dict(zip(GROUP_KEYS, (*theory_optima.GROUPS, *theory_pairs.GROUPS), strict=True))
@@ -68,6 +68,6 @@ def theory(
     record = {"environment": provenance.environment(), "seconds": round(seconds, 1), "groups": content}
     write_atomically(output / "rows.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     verdict = "all within tolerance" if not missed else f"{missed} MISSED"
-    console.print(f"{total} predictions, {verdict}, {seconds:.0f} s. Figures and rows in {output}.", highlight=False)
+    messages.say(console, f"{total} predictions, {verdict}, {seconds:.0f} s. Figures and rows in {output}.")
     if missed:
         raise typer.Exit(1)

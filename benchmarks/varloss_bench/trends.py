@@ -24,7 +24,7 @@ def trends(
 
     from rich.console import Console  # noqa: PLC0415
 
-    from varloss_bench import checks, provenance, trends_report, trends_run  # noqa: PLC0415
+    from varloss_bench import checks, messages, provenance, trends_report, trends_run  # noqa: PLC0415
     from varloss_bench.store import write_atomically  # noqa: PLC0415
 
     checks.check_installed()
@@ -39,4 +39,4 @@ def trends(
     write_atomically(output / "table.txt", f"$ {' '.join(command)}\n\n{text}\n")
     for name, content in trends_report.figures(rows).items():
         write_atomically(output / f"{name}.png", content)
-    console.print(f"Rows, table and figures are in {output}.", highlight=False)
+    messages.say(console, f"Rows, table and figures are in {output}.")

@@ -107,7 +107,7 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
     """
     from rich.console import Console  # noqa: PLC0415
 
-    from varloss_bench import checks, provenance, tune_report  # noqa: PLC0415
+    from varloss_bench import checks, messages, provenance, tune_report  # noqa: PLC0415
 
     checks.check_installed("optuna")
     console = Console()
@@ -145,7 +145,7 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
             search_seed=search_seed,
         )
     except ValueError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        messages.error(console, error)
         raise typer.Exit(2) from None
     _print_cost(tasks[tune_report.WITH_VRN], workers, console)
     if dry_run:
@@ -248,11 +248,12 @@ def _run(
     """Both searches with a bar each, or a line per candidate where there is no terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
 
+    from varloss_bench import messages  # noqa: PLC0415
     from varloss_bench.tune_run import SearchCrashedError, run_all  # noqa: PLC0415
 
     found: dict[str, list[Outcome]] = {search: [] for search in tasks}
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f} epochs, {task.fields[candidates]} candidates"),
         TimeElapsedColumn(),
@@ -270,16 +271,14 @@ def _run(
                     spent = sum(outcome.epochs for outcome in found[event.search])
                     bar.update(rows[event.search], completed=spent, candidates=len(found[event.search]))
                     if not console.is_terminal:
-                        console.print(f"{event.search}: {_line(event.outcome)}", highlight=False)
+                        messages.say(console, f"{event.search}: {_line(event.outcome)}")
                 else:
                     bar.advance(rows[event.search], event.epochs)
     except KeyboardInterrupt:
-        console.print(f"Interrupted; what was trained is in {folder}. The same command resumes.", highlight=False)
+        messages.say(console, f"Interrupted; what was trained is in {folder}. The same command resumes.")
         raise typer.Exit(130) from None
     except SearchCrashedError as error:
-        console.print(
-            f"error: {error}\nWhat was trained is in {folder}; the same command resumes.", style="red", markup=False
-        )
+        messages.error(console, f"{error}\nWhat was trained is in {folder}; the same command resumes.")
         raise typer.Exit(1) from None
     return found
 
@@ -298,8 +297,9 @@ def _present(
     import io  # noqa: PLC0415
 
     from rich.console import Console  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    from varloss_bench import provenance, store, tune_report  # noqa: PLC0415
+    from varloss_bench import messages, provenance, store, tune_report  # noqa: PLC0415
 
     plan = task.plan
     content = tune_report.to_dict(found, plan, task.budget)
@@ -309,10 +309,10 @@ def _present(
         for search, outcomes in found.items():
             target.print(tune_report.table(search, outcomes, plan.costs))
         for line in words:
-            target.print(line, highlight=False)
+            target.print(Text(line))
         if content["test_with"]:
             target.print("Test this choice on fresh seeds:")
-            target.print(f"  {content['test_with']}", highlight=False, soft_wrap=True, markup=False)
+            messages.say(target, f"  {content['test_with']}")
     assert isinstance(paper.file, io.StringIO)
     store.write_atomically(folder / "tune.txt", f"$ {shlex.join(command)}\n\n{paper.file.getvalue()}")
     content |= {
@@ -322,6 +322,6 @@ def _present(
         "seconds": round(seconds, 1),
     }
     store.write_atomically(folder / "tune.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
-    console.print(f"{seconds:.0f} s. Trials, tune.txt and tune.json: {folder}/", highlight=False, soft_wrap=True)
+    messages.say(console, f"{seconds:.0f} s. Trials, tune.txt and tune.json: {folder}/")
     if not content["test_with"]:
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.measures import METRICS
@@ -39,7 +40,7 @@ def table(title: str, outcomes: Sequence[Outcome], costs: Sequence[int]) -> Tabl
             f"{outcome.candidate.weight:g}",
             f"{outcome.candidate.temperature:g}",
             *scores,
-            outcome.state + (f": {outcome.reason}" if outcome.reason else ""),
+            Text(outcome.state + (f": {outcome.reason}" if outcome.reason else "")),
             style="bold" if outcome is chosen else "",
         )
     return result

@@ -226,6 +226,10 @@ def test_ranks_end_with_the_process_that_started_them():
         (["--slurm", "time=5"], "--slurm goes with --cluster slurm"),
         (["--first-seed", 10**10], "--first-seed must be from 0 to below 10^10, got 1e+10"),
         (["--cluster", "k8s"], "--cluster must be one of local, slurm, got 'k8s'"),
+        # What rich would take for markup or an emoji is shown as it was typed.
+        (["--batch-size", "[/b]"], "error: --batch-size takes int values separated by commas, got '[/b]'"),
+        (["--data", "imagefolder:/nowhere/my[old]:x:set"], "/nowhere/my[old]:x:set"),
+        (["--precision", "[red]64"], "--precision must be one of 32, bf16-mixed, 16-mixed, got '[red]64'"),
     ],
 )
 def test_bad_choices_are_errors_before_anything_runs(arguments, message, tmp_path, monkeypatch):
@@ -235,6 +239,40 @@ def test_bad_choices_are_errors_before_anything_runs(arguments, message, tmp_pat
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("command", ["tune", "simulate", "speed"])
+def test_other_commands_show_what_was_typed_too(command, tmp_path):
+    words = {
+        "tune": ["--rungs", "[/b]", "--output", tmp_path / "out"],
+        "simulate": ["--sweeps", "0"],
+        "speed": ["--groups", "[/b]"],
+    }
+    result = CliRunner().invoke(app, [command, *map(str, words[command])])
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit), result.output
+    assert result.output.startswith("error: ")
+    assert command == "simulate" or "'[/b]'" in result.output
+
+
+@pytest.mark.usefixtures("trains")
+def test_a_crash_with_brackets_in_its_reason_does_not_end_the_sweep(tmp_path, monkeypatch):
+    reason = "[rank0]: /data/[/a].png cannot be read"
+
+    def cannot_be_read(*_, **__):
+        raise OSError(reason)
+
+    def at_once(trials, folder, command, workers):
+        for trial in trials:
+            yield runner.Event(trial, 1.0, *runner.execute(trial, folder, command))
+
+    monkeypatch.setattr(train, "run_trial", cannot_be_read)
+    monkeypatch.setattr(runner, "run_trials", at_once)
+    folder = tmp_path / "my[old]set"
+    result = compare("--method", "simclr", "--control-temperature", "", "--seeds", 2, "--output", folder)
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit), result.output
+    assert result.output.count(f"crashed: OSError: {reason}\n") == 8  # two arms and the two rows without training
+    assert f"8 trials, 0 of them already in {folder}; 8 to run." in result.output
+    assert f"records: {folder}/" in result.output
 
 
 def test_a_gpu_that_is_asked_for_by_name_may_be_that_of_a_job(monkeypatch):

@@ -61,6 +61,23 @@ def test_reasons_stand_in_the_output_and_elsewhere_there_is_a_line_per_trial():
     ]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "OSError: /data/[/a].png cannot be read",
+        "RankError: [rank0]: RuntimeError: [enforce fail at alloc.cpp:117] . [bold]err[/bold] :x: ==",
+    ],
+)
+def test_a_reason_is_shown_as_it_is(reason, terminal):
+    """In rich's eyes the first has a closing tag that nothing opens, the second tags and an emoji."""
+    trial, file = TrialConfig(), io.StringIO()
+    with SweepProgress(Console(file=file, force_terminal=terminal, width=150), [trial]) as progress:
+        progress.update(Event(trial, 1.0, "crashed", reason))
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert f"simclr B=16 t=0.5 no VRN, seed 0: crashed: {reason}\n" in shown.replace("\r", "")
+
+
 def test_smaller_batches_cost_more_at_equal_epochs_and_less_at_equal_steps():
     small, large = TrialConfig(batch_size=16), TrialConfig(batch_size=256)
     assert cost(small) > cost(large)
