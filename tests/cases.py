@@ -54,7 +54,7 @@ def table() -> dict[str, TwoViewLoss]:
             name = f"nt_xent-{kind}-{'decoupled' if decoupled else 'coupled'}"
             cases[name] = lambda a, b, k=kind, d=decoupled: functional.nt_xent(a, b, negatives=k, decoupled=d)
         cases[f"nt_xent_indexed-{kind}"] = _indexed(functional.nt_xent_indexed, negatives=kind)
-        for form in ("direct", "closed"):
+        for form in ("dense", "closed"):
             cases[f"vrn-{kind}-{form}"] = lambda a, b, k=kind, f=form: functional.vrn(
                 a, b, num_samples=100, pairs=k, form=f
             )

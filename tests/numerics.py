@@ -162,7 +162,7 @@ def families() -> dict[str, list[tuple[Loss, Loss]]]:
                 lambda a, b, t, k=k, f=form: vf.vrn(a, b, num_samples=SAMPLES, pairs=k, form=f),
                 lambda u, v, t, k=k: vrn(u, v, k),
             )
-            for form in ("direct", "closed")
+            for form in ("dense", "closed")
         ]
         of_vrn.append(
             (

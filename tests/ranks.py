@@ -178,7 +178,7 @@ def losses() -> dict[str, Callable[[], nn.Module]]:
         table[f"simple-{kind}-hard"] = lambda k=kind: varloss.SimpleLoss(negatives=k, hard_count=3, **ON)
         for p in (1, 2, 3):
             table[f"vrn-{kind}-p{p}"] = lambda k=kind, e=p: varloss.VRNLoss(num_samples=50, pairs=k, exponent=e, **ON)
-        for form in ("direct", "closed"):
+        for form in ("dense", "closed"):
             table[f"vrn-{kind}-{form}"] = lambda k=kind, f=form: ByHand(functional.vrn, form=f, num_samples=50, pairs=k)
         table[f"nt_xent_indexed-{kind}"] = lambda k=kind: ByIndex(functional.nt_xent_indexed, negatives=k)
         table[f"vrn_indexed-{kind}"] = lambda k=kind: ByIndex(functional.vrn_indexed, num_samples=50, pairs=k)

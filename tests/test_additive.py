@@ -300,6 +300,17 @@ def test_a_learned_temperature_cannot_be_assigned_and_a_fixed_one_can():
     assert "temperature=0.5, learnable_temperature=True" in repr(learned)
 
 
+def test_a_learned_scale_cannot_be_assigned_and_a_fixed_one_can():
+    with pytest.raises(AttributeError, match="log_scale"):
+        varloss.SigmoidLoss(learnable=True).scale = 3
+    fixed = varloss.SigmoidLoss()
+    fixed.scale = 3
+    z = [z.detach() for z in oracles.views(6, 4)]
+    assert torch.equal(fixed(*z), vf.sigmoid_loss(*z, scale=3, bias=-10))
+    with pytest.raises(ValueError, match="scale must be positive; got 0"):
+        fixed.scale = 0
+
+
 def test_modules_with_learned_temperature_compile_into_one_graph():
     torch._dynamo.reset()
     z = [z.detach() for z in oracles.views(6, 4, torch.float32)]

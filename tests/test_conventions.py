@@ -248,7 +248,7 @@ def test_vrn_with_a_gradient_on_one_side_warns_once(build):
 def test_closed_form_of_another_exponent_is_refused():
     with pytest.raises(ValueError, match="closed form needs exponent 2; got 3"):
         vf.vrn(GOOD, GOOD, num_samples=9, exponent=3, form="closed")
-    with pytest.raises(ValueError, match="form must be one of 'auto', 'direct', 'closed'; got 'fast'"):
+    with pytest.raises(ValueError, match="form must be one of 'auto', 'dense', 'closed'; got 'fast'"):
         vf.vrn(GOOD, GOOD, num_samples=9, form="fast")
 
 

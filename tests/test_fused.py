@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import varloss
+from varloss import _fused
 from varloss import functional as vf
 from varloss._kernels import gathered, tiles, whole
 from varloss._kernels.common import Problem
@@ -44,7 +45,7 @@ def dense(z0, z1, problem, keys=None, offset=0):
         form="dense",
     )
     if problem.vrn_weight:
-        regularizer = vf.vrn(z0, z1, target=problem.target, pairs=problem.pairs, form="direct")
+        regularizer = vf.vrn(z0, z1, target=problem.target, pairs=problem.pairs, form="dense")
         value = value + problem.vrn_weight * regularizer
     return value.detach(), torch.autograd.grad(value, inputs)
 
@@ -241,7 +242,6 @@ class TestRouting:
         z = oracles.views(6, 4)
         for options in (
             {"temperature": torch.tensor(0.5, dtype=torch.float64)},
-            {"positive_weight": 1.0},
             {"hard_count": 2},
             {"hard_fraction": 0.5},
         ):
@@ -250,6 +250,32 @@ class TestRouting:
                 vf.nt_xent(*z, form="tiled", **options)
         with pytest.raises(ValueError, match="form must be one of 'auto', 'dense', 'tiled'; got 'fast'"):
             vf.nt_xent(*z, form="fast")
+
+    @pytest.mark.parametrize(("kind", "decoupled"), CELLS)
+    @pytest.mark.parametrize("form", ["auto", "tiled"])
+    def test_positive_weights_need_no_matrix(self, kind, decoupled, form, monkeypatch):
+        """The positive's weight is added outside: value and gradient are the dense form's, without its graph."""
+        z = oracles.views(40, 4)
+        weights = torch.linspace(-0.5, 1.9, 80, dtype=torch.float64).view(2, 40)
+        options = {"temperature": 0.3, "negatives": kind, "decoupled": decoupled}
+        fused = []
+        monkeypatch.setattr(_fused, "nt_xent", lambda *a, f=_fused.nt_xent, **k: fused.append(1) or f(*a, **k))
+        for weight in (0.5, weights[0], weights, torch.tensor(-1.0)):
+            expected = vf.nt_xent(*z, positive_weight=weight, form="dense", **options)
+            ours = vf.nt_xent(*z, positive_weight=weight, form=form, **options)
+            torch.testing.assert_close(ours, expected)
+            for a, b in zip(*(torch.autograd.grad(loss, z) for loss in (ours, expected)), strict=True):
+                torch.testing.assert_close(a, b)
+        assert len(fused) == 4
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_with_a_positive_weight_is_rounded_once(self, dtype):
+        z = [x.detach().to(dtype).requires_grad_() for x in oracles.views(12, 6)]
+        whole = [x.detach().double().requires_grad_() for x in z]
+        ours = torch.autograd.grad(256 * vf.nt_xent(*z, positive_weight=0.5), z)
+        truth = torch.autograd.grad(256 * vf.nt_xent(*whole, positive_weight=0.5), whole)
+        for a, b in zip(ours, truth, strict=True):
+            assert (a.double() - b).abs().max() <= b.abs().max() * torch.finfo(dtype).eps / 2 * 1.01
 
     @pytest.mark.parametrize(("kind", "decoupled"), CELLS)
     @pytest.mark.parametrize("pairs", KINDS)
@@ -291,6 +317,13 @@ class TestRouting:
         torch.testing.assert_close(build()(*z), expected)
         assert seen
         assert self.step(build(exponent=3)(*z)) == "AddBackward0"
+
+    @pytest.mark.parametrize("base", [varloss.NTXentLoss, varloss.DHELLoss])
+    def test_a_weight_set_later_is_checked(self, base):
+        module = varloss.WithVRN(base(), weight=1, num_samples=20)
+        with pytest.raises(ValueError, match="weight must not be negative; got -1"):
+            module.regularizer.weight = -1
+        assert module.regularizer.weight == 1
 
     def test_weight_set_later_is_used(self):
         z = oracles.views(6, 4)

@@ -75,10 +75,11 @@ def test_printed_equilibria(n: int, m: int, t: float, weight: float, printed: fl
     assert found.negative == pytest.approx(printed, abs=5e-6)
 
 
-@pytest.mark.parametrize(("m", "printed"), [(16, 9.7), (64, 60), (256, 333)])
-def test_printed_threshold_weights(m: int, printed: float) -> None:
-    found = theory.vrn_equilibrium(num_samples=997, batch_size=m, temperature=0.5, weight=3)
-    assert found.threshold_weight == pytest.approx(printed, rel=0.005)
+@pytest.mark.parametrize(("m", "cross", "both"), [(16, 9.74, 11.88), (64, 59.99, 63.42), (256, 333.0, 337.8)])
+@pytest.mark.parametrize("negatives", ["cross", "both"])
+def test_printed_threshold_weights(m: int, cross: float, both: float, negatives: str) -> None:
+    found = theory.vrn_equilibrium(num_samples=997, batch_size=m, temperature=0.5, weight=3, negatives=negatives)
+    assert found.threshold_weight == pytest.approx(cross if negatives == "cross" else both, rel=0.0005)
     assert found.negative == -1 / (m - 1)
 
 

@@ -11,7 +11,7 @@ from varloss import functional as vf
 from varloss._vrn import _closed_is_cheaper
 
 
-@pytest.mark.parametrize("form", ["direct", "closed"])
+@pytest.mark.parametrize("form", ["dense", "closed"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "d"), [(2, 3), (5, 2), (9, 4)])
 def test_squared_equals_the_loops(kind, form, n, d):
@@ -57,7 +57,7 @@ def test_gathered_indexed_rows_average_to_the_whole_when_ranks_differ(kind):
     torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("form", ["direct", "closed"])
+@pytest.mark.parametrize("form", ["dense", "closed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_rows_against_gathered_keys_average_to_the_whole(kind, form):
     z0, z1 = (z.detach() for z in oracles.views(6, 4))
@@ -66,7 +66,7 @@ def test_local_rows_against_gathered_keys_average_to_the_whole(kind, form):
     torch.testing.assert_close(sum(parts) / 6, vf.vrn(z0, z1, **options), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("form", ["direct", "closed"])
+@pytest.mark.parametrize("form", ["dense", "closed"])
 def test_is_variance_plus_squared_distance_of_the_mean(form):
     z0, z1 = (z.detach() for z in oracles.views(8, 5))
     u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
@@ -82,7 +82,7 @@ def test_closed_form_error_is_absolute_and_small(kind):
     n, d = 400, 512
     basis = torch.linalg.qr(torch.randn(d, n, dtype=torch.float64)).Q.T
     z0, z1 = ((basis + 1e-5 * torch.randn(n, d, dtype=torch.float64)).float() for _ in range(2))
-    exact = vf.vrn(z0.double(), z1.double(), num_samples=50_000, pairs=kind, form="direct")
+    exact = vf.vrn(z0.double(), z1.double(), num_samples=50_000, pairs=kind, form="dense")
     closed = vf.vrn(z0, z1, num_samples=50_000, pairs=kind, form="closed")
     assert exact < 1e-8
     assert abs(closed.item() - exact.item()) < 20 * torch.finfo(torch.float32).eps / (n - 1)
@@ -95,7 +95,7 @@ def test_closed_form_is_right_to_a_few_eps_where_it_is_chosen(shift):
     torch.manual_seed(0)
     z0, z1 = torch.randn(2, 4096, 16) + shift
     assert _closed_is_cheaper(4096, 4096, 16)
-    exact = vf.vrn(z0.double(), z1.double(), num_samples=50_000, form="direct")
+    exact = vf.vrn(z0.double(), z1.double(), num_samples=50_000, form="dense")
     closed = vf.vrn(z0, z1, num_samples=50_000)
     assert closed.item() == pytest.approx(exact.item(), rel=20 * torch.finfo(torch.float32).eps)
 
@@ -106,11 +106,11 @@ def test_form_is_chosen_by_cost():
     assert not _closed_is_cheaper(32, 65536, 128)
     torch.manual_seed(0)
     z0, z1 = torch.randn(2, 300, 8)
-    auto, direct, closed = (vf.vrn(z0, z1, num_samples=500, form=form) for form in ("auto", "direct", "closed"))
+    auto, direct, closed = (vf.vrn(z0, z1, num_samples=500, form=form) for form in ("auto", "dense", "closed"))
     assert auto.item() == closed.item()
     torch.testing.assert_close(closed, direct)
     cubed = vf.vrn(z0, z1, num_samples=500, exponent=3)
-    torch.testing.assert_close(cubed, vf.vrn(z0, z1, num_samples=500, exponent=3, form="direct"), rtol=0, atol=0)
+    torch.testing.assert_close(cubed, vf.vrn(z0, z1, num_samples=500, exponent=3, form="dense"), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,6 +179,6 @@ def test_half_precision_keeps_the_target(dtype):
     z0, z1 = z0.to(dtype), z1.to(dtype)
     for kind in KINDS:
         exact = oracles.vrn(z0.double(), z1.double(), -1 / (n - 1), kind, 2)
-        ours = vf.vrn(z0, z1, num_samples=n, pairs=kind, form="direct")
+        ours = vf.vrn(z0, z1, num_samples=n, pairs=kind, form="dense")
         assert ours.item() == pytest.approx(exact.item(), rel=1e-5)
         assert ours.item() != pytest.approx(oracles.vrn(z0.double(), z1.double(), 0.0, kind, 2).item(), rel=1e-2)

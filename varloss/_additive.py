@@ -204,8 +204,7 @@ def kcl(
     _checks.two_views(z0, z1, keys, offset)
     _checks.one_of(kernel, ("gaussian",), "kernel")
     gamma = _checks.weight(gamma)
-    if _checks.real("t", t) <= 0:
-        raise ValueError(f"t must be positive; got {t}.")
+    _checks.positive("t", t)
     if check:
         _checks.rows_are_sound(z0=z0, z1=z1)
     u, v = unit(z0), unit(z1)

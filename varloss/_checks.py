@@ -17,7 +17,7 @@ from torch import Tensor
 from varloss._numerics import lengths, wide
 
 Negatives = Literal["cross", "within", "both"]
-Form = Literal["auto", "direct", "closed"]
+Form = Literal["auto", "dense", "closed"]
 
 KINDS = ("cross", "within", "both")
 MIN_TEMPERATURE = 1e-8
@@ -118,7 +118,7 @@ def ids(name: str, value: Tensor | None, like: Tensor, like_name: str) -> Tensor
 def temperature(value: float | Tensor) -> None:
     """Checks a temperature. A tensor (a learnable temperature) is checked for its shape alone: its value is on the device.
 
-    Negative temperatures are allowed: they turn the loss around, and some test suites rely on it.
+    Negative temperatures are allowed, as in lightly: they turn the loss around.
     """
     if isinstance(value, Tensor):
         if value.ndim != 0:
@@ -139,6 +139,14 @@ def real(name: str, value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite; got {value}.")
     return float(value)
+
+
+def positive(name: str, value: float) -> float:
+    """Returns a finite float above 0, or raises naming the argument."""
+    number = real(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be positive; got {value}.")
+    return number
 
 
 def whole(name: str, value: SupportsIndex, least: int) -> int:

@@ -107,8 +107,7 @@ class SigmoidLoss(_Pairwise):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
-        if _checks.real("scale", scale) <= 0:
-            raise ValueError(f"scale must be positive; got {scale}.")
+        _checks.positive("scale", scale)
         _checks.real("bias", bias)
         _checks.one_of(negatives, _checks.KINDS, "negatives")
         self.negatives: Negatives = negatives
@@ -121,6 +120,12 @@ class SigmoidLoss(_Pairwise):
     def scale(self) -> float | Tensor:
         """The number given, or, where it is learned, a 0-dim tensor with gradient."""
         return self.log_scale.exp() if self.log_scale is not None else cast(float, self._fixed_scale)
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        if self.log_scale is not None:
+            raise AttributeError("the scale is learned: change the parameter log_scale instead.")
+        self._fixed_scale = _checks.positive("scale", value)
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
@@ -220,8 +225,7 @@ class KCLLoss(_Pairwise):
     ) -> None:
         super().__init__(gather_distributed)
         _checks.one_of(kernel, ("gaussian",), "kernel")
-        if _checks.real("t", t) <= 0:
-            raise ValueError(f"t must be positive; got {t}.")
+        _checks.positive("t", t)
         self.gamma = _checks.weight(gamma)
         self.kernel: Literal["gaussian"] = kernel
         self.t = t

@@ -66,7 +66,8 @@ def nt_xent(
     Args:
         z0: (N, D) projections of view 0, of any length: rows are normalised inside.
         z1: (N, D) projections of view 1; row i is the positive of row i of ``z0``.
-        temperature: divides the cosine similarities; a 0-dim tensor where it is learned.
+        temperature: divides the cosine similarities; a 0-dim tensor where it is learned. One below 0 is taken as it is, and
+            turns the loss around: it pulls negatives together.
         negatives: ``"cross"`` the other samples in the other view, ``"within"`` in the anchor's own view, ``"both"``.
         decoupled: leaves the positive pair out of the denominator.
         positive_weight: factor on the positive term alone: a number, (N,) for both views' anchors, or (2, N).
@@ -77,8 +78,8 @@ def nt_xent(
         offset: row of ``keys`` where this rank's rows start.
         form: ``"dense"`` keeps the similarity matrix for the backward pass; ``"tiled"`` computes the gradient along with
             the value, tile by tile, in memory linear in N. ``"auto"`` is the fused computation too, the whole matrix at
-            once where the batch is small, and dense where an option needs it: a temperature that is a tensor,
-            ``positive_weight``, hard negatives.
+            once where the batch is small, and dense where an option needs it: a temperature that is a tensor, or hard
+            negatives.
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
     Returns:
@@ -106,11 +107,16 @@ def nt_xent(
         _checks.rows_are_sound(z0=z0, z1=z1)
     needs_dense = {
         "a temperature that is a tensor": isinstance(temperature, Tensor),
-        "positive_weight": positive_weight is not None,
         "hard negatives": hard_fraction is not None or hard_count is not None,
     }
     if form != "dense" and not isinstance(temperature, Tensor) and not any(needs_dense.values()):
-        return _fused.nt_xent(z0, z1, Problem(float(temperature), negatives, decoupled), form, keys=keys, offset=offset)
+        problem = Problem(float(temperature), negatives, decoupled)
+        if positive_weight is None:
+            return _fused.nt_xent(z0, z1, problem, form, keys=keys, offset=offset)
+        # The loss is affine in the weight. Widened once: half-precision gradients are summed before they are rounded.
+        z0, z1 = wide(z0), wide(z1)
+        loss = _fused.nt_xent(z0, z1, problem, form, keys=keys, offset=offset)
+        return loss + _lighter(positive_weight, (unit(z0) * unit(z1)).sum(dim=1) / temperature).mean()
     if form == "tiled":
         reasons = [name for name, needed in needs_dense.items() if needed]
         raise ValueError(f"form='tiled' does not go with {' and '.join(reasons)}; use form='dense' or 'auto'.")
@@ -137,18 +143,20 @@ def nt_xent(
 
     loss = _excess(log_negatives, positive, decoupled)
     if positive_weight is not None:
-        loss = loss + (1 - _broadcast_weight(positive_weight, rows)) * positive
+        loss = loss + _lighter(positive_weight, positive[0])
     return loss.mean()
 
 
-def _broadcast_weight(weight: float | Tensor, rows: int) -> float | Tensor:
+def _lighter(weight: float | Tensor, positive: Tensor) -> Tensor:
+    """What a weight on the positive logits, (N,), adds to the anchors' losses: (2, N), or (N,) where both views' are alike."""
     if not isinstance(weight, Tensor):
-        return _checks.real("positive_weight", weight)
+        return (1 - _checks.real("positive_weight", weight)) * positive
+    rows = positive.shape[0]
     if weight.shape not in ((), (rows,), (2, rows)):
         raise ValueError(
             f"positive_weight must be a number or have shape ({rows},) or (2, {rows}); got {tuple(weight.shape)}."
         )
-    return wide(weight)
+    return (1 - wide(weight)) * positive
 
 
 def nt_xent_indexed(
@@ -359,8 +367,7 @@ def dclw_weights(
     Source: Yeh et al. 2022 (arXiv 2110.06848) section 3.2.
     """
     _checks.two_views(z0, z1, keys, offset)
-    if _checks.real("sigma", sigma) <= 0:
-        raise ValueError(f"sigma must be positive; got {sigma}.")
+    _checks.positive("sigma", sigma)
     with torch.no_grad():
         k0, k1 = (z0, z1) if keys is None else keys
         positive = (unit(k0) * unit(k1)).sum(dim=1)

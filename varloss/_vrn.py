@@ -52,7 +52,7 @@ def vrn(
         pairs: which negative pairs. Cross alone with a large weight can destroy alignment when D < n - 1: shrinking
             :math:`S_{ij}` is cheapest by moving the views into different subspaces. ``"both"`` does not.
         exponent: p >= 1.
-        form: ``"direct"`` (N x N), ``"closed"`` (p = 2 only), or ``"auto"``, by cost.
+        form: ``"dense"`` (N x N), ``"closed"`` (p = 2 only), or ``"auto"``, by cost.
         keys: rows of all ranks for the two views, each (M, D), that contain this rank's.
         offset: row of ``keys`` where this rank's rows start.
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
@@ -64,16 +64,17 @@ def vrn(
         TypeError, ValueError: as :func:`nt_xent`; for neither or both of ``num_samples`` and ``target``; for the closed
             form of p != 2.
 
-    At the edge: 0 exactly when every negative similarity is :math:`\delta`; also finite, not 0, for collapsed embeddings.
+    At the edge: 0 where every negative similarity is :math:`\delta`; rounding leaves up to some 1e-6 in fp32, in the closed
+    form also below 0. Finite, not 0, for collapsed embeddings.
 
     Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7; the closed form is this package's own.
     """
     _checks.two_views(z0, z1, keys, offset)
     _checks.one_of(pairs, _checks.KINDS, "pairs")
-    _checks.one_of(form, ("auto", "direct", "closed"), "form")
+    _checks.one_of(form, ("auto", "dense", "closed"), "form")
     delta, p = _checks.delta(num_samples, target), _checks.exponent(exponent)
     if form == "closed" and p != 2:
-        raise ValueError(f"the closed form needs exponent 2; got {exponent}. Use form='direct' or 'auto'.")
+        raise ValueError(f"the closed form needs exponent 2; got {exponent}. Use form='dense' or 'auto'.")
     if check:
         _checks.rows_are_sound(z0=z0, z1=z1)
     rows, total = z0.shape[0], z0.shape[0] if keys is None else keys[0].shape[0]

@@ -266,8 +266,8 @@ class VRNRegularizer(VRNLoss):
 
     Args:
         weight: factor on the term; there is no default, since the weight that helps depends on n, D and the schedule. On
-            a thousand digits 1 to 10 were much alike and 30 harmed large batches; Lee et al. used 30 to 40 for
-            n >= 50 000. It is a plain attribute: a warm-up sets it.
+            a thousand digits 1 to 10 were much alike; Lee et al. used 30 to 40 for n >= 50 000. A warm-up sets the attribute;
+            it is not part of ``state_dict``.
         num_samples: n, the number of training samples; or
         target: the similarity negatives are pulled to.
         pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
@@ -292,8 +292,17 @@ class VRNRegularizer(VRNLoss):
             exponent=exponent,
             gather_distributed=gather_distributed,
         )
-        self.weight = _checks.weight(weight)
+        self.weight = weight
         self.warned_of_one_side = False
+
+    @property
+    def weight(self) -> float:
+        """The factor on the term, at least 0."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._weight = _checks.weight(value)
 
     def warn_if_one_sided(self, z0: Tensor, z1: Tensor) -> None:
         """Warns, once, where only one of the views carries a gradient, as momentum keys do not."""

@@ -90,7 +90,7 @@ class NTXentLoss(varloss.NTXentLoss):
             decoupled=decoupled,
             gather_distributed=gather_distributed,
         )
-        self.vrn = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
+        self.regularizer = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
         self.memory_bank = _random_bank(memory_bank_size)
         if self.memory_bank is None:
             return
@@ -99,9 +99,9 @@ class NTXentLoss(varloss.NTXentLoss):
                 "with a memory bank its entries are the only negatives: negatives and decoupled must keep their "
                 f"defaults; got negatives={negatives!r}, decoupled={decoupled}."
             )
-        if self.vrn is not None and self.vrn.weight > 0:
+        if self.regularizer is not None and self.regularizer.weight > 0:
             warnings.warn(f"vrn_weight > 0 with a memory bank: {ONE_SIDED}", UserWarning, stacklevel=2)
-            self.vrn.warned_of_one_side = True
+            self.regularizer.warned_of_one_side = True
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
@@ -113,8 +113,8 @@ class NTXentLoss(varloss.NTXentLoss):
             twice = (torch.cat([out0, out0]), torch.cat([out1, out1]))
             return super().forward(*twice) * 0 if out0.shape == out1.shape else super().forward(out0, out1)
         else:
-            return self.plus(_active(self.vrn), out0, out1)
-        return _add(loss, self.vrn, out0, out1)
+            return self.plus(_active(self.regularizer), out0, out1)
+        return _add(loss, self.regularizer, out0, out1)
 
     def _gathers(self) -> bool:
         return self.gather_distributed and distributed.world_size() > 1
@@ -179,7 +179,7 @@ class DCLLoss(varloss.NTXentLoss):
             temperature=temperature, negatives=negatives, decoupled=True, gather_distributed=gather_distributed
         )
         self.weight_fn = weight_fn
-        self.vrn = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
+        self.regularizer = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
 
     def positive_weight(
         self, z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int
@@ -192,7 +192,7 @@ class DCLLoss(varloss.NTXentLoss):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
-        return self.plus(_active(self.vrn), out0, out1)
+        return self.plus(_active(self.regularizer), out0, out1)
 
 
 class DCLWLoss(DCLLoss):
@@ -266,11 +266,11 @@ class DHELLoss(varloss.DHELLoss):
         vrn_pairs: Kind = "cross",
     ) -> None:
         super().__init__(temperature=temperature, scale=scale, gather_distributed=gather_distributed)
-        self.vrn = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
+        self.regularizer = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
-        return _add(super().forward(out0, out1), self.vrn, out0, out1)
+        return _add(super().forward(out0, out1), self.regularizer, out0, out1)
 
 
 class VRNRegularizer(varloss.VRNRegularizer):

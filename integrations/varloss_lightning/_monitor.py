@@ -13,6 +13,10 @@ from varloss.metrics import similarity_moments, statistics_from_moments
 Projections = Callable[[Any, Any, Any, Any], "tuple[Tensor, Tensor] | None"]
 
 
+# Measurements that a warning needs at least: one batch proves nothing, and a short run should hear of it while it lasts.
+ENOUGH = 10
+
+
 class SimilarityMonitorMixin:
     """Logs similarity statistics of training batches, and warns once when alignment is lost or everything collapses.
 
@@ -36,7 +40,7 @@ class SimilarityMonitorMixin:
         projections: See above.
         every_n_steps: Training batches between two measurements.
         prefix: Before the six names in the logger.
-        window: Measurements that a warning looks back on.
+        window: Measurements that a warning looks back on at most; there is none before ten (or `window`, if that is less).
         alignment_floor: Warn when positives averaged less than this over the window.
         collapse_ceiling: Warn when cross-view negatives averaged more than this over the window.
 
@@ -51,7 +55,7 @@ class SimilarityMonitorMixin:
         every_n_steps: int = 50,
         prefix: str = "similarity/",
         window: int = 100,
-        alignment_floor: float = 0.3,
+        alignment_floor: float = 0.5,
         collapse_ceiling: float = 0.9,
     ) -> None:
         if not (isinstance(projections, str) or callable(projections)):
@@ -114,7 +118,7 @@ class SimilarityMonitorMixin:
         self._positives.append(positive)
         self._negatives.append(negative)
         count = len(self._positives)
-        if count < (self._positives.maxlen or 1):
+        if count < min(self._positives.maxlen or 1, ENOUGH):
             return
         mean_positive, mean_negative = sum(self._positives) / count, sum(self._negatives) / count
         if mean_positive < self.alignment_floor:

@@ -37,7 +37,7 @@ class _CosineLoss(BaseMetricLossFunction):  # type: ignore[misc]  # the library 
         if indices_tuple is not None:
             raise ValueError(
                 f"{type(self).__name__} is a mean over ALL negative pairs and takes no indices_tuple: leave the miner out, "
-                "in MultipleLosses by miners=[miner, None]."
+                "in MultipleLosses by miners=[miner, None]. CrossBatchMemory gives one as well and does not go with it."
             )
         if labels is None:
             raise ValueError(f"{type(self).__name__} needs labels: they say which rows are negatives of each other.")

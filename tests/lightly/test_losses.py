@@ -165,7 +165,7 @@ class TestBank:
         loss_fn = varloss_lightly.NTXentLoss(memory_bank_size=(8, 4), num_samples=9)
         query, key = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
         loss_fn(query, key)
-        loss_fn.vrn.weight = 3.0
+        loss_fn.regularizer.weight = 3.0
         with pytest.warns(UserWarning, match="only one carries a gradient"):
             loss_fn(query, key)
 
@@ -222,7 +222,7 @@ class TestAdditions:
         plain = varloss_lightly.NTXentLoss()(*z)
         loss_fn = varloss_lightly.NTXentLoss(vrn_weight=0, num_samples=50)
         assert torch.equal(loss_fn(*z), plain)
-        loss_fn.vrn.weight = 2.0
+        loss_fn.regularizer.weight = 2.0
         torch.testing.assert_close(loss_fn(*z), plain + 2 * vf.vrn(*z, num_samples=50))
 
     @pytest.mark.parametrize(("kind", "decoupled"), [("within", False), ("cross", True)])

@@ -99,13 +99,13 @@ def test_signatures_start_as_lightlys(name):
 def test_number_of_samples_is_that_of_the_training_set_unless_given():
     model = build("dcl_vrn")
     fit(model, two_loaders=False)
-    assert model.vrn.num_samples == SAMPLES
+    assert model.regularizer.num_samples == SAMPLES
     model = build("dcl_vrn", num_samples=50_000)
     fit(model, two_loaders=False)
-    assert model.vrn.num_samples == 50_000
+    assert model.regularizer.num_samples == 50_000
     model = build("dcl")
     fit(model, two_loaders=False)
-    assert model.vrn is None
+    assert model.regularizer is None
 
 
 def test_unknown_number_of_samples_is_an_error():
@@ -133,8 +133,8 @@ def test_vrn_changes_the_loss_by_its_own_value_and_nothing_else(name, monkeypatc
     """The first training loss with VRN is the one without plus the weighted term, on the projections of both views."""
     plain, regularised = build(name), build(f"{name}_vrn", num_samples=SAMPLES)
     seen = []
-    forward = regularised.vrn.forward
-    monkeypatch.setattr(regularised.vrn, "forward", lambda z0, z1: seen.append((z0, z1)) or forward(z0, z1))
+    forward = regularised.regularizer.forward
+    monkeypatch.setattr(regularised.regularizer, "forward", lambda z0, z1: seen.append((z0, z1)) or forward(z0, z1))
     batch = next(iter(DataLoader(RandomViews(2), batch_size=BATCH)))
     losses = []
     for model in (plain, regularised):

@@ -171,14 +171,21 @@ def test_warns_once_of_collapse(flavour, views, tmp_path) -> None:
 
 
 @both
-@pytest.mark.parametrize(
-    ("factor", "options"),
-    [(1.0, {}), (-1.0, {"window": 100}), (-1.0, {"alignment_floor": -1.1})],
-    ids=["healthy", "window not full", "floor moved"],
-)
-def test_does_not_warn_without_reason(flavour, factor, options, views, tmp_path) -> None:
+def test_a_long_window_warns_from_the_tenth_measurement_on(flavour, views, tmp_path) -> None:
     z0 = views[0]
-    assert warnings_of(flavour, (z0, factor * z0 + 0.01), tmp_path, epochs=4, **options) == []
+    (found,) = warnings_of(flavour, (z0, -z0), tmp_path, epochs=4, window=100)
+    assert "over the last 10 measurements" in found
+
+
+@both
+@pytest.mark.parametrize(
+    ("factor", "epochs", "options"),
+    [(1.0, 4, {}), (-1.0, 2, {"window": 100}), (-1.0, 4, {"alignment_floor": -1.1})],
+    ids=["healthy", "nine measurements or fewer", "floor moved"],
+)
+def test_does_not_warn_without_reason(flavour, factor, epochs, options, views, tmp_path) -> None:
+    z0 = views[0]
+    assert warnings_of(flavour, (z0, factor * z0 + 0.01), tmp_path, epochs=epochs, **options) == []
 
 
 @both
