@@ -14,8 +14,9 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from varloss_bench import figure, planned, provenance, report, report_records, report_text, runner, summary, timing
+from varloss_bench import figure, planned, provenance, report, report_records, report_text, runner, same_data, summary, timing
 from varloss_bench.cluster import Cluster
 from varloss_bench.config import TrialConfig
 from varloss_bench.progress import SweepProgress
@@ -123,6 +124,7 @@ def present(
         "environment": next((record["environment"] for record in loaded.records.values()), None),
         "confounds": provenance.confounds(trained),
         "environments_differ": _environments_differ(loaded),
+        "data_differ": (data_differ := same_data.differences(trials, loaded.records)),
         "trials_run": ran,
         "seconds": round(seconds, 1),
         "plan": planned.to_dict(trials, pairs, effect_points),
@@ -132,11 +134,13 @@ def present(
     write_atomically(store.folder / planned.FILE, json.dumps(content, indent=1, sort_keys=True) + "\n")
     speed = "\n".join(timing.in_words(trials, loaded.records))
     text = report_text.plain_text(result, trained) + (f"\n{speed}\n" if speed else "")
-    above = (
-        [textwrap.fill(line, 100, subsequent_indent="    ") for line in [*preface.splitlines(), ""]] if preface else []
-    )
+    alarm = same_data.in_words(data_differ, command)
+    lines = [*alarm, *([""] if alarm else []), *([*preface.splitlines(), ""] if preface else [])]
+    above = [textwrap.fill(line, 100, subsequent_indent="    ") for line in lines]
     write_atomically(store.folder / "table.txt", "\n".join([f"$ {shlex.join(command)}\n", *above, text]))
     write_atomically(store.folder / "figure.png", figure.draw(result, trained))
+    if alarm:
+        console.print(Text("\n".join(alarm), style="bold red"), soft_wrap=True)
     if preface:
         console.print(preface, highlight=False, markup=False)
     console.print(report_text.render(result, trained))

@@ -133,7 +133,11 @@ def run_trial(
     source = load_source(config)
     splits = data.split(source, config.seed)
     held_out = splits.test if config.evaluate_on == "test" else splits.val
-    outcome: dict[str, Any] = {"num_train": len(splits.train), "num_evaluated": len(held_out)}
+    outcome: dict[str, Any] = {
+        "data_digest": source.digest,
+        "num_train": len(splits.train),
+        "num_evaluated": len(held_out),
+    }
     started = time.perf_counter()
     if not config.arm.trained:
         train_features, held_out_features = _untrained_features(config, source, splits.train, held_out)

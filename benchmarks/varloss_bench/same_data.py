@@ -1,0 +1,97 @@
+"""Whether records were made from the same images: a trial's key holds the path of a folder, not what is in it."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from varloss_bench.config import TrialConfig
+
+# What a record says of its images, in words; the most telling first.
+_NAMES = {
+    "data_digest": "images and labels with the digest {}",
+    "num_train": "{} training images",
+    "num_evaluated": "{} evaluated images",
+    "first_batch": "images with the first batch {}",
+}
+# Files that are named in words, for each set of images.
+_NAMED_FILES = 5
+
+
+def differences(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What these records of one data set say of different images, the oldest first; empty where nothing contradicts.
+
+    All records that tell it must agree on the digest of images and labels, and on the numbers of training and evaluated
+    images. The first batch depends on seed, batch size and device too, and is rounded differently by other versions and
+    machines: records that share all these must agree on it. Method, weight and temperature have no part in any of this,
+    and the order that records hold says nothing more: it follows from the seed and the number of training images. Records
+    older than the digest are compared by the rest.
+
+    Returns:
+        One entry per set of images: `by` (what they differ in), `value`, `trials` (names of files) and `finished_at`, first
+        and last.
+    """
+    told: dict[str, dict[str, dict[str, list[tuple[TrialConfig, Mapping[str, Any]]]]]] = {}
+    for trial in trials:
+        record = records.get(trial.key(), {})
+        for name, scope, value in _told_by(trial, record):
+            told.setdefault(name, {}).setdefault(scope, {}).setdefault(value, []).append((trial, record))
+    for name in _NAMES:
+        for by_value in told.get(name, {}).values():
+            if len(by_value) > 1:
+                found = [_entry(name, value, members) for value, members in by_value.items()]
+                return sorted(found, key=lambda entry: entry["finished_at"][-1])
+    return []
+
+
+def _told_by(trial: TrialConfig, record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, what else has to be equal, and value of all that a record says of its images."""
+    source = [trial.data, trial.data_dir, trial.image_size, trial.official_test]
+    sizes = [*source, trial.num_train, trial.num_val, trial.num_test]
+    paired = record.get("paired")
+    paired = paired if isinstance(paired, Mapping) else {}
+    environment = record.get("environment")
+    environment = environment if isinstance(environment, Mapping) else {}
+    made_by = [environment.get("versions"), environment.get("machine")]
+    scopes: dict[str, tuple[Any, list[Any]]] = {
+        "data_digest": (record.get("data_digest"), source),
+        "num_train": (record.get("num_train"), sizes),
+        "num_evaluated": (record.get("num_evaluated"), [*sizes, trial.evaluate_on]),
+        "first_batch": (paired.get("first_batch"), [*sizes, trial.seed, trial.batch_size, trial.device, made_by]),
+    }
+    for name, (value, scope) in scopes.items():
+        if value is not None:
+            yield name, json.dumps(scope, sort_keys=True, default=str), str(value)
+
+
+def _entry(name: str, value: str, members: Sequence[tuple[TrialConfig, Mapping[str, Any]]]) -> dict[str, Any]:
+    finished = sorted(str(record.get("finished_at", "")) for _, record in members)
+    return {
+        "by": name,
+        "value": value,
+        "trials": [f"{trial.file_stem()}.json" for trial, _ in members],
+        "finished_at": [finished[0], finished[-1]],
+    }
+
+
+def in_words(found: Sequence[Mapping[str, Any]], command: Sequence[str]) -> list[str]:
+    """Paragraphs about what `differences` found, with the command that makes every trial anew; none where it found nothing."""
+    if not found:
+        return []
+    kinds = [
+        f"- {len(entry['trials'])} trials from {_NAMES[entry['by']].format(entry['value'])}, finished "
+        f"{' to '.join(dict.fromkeys(entry['finished_at']))}: {_files(entry['trials'])}"
+        for entry in found
+    ]
+    return [
+        "NOT THE SAME IMAGES: the data changed while these trials were run, so rows differ in their images too, and no "
+        "difference below can be put down to VRN, temperature or batch size:",
+        *kinds,
+        "A trial is known by its options, and these name the data and not what is in it. All of them anew, from the images "
+        f"there are now, in a new folder: {shlex.join([*command, '--output', 'NEW_FOLDER'])}",
+    ]
+
+
+def _files(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED_FILES
+    return ", ".join(names[:_NAMED_FILES]) + (f" and {more} more (data_differ in summary.json)" if more > 0 else "")
