@@ -16,7 +16,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from varloss_bench import figure, planned, provenance, report, report_records, report_text, runner, same_data, summary, timing
+from varloss_bench import (
+    figure,
+    messages,
+    planned,
+    provenance,
+    report,
+    report_records,
+    report_text,
+    runner,
+    same_data,
+    summary,
+    timing,
+)
 from varloss_bench.cluster import Cluster
 from varloss_bench.config import TrialConfig
 from varloss_bench.progress import SweepProgress
@@ -50,11 +62,11 @@ def run_sweep(
     store = Store(folder)
     loaded = store.load(trials)
     for path, reason in loaded.corrupt.items():
-        console.print(f"[yellow]corrupt result, will be run again:[/yellow] {path}: {reason}", highlight=False)
+        messages.announce(console, "corrupt result, will be run again:", f"{path}: {reason}", "yellow")
     missing = [trial for trial in trials if not loaded.done(trial)]
-    console.print(
+    messages.say(
+        console,
         f"{len(trials)} trials, {len(trials) - len(missing)} of them already in {folder}; {len(missing)} to run.",
-        highlight=False,
     )
     if dry_run:
         show_cost(missing, workers, console)
@@ -79,19 +91,18 @@ def run_sweep(
             seconds=time.monotonic() - started,
         )
     except KeyboardInterrupt:
-        console.print(f"Interrupted; every finished trial is in {folder}. The same command resumes.", highlight=False)
+        messages.say(console, f"Interrupted; every finished trial is in {folder}. The same command resumes.")
         if cluster and (pending := cluster.pending(missing, folder)):
-            console.print(
+            messages.say(
+                console,
                 f"{len(pending)} jobs go on; the same command waits for them. To end them: scancel {' '.join(pending)}",
-                highlight=False,
-                soft_wrap=True,
             )
         raise typer.Exit(130) from None
     except OSError as error:  # disk full, or the folder is gone
-        console.print(
-            f"[red]error:[/red] {error}\nEvery trial finished until now is in {folder}. Make room for more there and run the "
-            "same command again: it resumes.",
-            highlight=False,
+        messages.error(
+            console,
+            f"{error}\nEvery trial finished until now is in {folder}. Make room for more there and run the same command "
+            "again: it resumes.",
         )
         raise typer.Exit(1) from None
     if crashed:
@@ -142,21 +153,17 @@ def present(
     if alarm:
         console.print(Text("\n".join(alarm), style="bold red"), soft_wrap=True)
     if preface:
-        console.print(preface, highlight=False, markup=False)
+        console.print(Text(preface))
     console.print(report_text.render(result, trained))
     if speed:
-        console.print(speed, highlight=False, soft_wrap=True, style="dim")
+        messages.say(console, speed, "dim")
     if content["environments_differ"]:
         console.print(
             "[yellow]These rows were not all made by the same versions on the same machine[/yellow] (see each trial's "
             "record); another --name makes them anew."
         )
-    console.print(
-        f"{ran} trials run in {seconds:.0f} s. Table, figure and records: {store.folder}/",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(_report(store, command), highlight=False, soft_wrap=True, markup=False)
+    messages.say(console, f"{ran} trials run in {seconds:.0f} s. Table, figure and records: {store.folder}/")
+    messages.say(console, _report(store, command))
     return sum(len(row.crashed) for row in result.rows)
 
 
@@ -193,10 +200,14 @@ def show_cost(
 ) -> None:
     """List what would run and estimate its time from a few measured steps per method and batch size.
 
+    Where this machine lacks the trials' device, as a cluster's login node does, steps are listed and no time.
     `measured` is what was measured before, and is added to.
     """
     from varloss_bench import train  # noqa: PLC0415  (lightning, which this process otherwise never needs)
 
+    if any(trial.device == "cuda" for trial in missing) and not torch.cuda.is_available():
+        _list_steps(missing, console, title=title, note=note)
+        return
     train.quieten()
     torch.set_num_threads(1)
     # Names of trials whole, within 80 columns: the others wrap.
@@ -226,9 +237,7 @@ def show_cost(
                     speed = f"{arm.batch_size / step:.0f}"
                     share = "not measured" if loss is None else f"{min(1.0, loss / step):.0%}"
             total += seconds * len(of_arm)
-            seeds = ",".join(str(trial.seed) for trial in of_arm)
-            length = f"{getattr(of_arm[0], of_arm[0].equal)} {of_arm[0].equal}" if arm.trained else ""
-            table.add_row(arm.label(), seeds, length, speed, share, f"{seconds:.1f}")
+            table.add_row(arm.label(), _seeds(of_arm), _length(of_arm[0]), speed, share, f"{seconds:.1f}")
     console.print(table)
     if any(trial.ranks > 1 for trial in missing):
         console.print(
@@ -240,3 +249,33 @@ def show_cost(
         f"this machine just now, start-up counted as 10 s). {note}",
         highlight=False,
     )
+
+
+def _list_steps(missing: Sequence[TrialConfig], console: Console, *, title: str, note: str) -> None:
+    """What would run, with everything that is known of it where the device that runs it is not at hand."""
+    from varloss_bench import train  # noqa: PLC0415  (as above)
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trial", no_wrap=True)
+    for heading in ("seeds", "length", "steps\nper run"):
+        table.add_column(heading)
+    total = 0
+    for arm in dict.fromkeys(trial.arm for trial in missing):
+        of_arm = [trial for trial in missing if trial.arm == arm]
+        steps = train.number_of_steps(of_arm[0]) if arm.trained else 0
+        total += steps * len(of_arm)
+        table.add_row(arm.label(), _seeds(of_arm), _length(of_arm[0]), str(steps) if steps else "")
+    console.print(table)
+    console.print(
+        f"{total} steps. How long they take cannot be measured here: this machine has no CUDA device. --dry-run on a node "
+        f"that has one, with --cluster local or without --cluster, measures it. {note}",
+        highlight=False,
+    )
+
+
+def _seeds(of_arm: Sequence[TrialConfig]) -> str:
+    return ",".join(str(trial.seed) for trial in of_arm)
+
+
+def _length(trial: TrialConfig) -> str:
+    return f"{getattr(trial, trial.equal)} {trial.equal}" if trial.arm.trained else ""

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import re
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from varloss_bench import cluster
+from varloss_bench.cli import app
 from varloss_bench.cluster import Cluster, parse_slurm
 from varloss_bench.config import TrialConfig
 from varloss_bench.store import Store
@@ -100,6 +104,47 @@ def test_trials_of_different_sizes_are_arrays_of_their_own(tmp_path, slurm):
         [False, True],
     ]
     assert ["#SBATCH --cpus-per-task=2\n" in script for script in scripts] == [False, True]
+
+
+@pytest.fixture
+def login_node(slurm, tmp_path, monkeypatch):
+    """A machine with Slurm's commands and no GPU; returns a call of `compare` there, for the GPUs of the cluster."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["--device", "cuda", "--cluster", "slurm", "--method", "simclr", "--epochs", "2", "--batch-size", "64"]
+
+    def compare(*more):
+        return CliRunner().invoke(app, ["compare", *words, "--output", str(tmp_path / "results"), *more])
+
+    return compare
+
+
+def test_a_login_node_lists_the_steps_that_it_cannot_time(login_node, tmp_path):
+    result = login_node("--seeds", "3", "--dry-run")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert re.search(r"simclr B=64 t=0.5 VRN 3 +0,1,2 +2 epochs +30 *\n", result.output)  # 997 // 64 x 2
+    assert "270 steps. How long they take cannot be measured here: this machine has no CUDA device." in text
+    assert "--dry-run on a node that has one, with --cluster local or without --cluster, measures it." in text
+    assert "minutes" not in text
+    assert text.endswith("Nothing was run.")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_selection_on_a_login_node_goes_on_to_its_first_phase(login_node, monkeypatch):
+    dry = login_node("--select", "--seeds", "2", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert dry.output.count("cannot be measured here") == 2  # of either phase
+    submitted = []
+
+    def interrupted(self, configs, folder, command, workers):
+        submitted.extend(configs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cluster, "run", interrupted)
+    result = login_node("--select", "--seeds", "2")
+    assert result.exit_code == 130, result.output
+    assert "Phase 1 of 2" in result.output
+    assert {(trial.device, trial.evaluate_on) for trial in submitted} == {("cuda", "val")}
 
 
 def test_a_second_node_does_not_wait_for_the_first_one_of_a_trial_that_is_done(tmp_path, monkeypatch):
