@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from varloss_bench.data_torchvision import CROP_AREA
 from varloss_bench.data_types import DataError, Request, Source, Split
@@ -112,9 +112,31 @@ def _read_image(path: Path, size: int) -> "np.ndarray[tuple[int, ...], np.dtype[
     try:
         with Image.open(path) as image:
             # Writable, as torch wants it: a view of PIL's buffer is not.
-            return np.array(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
+            return np.array(ImageOps.fit(_in_bytes(image).convert("RGB"), (size, size), Image.Resampling.BILINEAR))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path} cannot be read as an image: {error}. Mend it, or leave it out by giving it another ending "
             f"({path.name}.broken)"
         ) from error
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """The image with 8 bits per channel. Those of 16-bit greys are scaled here: PIL would cut everything above 255 to white.
+
+    Raises:
+        ValueError: Greys of 32 bits or floats, of which no file says what white is.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    # PIL calls PNG and PGM of 16 bits I in some of its versions, and TIFF of 32 bits or with a sign always.
+    if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
+        raise ValueError(
+            f"its greys are of mode {image.mode} (32-bit integers or floats), for which no white is defined; save it with 8 "
+            "or 16 bits"
+        )
+    bits = 16
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # scanners and microscopes write 12 of them, too
+        (bits, *_) = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
+    white = 2**bits - 1
+    greys = np.asarray(image).astype(np.int64)
+    return Image.fromarray(((greys * 255 + white // 2) // white).clip(0, 255).astype(np.uint8))

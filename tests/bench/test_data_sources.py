@@ -2,6 +2,7 @@
 
 import dataclasses
 import http.server
+import struct
 import tarfile
 import threading
 from functools import partial
@@ -239,6 +240,53 @@ def test_a_corrupt_image_is_named(folder):
     assert len(data.load(f"imagefolder:{path}").labels) == 4
 
 
+DEEP = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+
+
+@pytest.mark.parametrize("name", ["16.png", "16.tif", "16.pgm", "big-endian.tif", "12.tif"])
+def test_16_bit_greys_are_scaled_and_not_cut_to_white(folder, name):
+    path, _ = folder
+    file = path / "a" / "tall.bmp"
+    file.unlink()
+    file = file.with_name(f"tall.{name}")  # last of its class
+    if name == "16.pgm":
+        file.write_bytes(b"P5 8 8 65535\n" + DEEP.astype(">u2").tobytes())
+    elif name == "big-endian.tif":
+        file.write_bytes(tiff(DEEP.astype(">u2").tobytes(), 16))
+    elif name == "12.tif":
+        # Two greys in three bytes.
+        pairs = (DEEP.reshape(-1, 2) // 16).astype(np.uint32)
+        packed = (pairs[:, 0] << 12) | pairs[:, 1]
+        file.write_bytes(tiff(b"".join(int(value).to_bytes(3, "big") for value in packed), 12, "<"))
+    else:
+        Image.fromarray(DEEP).save(file)
+    with Image.open(file) as image:
+        assert image.mode.startswith("I")
+    grey = data.load(f"imagefolder:{path}", image_size=8).images[1]
+    expected = torch.from_numpy(np.round(DEEP / 65535 * 255).astype(np.uint8))
+    if name == "12.tif":
+        expected = torch.from_numpy(np.round(DEEP // 16 / 4095 * 255).astype(np.uint8))
+    assert torch.equal(grey, expected.expand(3, -1, -1))
+
+
+def tiff(pixels, bits, order=">"):
+    """A grey TIFF of 8 x 8 as PIL reads and does not write it; `order` is that of the bytes in its tags."""
+    tags = {256: 8, 257: 8, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: len(pixels)}
+    directory = struct.pack(f"{order}H", len(tags))
+    for tag, value in tags.items():
+        directory += struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
+    start = (b"MM" if order == ">" else b"II") + struct.pack(f"{order}HI", 42, 8 + len(pixels))
+    return start + pixels + directory + struct.pack(f"{order}I", 0)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_greys_without_a_defined_white_are_refused(folder, kind, mode):
+    path, _ = folder
+    Image.fromarray(DEEP.astype(kind)).save(path / "b" / "deep.tif")
+    with pytest.raises(data.DataError, match=rf"b/deep\.tif cannot be read.* mode {mode} .*save it with 8 or 16 bits"):
+        data.load(f"imagefolder:{path}")
+
+
 def test_folders_that_are_no_data_set(folder, tmp_path):
     path, _ = folder
     with pytest.raises(data.DataError, match="needs a folder, got '/does/not/exist'"):
@@ -288,7 +336,6 @@ def test_colour_views_are_cropped_coloured_and_each_their_own(colourful):
     first, second = augment.two_views(one, augmentation, seed=0)
     views = torch.cat([first, second])
     assert views.shape == (400, 3, 32, 32)
-    assert (views.min(), views.max()) >= (0, 0)
     assert float(views.min()) >= 0
     assert float(views.max()) <= 1
     assert len(views.flatten(1).unique(dim=0)) == 400
