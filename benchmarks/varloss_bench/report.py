@@ -51,7 +51,12 @@ def report(
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     if not results:
-        console.print("No trial has a result: all of them crashed. The report gives their reasons.", style="red")
+        reason = (
+            "all of them crashed. The report gives their reasons."
+            if found.trials
+            else "there is no readable record. Why the files were left out is above."
+        )
+        console.print(f"No trial has a result: {reason}", style="red", soft_wrap=True)
         raise typer.Exit(1)
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +16,7 @@ from varloss_bench.measures import ACCURACIES, METRICS
 from varloss_bench.report_figures import Panel
 from varloss_bench.report_heat import SCORE, tuned
 from varloss_bench.report_pictures import Figure, controls, pictures
-from varloss_bench.report_records import Found, Group
+from varloss_bench.report_records import WITHIN, Found, Group
 from varloss_bench.summary import EFFECT_POINTS, Comparison, Summary, grid_pairs, summarise
 
 # Columns of the table of arms; the others are in rows.csv.
@@ -50,7 +50,11 @@ class Section:
 
 def sections(found: Found) -> list[Section]:
     """One section per group of comparable trials."""
-    return [_section(group, number) for number, group in enumerate(found.groups, 1)]
+    differences = _differences(found.groups)
+    return [
+        _section(group, f"group{number}", differing)
+        for number, (group, differing) in enumerate(zip(found.groups, differences, strict=True), 1)
+    ]
 
 
 def html(found: Found, parts: Sequence[Section], folder: Path, command: str) -> str:
@@ -91,7 +95,30 @@ def _markdown_cell(text: object) -> str:
     return "".join(f"\\{c}" if c in "|`*_[]#~" else c for c in one_line)
 
 
-def _section(group: Group, number: int) -> Section:
+# Told by a section's title in any case.
+_IN_TITLE = frozenset({"data", "evaluate_on", "epochs", "steps", "backbone"})
+
+
+def _differences(groups: Sequence[Group]) -> list[tuple[tuple[str, str], ...]]:
+    """For each group the options, and the protocol, that are not the same in all groups, as they are in this one."""
+    names = [field.name for field in fields(TrialConfig) if field.name not in WITHIN]
+    values = [{name: _option(group, name) for name in names} | {"protocol": str(group.protocol)} for group in groups]
+    differing = [name for name in [*names, "protocol"] if len({of_group[name] for of_group in values}) > 1]
+    return [tuple((name, of_group[name]) for name in differing) for of_group in values]
+
+
+def _option(group: Group, name: str) -> str:
+    """The value of a field; of the arms with VRN, as all others have what only concerns VRN at its default.
+
+    Methods whose own choice it is anyway have None: what the other methods have is then said.
+    """
+    configs = [config for config in group.configs if config.arm.trained]
+    configs = [config for config in configs if config.weight] or configs
+    seen = list(dict.fromkeys(getattr(config, name) for config in configs))
+    return ", ".join(str(value) for value in seen if value is not None) or "by default"
+
+
+def _section(group: Group, anchor: str, differing: Sequence[tuple[str, str]]) -> Section:
     config = group.sample
     pairs = group.plan.pairs if group.plan else grid_pairs(group.configs, controls(group.configs))
     effect = group.plan.effect_points if group.plan else EFFECT_POINTS
@@ -100,10 +127,11 @@ def _section(group: Group, number: int) -> Section:
     methods = list(dict.fromkeys(arm.method for arm in arms))
     drawn, missing = pictures(group, summary, methods)
     return Section(
-        anchor=f"group{number}",
+        anchor=anchor,
         title=f"{config.data}, {split_words(config)}, {equal_words(config)}, {_backbone(config)}"
+        + "".join(f", {name} {value}" for name, value in differing if name not in _IN_TITLE)
         + (": all sweeps of this folder together" if group.beyond_plan else ""),
-        asked=_asked(group, summary, arms),
+        asked=(*_asked(group, summary, arms), *(pair for pair in differing if pair[0] not in _IN_TITLE | {"protocol"})),
         verdict=tuple(_verdict(summary)),
         settled=tuple(_settled(summary)),
         tuned=tuple(_tuned_rows(summary, arms)),
@@ -125,11 +153,14 @@ def _section(group: Group, number: int) -> Section:
 def _family(group: Group, summary: Summary) -> str:
     """Where the comparisons come from."""
     number = len(summary.comparisons)
+    if group.plan and not number:
+        return "The sweep had planned no comparison."
     if group.plan:
         return f"Compared is what the sweep had planned: the same family of {number} comparisons as in its table.txt."
     return (
-        "No sweep had planned to compare these trials as they lie here. This section compares those with the same temperature "
-        f"and with temperatures run without VRN only, and corrects over all {number}: a first look, and not a sweep's verdict."
+        "What was planned for these trials is not recorded here. This section compares with the same temperature and with "
+        f"temperatures run without VRN only, and corrects over all {number}: a first look. The verdict of the sweep that made "
+        "them is in the table.txt that it wrote."
     )
 
 
@@ -150,13 +181,17 @@ def _asked(group: Group, summary: Summary, arms: Sequence[Arm]) -> tuple[tuple[s
         ("Seeds", f"{len(summary.seeds)} ({_list(summary.seeds)}), paired"),
         ("Length", f"{equal_words(config)}; read once, after the last epoch"),
         ("Backbone", _backbone(config)),
-        ("Trials", f"{len(group.trials)}, protocol {group.protocol}"),
+        ("Trials", f"{_of_planned(group)}, protocol {group.protocol}"),
     ]
     if control_temperatures:
         chosen = any(c.role == "tuned baseline" for c in summary.comparisons)
         kind = "Temperatures chosen" if chosen else "Control temperatures"
         asked.insert(6, (f"{kind}, without VRN only", _list(control_temperatures)))
     return tuple(asked)
+
+
+def _of_planned(group: Group) -> str:
+    return f"{len(group.trials)}" + (f" of the {len(group.configs)} planned" if group.missing else "")
 
 
 def _list(values: Iterable[float]) -> str:
@@ -169,12 +204,15 @@ def _verdict(summary: Summary) -> list[str]:
         return ["Nothing is compared: no arm with VRN has its arm without VRN here."]
     lines = []
     accuracies = [c for c in summary.comparisons if METRICS[c.metric].unit]
+    made = [c for c in summary.comparisons if c.verdict not in get_args(stats.Failure)]
     better, worse = (
         [c for c in accuracies if c.verdict == "settled" and (c.result.difference.mean > 0) == up]
         for up in (True, False)
     )
-    seeds = _seeds(summary.comparisons)
-    if not better and not worse:
+    seeds = _seeds(made or summary.comparisons)
+    if not made:
+        lines.append("No comparison could be made: every pair has an arm with a seed that failed or has no result.")
+    elif not better and not worse:
         lines.append(f"No difference in accuracy is settled at {seeds}.")
     else:
         lines.append(
@@ -185,8 +223,9 @@ def _verdict(summary: Summary) -> list[str]:
     if hints:
         up = sum(c.result.difference.mean > 0 for c in hints)
         lines.append(
-            f"{len(hints)} {'more ' if better or worse else ''}only hint ({up} for, {len(hints) - up} against): their own "
-            f"interval excludes 0, but does not survive the correction over all {len(summary.comparisons)} comparisons."
+            f"Only a hint{' besides' if better or worse else ''}: {_counted(len(hints), 'comparison')} ({up} for, "
+            f"{len(hints) - up} against), whose own interval excludes 0, which does not survive the correction over all "
+            f"{len(summary.comparisons)}."
         )
     variances = [c for c in summary.comparisons if c.metric == "negative_variance"]
     lower = sum(c.verdict == "settled" and c.result.difference.mean < 0 for c in variances)
@@ -196,20 +235,24 @@ def _verdict(summary: Summary) -> list[str]:
         + (f", settled higher in {higher}." if higher else ".")
     )
     failures = Counter(row.failure for row in summary.rows if row.failure)
-    lines += [f"{count} arms {_FAILURES[failure]}" for failure, count in failures.items() if failure]
+    lines += [f"{_FAILURES[failure]}: {_counted(count, 'arm')}." for failure, count in failures.items() if failure]
     return lines
 
 
 _FAILURES: Mapping[stats.Failure, str] = {
-    "diverged": "diverged in at least one seed, and win nothing.",
-    "collapsed": f"collapsed in at least one seed (mean similarity of negatives above {COLLAPSE_MEAN}), and win nothing.",
-    "crashed": "lack at least one seed, and are compared with nothing.",
+    "diverged": "Diverged in at least one seed, which wins nothing",
+    "collapsed": f"Collapsed in at least one seed (mean similarity of negatives above {COLLAPSE_MEAN}), which wins nothing",
+    "crashed": "Without a result in at least one seed, and hence compared with nothing",
 }
 
 
 def _seeds(comparisons: Sequence[Comparison]) -> str:
     counts = sorted({c.result.difference.count for c in comparisons})
-    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return _counted(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def _settled(summary: Summary) -> list[str]:
@@ -262,8 +305,15 @@ def _warnings(group: Group, summary: Summary) -> list[str]:
             f"Made by {made} different sets of versions, losses or machines (below): seeds are paired, rounding is not."
         )
     crashed = [trial for trial in group.trials if trial.record["status"] == "crashed"]
-    if len(crashed) == len(group.trials):
-        lines.append(f"No trial has a result: all {len(crashed)} crashed. Their reasons are in the table of trials.")
+    if len(crashed) == len(group.trials) and crashed:
+        lines.append(
+            f"No trial has a result: {_counted(len(crashed), 'trial')} crashed. The reasons are in the table of trials."
+        )
+    if group.missing:
+        lines.append(
+            f"No readable record of {len(group.missing)} of the {len(group.configs)} planned trials. What is left of their "
+            "arms is compared with nothing; running the sweep's command again makes them."
+        )
     counts = {len([c for c in group.configs if c.arm == row.arm]) for row in summary.rows if row.arm.trained}
     if len(counts) > 1:
         lines.append(
@@ -322,4 +372,6 @@ def _trial_rows(group: Group) -> list[tuple[str, ...]]:
                 trial.file,
             )
         )
+    blanks = ("-",) * len(_SHOWN)
+    rows += [(config.arm.label(), str(config.seed), "no readable record", *blanks, "-") for config in group.missing]
     return rows

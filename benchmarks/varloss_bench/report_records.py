@@ -3,21 +3,20 @@
 import dataclasses
 import json
 import math
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from varloss_bench import planned
-from varloss_bench.config import CONTRASTIVE, EVALUATION_SPLITS, PROTOCOL, UNTRAINED, Arm, TrialConfig, untrained
+from varloss_bench.config import PROTOCOL, Arm, TrialConfig, untrained
 from varloss_bench.measures import HISTOGRAM_BINS
 from varloss_bench.planned import Planned
 from varloss_bench.store import Store
 
 # What differs within a group: the arm and the seed. All other fields must be equal, or rows would be compared that differ
 # in more than their arm.
-_WITHIN = {field.name for field in dataclasses.fields(Arm)} | {"seed"}
+WITHIN = {field.name for field in dataclasses.fields(Arm)} | {"seed"}
 # Not columns of a table of trials: pictures, curves and the text of an exception.
 _NO_COLUMNS = ("drawn", "epoch_losses", "traceback", "schema")
 
@@ -46,7 +45,9 @@ class Group:
     """Trials that may be compared: equal in everything but arm and seed, under one protocol.
 
     Attributes:
-        plan: Of the sweep whose trials these are, all of them and no others; None for whatever lies in the folder.
+        trials: Those that there are records of.
+        plan: Of the sweep whose trials these are, and no others; some of them may be missing. None for whatever lies in the
+            folder.
         beyond_plan: Whether the folder's last sweep is a part of these, and has a group of its own.
     """
 
@@ -57,13 +58,19 @@ class Group:
 
     @property
     def sample(self) -> TrialConfig:
-        """A trained trial's configuration, for what all have in common."""
-        return next(trial.config for trial in self.trials if trial.config.arm.trained)
+        """A trained trial's configuration, for what all have in common; one with VRN, whose choices others do not have."""
+        return max((config for config in self.configs if config.arm.trained), key=lambda config: bool(config.weight))
 
     @property
     def configs(self) -> list[TrialConfig]:
-        """All configurations."""
-        return [trial.config for trial in self.trials]
+        """All configurations: those of the records, and those that a plan asks for as well."""
+        return list(self.plan.configs) if self.plan else [trial.config for trial in self.trials]
+
+    @property
+    def missing(self) -> list[TrialConfig]:
+        """What was planned and has no readable record."""
+        records = self.records
+        return [config for config in self.configs if config.key() not in records]
 
     @property
     def records(self) -> dict[str, Mapping[str, Any]]:
@@ -80,8 +87,7 @@ class Found:
     """What a folder holds.
 
     Attributes:
-        groups: Of comparable trials, in the order of their first file; of those that hold the folder's last sweep, this
-            sweep first.
+        groups: Of comparable trials: the folder's last sweep, then all others in the order of their first file.
         left_out: File name -> why it is in no group.
     """
 
@@ -120,7 +126,7 @@ def read(folder: Path) -> Found:
     except ValueError as error:
         left_out[planned.FILE] = str(error)
     else:
-        groups = [part for group in groups for part in (_apart(group, plan) if plan else [group])]
+        groups = _sweep_first(trials, groups, plan) if plan else groups
     grouped = {trial.file for group in groups for trial in group.trials}
     for trial in trials:
         if trial.file not in grouped:
@@ -143,7 +149,7 @@ def _read(file: Path) -> Trial:
     if not isinstance(record, dict):
         raise ValueError("not a table of names")
     config = TrialConfig.from_dict(record["config"])
-    _check_config(config)
+    planned.check_config(config)
     Store.check(record, config)
     _check_drawn(record)
     _flat(record)  # nested too deeply to be walked: found out here, where it is named
@@ -153,26 +159,6 @@ def _read(file: Path) -> Trial:
             "the key inside is not that of the configuration inside, under any protocol up to this version's"
         )
     return Trial(file.name, config, record, protocols[0])
-
-
-def _check_config(config: TrialConfig) -> None:
-    """Types and ranges, so that nothing here sorts numbers among strings or takes the logarithm of -1."""
-    hints = get_type_hints(TrialConfig)
-    for name, value in dataclasses.asdict(config).items():
-        allowed = get_args(hints[name]) if get_origin(hints[name]) in (Union, types.UnionType) else (hints[name],)
-        kinds = tuple(get_origin(kind) or kind for kind in allowed)
-        if not isinstance(value, (*kinds, int) if float in kinds else kinds) or (
-            isinstance(value, bool) and bool not in kinds
-        ):
-            raise ValueError(f"{name} is {value!r}, not {hints[name]}")
-        if isinstance(value, float | int) and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}")
-    if config.method not in (*CONTRASTIVE, *UNTRAINED):
-        raise ValueError(f"unknown method {config.method!r}")
-    if config.evaluate_on not in EVALUATION_SPLITS:
-        raise ValueError(f"unknown split {config.evaluate_on!r}")
-    if config.batch_size < 1 or config.temperature <= 0 or config.weight < 0 or config.epochs < 0:
-        raise ValueError("batch size, temperature, weight or epochs out of range")
 
 
 def _check_drawn(record: Mapping[str, Any]) -> None:
@@ -210,24 +196,33 @@ def _group(trials: Sequence[Trial]) -> list[Group]:
     trained = [trial for trial in trials if trial.config.arm.trained]
     for trial in sorted(trained, key=lambda t: not t.config.weight):  # stable: those with VRN first
         if not any(_belongs(trial, *group) for group in shared.values()):
-            common = {name: value for name, value in trial.config.to_dict().items() if name not in _WITHIN}
+            common = {name: value for name, value in trial.config.to_dict().items() if name not in WITHIN}
             shared[json.dumps([trial.protocol, common], sort_keys=True)] = trial.protocol, common
     groups = []
     for protocol, common in shared.values():
         members = [trial for trial in trials if _belongs(trial, protocol, common)]
-        members.sort(key=lambda t: (not t.config.arm.trained, t.config.arm, t.config.seed))
+        members.sort(key=_by_arm)
         groups.append(Group(protocol, tuple(members)))
     return groups
 
 
-def _apart(group: Group, plan: Planned) -> list[Group]:
-    """The planned sweep by itself, then the whole group where that has more; the group as it is where the sweep is not in it."""
-    members = tuple(trial for trial in group.trials if trial.record["key"] in plan.keys)
-    arms = {trial.config.arm for trial in members}
-    if not any(arm.trained for arm in arms) or not arms.issuperset(arm for pair in plan.pairs for arm in pair[:2]):
-        return [group]
-    sweep = Group(group.protocol, members, plan)
-    return [sweep] if len(members) == len(group.trials) else [sweep, dataclasses.replace(group, beyond_plan=True)]
+def _sweep_first(trials: Sequence[Trial], groups: Sequence[Group], plan: Planned) -> list[Group]:
+    """The planned sweep, whatever is left of it, then all groups that hold more than a part of it."""
+    keys = plan.keys
+    members = sorted((trial for trial in trials if trial.record["key"] in keys), key=_by_arm)
+    sweep = {trial.file for trial in members}
+    others = [group for group in groups if not sweep.issuperset(trial.file for trial in group.trials)]
+    return [
+        Group(plan.protocol, tuple(members), plan),
+        *(
+            dataclasses.replace(group, beyond_plan=bool(sweep) and sweep.issubset(trial.file for trial in group.trials))
+            for group in others
+        ),
+    ]
+
+
+def _by_arm(trial: Trial) -> tuple[bool, Arm, int]:
+    return not trial.config.arm.trained, trial.config.arm, trial.config.seed
 
 
 def _belongs(trial: Trial, protocol: int, common: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from varloss_bench import report_heat, report_page, report_records, report_text, sweep
+from varloss_bench import planned, report_heat, report_page, report_records, report_text, sweep
 from varloss_bench.cli import app
 from varloss_bench.config import PROTOCOL, Arm, TrialConfig, grid
 from varloss_bench.measures import HISTOGRAM_BINS
@@ -113,7 +113,7 @@ def test_writes_page_text_and_tables(folder):
         "seeds needed",
         "varloss-bench compare",
         # 2 methods x 2 batch sizes x 2 weights x 2 temperatures x (the same temperature, the control) x 5 metrics
-        "No sweep had planned to compare these trials",
+        "What was planned for these trials is not recorded here",
         "corrects over all 160:",
     ):
         assert phrase in shown
@@ -170,6 +170,45 @@ def test_what_differs_in_more_than_the_arm_is_not_mixed(folder, change):
     assert not found.left_out
 
 
+def test_groups_are_told_apart_by_what_they_differ_in(folder):
+    moco = SMALL | {"methods": ["moco"]}
+    for base in (TrialConfig(), TrialConfig(base_lr=0.3), TrialConfig(vrn_against="queue"), TrialConfig(epochs=7)):
+        path = folder(base, **moco)
+    plain, rate, queue, short = sorted(
+        report_page.sections(report_records.read(path)),
+        key=lambda s: ("(7)" in s.title, "queue" in s.title, "0.3" in s.title),
+    )
+    assert plain.title == (
+        "digits, test split, equal epochs (20), 3-convolution net, base_lr 0.15, vrn_against queries"
+    )
+    assert rate.title == plain.title.replace("0.15", "0.3")
+    assert queue.title == plain.title.replace("queries", "queue")
+    assert short.title == plain.title.replace("(20)", "(7)")
+    assert ("base_lr", "0.3") in rate.asked
+    assert ("vrn_against", "queue") in queue.asked
+    (alone,) = report_page.sections(report_records.read(folder(into=path / "other", **moco)))
+    assert "base_lr" not in alone.title + str(alone.asked)
+
+
+def test_the_planned_section_comes_first(folder):
+    folder(TrialConfig(evaluate_on="val"), **GRID | {"weights": [1.0], "methods": ["moco"]})
+    folder(TrialConfig(data="fashion-mnist"), **SMALL)
+    path = folder(**GRID)
+    present(path, grid(TrialConfig(), **GRID), TUNED)
+    titles = [section.title for section in report_page.sections(report_records.read(path))]
+    assert titles[0] == "digits, test split, equal epochs (20), 3-convolution net"
+    assert len(titles) == len(set(titles)) == 3
+
+
+def test_numbers_of_things_are_grammar(folder):
+    failing = {Arm("simclr", 16, 0.5, 3.0): {"collapsed": True}, Arm("simclr", 16, 0.2, 3.0): {"status": "diverged"},
+               Arm("simclr", 16, 0.5, 1.0): {"status": "diverged"}}  # fmt: skip
+    path = folder(**GRID, changes=lambda config: failing.get(config.arm, {}))
+    (section,) = report_page.sections(report_records.read(path))
+    endings = [line.split("which wins nothing")[1] for line in section.verdict if "wins nothing" in line]
+    assert sorted(endings) == [": 1 arm.", ": 2 arms."]
+
+
 def test_sweeps_of_other_arms_and_seeds_are_one_group(folder):
     folder(seeds=range(2))
     path = folder(methods=["dcl"], batch_sizes=[32], seeds=range(2, 5))
@@ -196,9 +235,9 @@ def test_compares_what_the_sweep_had_planned(folder):
     (section,) = report_page.sections(report_records.read(path))
     table = json.loads((path / "summary.json").read_text())
     assert len(table["comparisons"]) == len(section.comparisons) == 2 * 5
-    planned = summarise(trials, Store(path).load(trials).records, TUNED, effect_points=0.25)
-    assert [row[4] for row in section.comparisons] == [report_text.in_words(c) for c in planned.comparisons]
-    assert [c["p_value_holm"] for c in table["comparisons"]] == [c.adjusted_p for c in planned.comparisons]
+    asked = summarise(trials, Store(path).load(trials).records, TUNED, effect_points=0.25)
+    assert [row[4] for row in section.comparisons] == [report_text.in_words(c) for c in asked.comparisons]
+    assert [c["p_value_holm"] for c in table["comparisons"]] == [c.adjusted_p for c in asked.comparisons]
     shown = visible(path)
     assert "the same family of 10 comparisons as in its table.txt" in shown
     assert "t=0.2 (tuned baseline)" in shown
@@ -207,6 +246,22 @@ def test_compares_what_the_sweep_had_planned(folder):
     (path / "summary.json").unlink()
     (guessed,) = report_page.sections(report_records.read(path))
     assert len(guessed.comparisons) == 4 * 5
+
+
+@pytest.mark.parametrize(
+    "older", [lambda content: content.pop("plan"), lambda content: content["plan"].pop("protocol")]
+)
+def test_a_plan_that_an_older_version_did_not_keep_is_said_to_be_unknown(folder, older):
+    path = folder(**GRID)
+    present(path, grid(TrialConfig(), **GRID), TUNED)
+    content = json.loads((path / "summary.json").read_text())
+    older(content)
+    (path / "summary.json").write_text(json.dumps(content))
+    result = run(path)
+    assert "left out" not in result.output.replace("0 files left out", "")
+    shown = visible(path)
+    assert "What was planned for these trials is not recorded here" in shown
+    assert "No sweep had planned" not in shown
 
 
 def test_other_sweeps_in_the_folder_have_a_section_of_their_own(folder):
@@ -222,20 +277,54 @@ def test_other_sweeps_in_the_folder_have_a_section_of_their_own(folder):
     assert len(report_records.read(path).trials) == len(everything.trials)
 
 
-def test_a_plan_whose_arms_are_gone_is_none(folder):
-    path = folder(**GRID)
-    present(path, grid(TrialConfig(), **GRID), TUNED)
-    for file in (path / "trials").glob("simclr-b16-t0.2-w0-*"):
-        file.unlink()
+@pytest.mark.parametrize("lose", [lambda file: file.unlink(), lambda file: file.write_text("{")])
+@pytest.mark.parametrize("lost", ["t0.5-w3-s1-", "t0.5-w3-", ""])
+def test_planned_trials_without_a_record_win_nothing(folder, lose, lost):
+    path, trials = folder(**GRID), grid(TrialConfig(), **GRID)
+    for file in (path / "trials").glob(f"simclr-b16-{lost}*"):
+        lose(file)
+    present(path, trials, grid_pairs(trials, []))  # writes the page as well
+    verdicts = [c["verdict"] for c in json.loads((path / "summary.json").read_text())["comparisons"]]
     (section,) = report_page.sections(report_records.read(path))
-    assert "No sweep had planned" in section.notes[-1]
+    words = [row[4] for row in section.comparisons]
+    assert len(words) == len(verdicts) == 4 * 5
+    assert [text.startswith("no comparison") for text in words] == [verdict == "crashed" for verdict in verdicts]
+    assert [", settled at" in text for text in words] == [verdict == "settled" for verdict in verdicts]
+    assert verdicts.count("crashed") == (5 if lost else 20)
+    assert (verdicts.count("settled") > 0) is bool(lost)  # the same weight at the other temperature
+    number = len(list((path / "trials").glob("*"))) - len(report_records.read(path).left_out)
+    assert f"No readable record of {len(trials) - number} of the {len(trials)} planned trials" in section.warnings[0]
+    assert [row[2] for row in section.trials].count("no readable record") == len(trials) - number
+    shown = visible(path)
+    assert "the same family of 20 comparisons as in its table.txt" in shown
+    assert ("No comparison could be made" in shown) is (not lost)
+
+
+def test_a_plan_is_read_as_it_was_made_and_is_small():
+    base = TrialConfig(data="cifar10", head_batch_norm=True, temperature=1, steps=10, epochs=0)
+    axes = GRID | {"methods": ["simclr", "moco", "dcl"], "batch_sizes": [16, 64], "seeds": range(20)}
+    trials = grid(base, **axes)
+    content = json.dumps(planned.to_dict(trials, [], 0.5))
+    assert len(content) < 25 * len(trials)
+    read = planned.read_plan(json.loads(content))
+    assert {config.key() for config in read.configs} == {trial.key() for trial in trials} == read.keys
+    assert list(dict.fromkeys(c.arm for c in read.configs)) == list(dict.fromkeys(t.arm for t in trials))
 
 
 PLANS = {
     "half": lambda plan: None,
-    "no table": lambda plan: [],
-    "keys": lambda plan: {**plan, "trials": "all"},
-    "kinds": lambda plan: {**plan, "trials": [1]},
+    "no table": lambda plan: [1],
+    "seeds": lambda plan: {**plan, "trials": "all"},
+    "no seeds": lambda plan: {**plan, "trials": [{"method": "simclr"}]},
+    "kind of a field": lambda plan: {**plan, "common": {**plan["common"], "temperature": "0.5"}},
+    "range of a field": lambda plan: {**plan, "common": {**plan["common"], "batch_size": 0}},
+    "unknown field": lambda plan: {**plan, "common": {**plan["common"], "<script>": 0}},
+    "protocol": lambda plan: {**plan, "protocol": PROTOCOL + 1},
+    "nothing trained": lambda plan: {**plan, "pairs": [], "trials": [e for e in plan["trials"] if "random" in str(e)]},
+    "arm of no trial": lambda plan: {
+        **plan,
+        "pairs": [{**plan["pairs"][0], "base": {**plan["pairs"][0]["base"], "weight": 7.0}}],
+    },
     "role": lambda plan: {**plan, "pairs": [{**plan["pairs"][0], "base_is": "better"}]},
     "arm": lambda plan: {**plan, "pairs": [{**plan["pairs"][0], "base": {"method": "simclr"}}]},
     "numbers": lambda plan: {
@@ -350,8 +439,18 @@ def test_only_crashed_trials_are_said_to_be_so(folder):
     result = run(path)
     assert result.exit_code == 1
     assert "all of them crashed" in result.output
-    assert "No trial has a result: all 4 crashed" in visible(path)
+    assert "No trial has a result: 4 trials crashed" in visible(path)
     assert "out of memory" in visible(path)
+
+
+def test_only_corrupt_records_are_not_said_to_have_crashed(folder):
+    path = folder(**SMALL | {"seeds": [0]})
+    for file in (path / "trials").iterdir():
+        file.write_text("{")
+    result = run(path)
+    assert result.exit_code == 1
+    assert "there is no readable record" in result.output
+    assert "crashed" not in result.output + visible(path)
 
 
 def test_nothing_out_of_a_record_becomes_markup(folder):
