@@ -153,8 +153,16 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
         return
     command = provenance.command_line()
     started = time.monotonic()
-    found = _run(tasks, folder, command, workers, console)
-    _present(found, tasks[tune_report.WITH_VRN], folder, command, console, seconds=time.monotonic() - started)
+    try:
+        found = _run(tasks, folder, command, workers, console)
+        _present(found, tasks[tune_report.WITH_VRN], folder, command, console, seconds=time.monotonic() - started)
+    except OSError as error:  # disk full, or the folder is gone
+        messages.error(
+            console,
+            f"{error}\nWhat was trained until now is in {folder}. Make room for more there and run the same command again: "
+            "it resumes.",
+        )
+        raise typer.Exit(1) from None
 
 
 def make_tasks(

@@ -52,6 +52,7 @@ def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers
 
     Raises:
         SearchCrashedError: One failed; what was trained until then is on disk.
+        OSError: One could not keep what it found, or not read its data; likewise.
     """
     context = multiprocessing.get_context("spawn")
     waiting = list(tasks.items())
@@ -73,6 +74,8 @@ def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers
                 except (EOFError, OSError):
                     process.join()
                     raise SearchCrashedError(f"the search {name} died (exit code {process.exitcode})") from None
+                if isinstance(message, OSError):
+                    raise message
                 if isinstance(message, str):
                     raise SearchCrashedError(f"the search {name} failed:\n{message}")
                 event = Event(name, **message)
@@ -99,5 +102,7 @@ def _work(connection: Connection, task: Task, folder: Path, command: list[str]) 
     train.quieten()
     try:
         run(task, folder, command, lambda **fields: connection.send(fields))
+    except OSError as error:
+        connection.send(OSError(str(error)))  # itself it may lose its file's name on the way, or not be picklable
     except Exception:
         connection.send(traceback.format_exc())

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from varloss_bench import claims, runner
+from varloss_bench import claims, runner, tune, tune_run
 from varloss_bench.cli import app
 from varloss_bench.config import TrialConfig
 from varloss_bench.store import Store
+from varloss_bench.tune_search import Candidate, Outcome
 
 ROOT = Path(__file__).parents[2]
 RAW = TrialConfig(method="raw-pixels", epochs=0)
@@ -80,6 +81,43 @@ def test_a_sweep_on_a_full_disk_says_what_to_do(small_disk, monkeypatch):
     assert "No space left on device" in text
     assert "Make room for more there and run the same command again: it resumes." in text
     assert "Traceback" not in text
+
+
+def test_a_search_on_a_full_disk_ends_with_that_error(small_disk):
+    """In a process of its own, as always; a net is trained up to the first look at it, which cannot be kept."""
+    fill(small_disk)
+    base = TrialConfig(batch_size=128, epochs=2, evaluate_on="val", seed=100)
+    tasks = tune.make_tasks(
+        base, seeds=1, rungs=[1], metric="knn", weights=(0.3, 30.0), temperatures=(0.05, 1.0), budget=1, search_seed=0
+    )
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+        list(tune_run.run_all({"with VRN": tasks["with VRN"]}, small_disk, [], workers=1))
+
+
+@pytest.mark.parametrize("when", ["searching", "presenting"])
+def test_tune_on_a_full_disk_says_what_to_do(when, small_disk, monkeypatch):
+    filler = fill(small_disk)
+
+    def search(tasks, *_):
+        if when == "searching":
+            raise OSError("No space left on device: 'rungs/some.json'")
+        for name, weight in (("with VRN", 3.0), ("without VRN", 0.0)):
+            outcome = Outcome(Candidate(weight, 0.5), (90.0,), 20, "finished")
+            yield tune_run.Event(name, outcome=outcome)
+
+    monkeypatch.setattr(tune, "_print_cost", lambda *_: None)
+    monkeypatch.setattr(tune_run, "run_all", search)
+    result = CliRunner().invoke(app, ["tune", "--output", str(small_disk)])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit), result.output
+    text = " ".join(result.output.split())
+    assert "error: " in text
+    assert "No space left on device" in text
+    assert f"What was trained until now is in {small_disk}. Make room for more there" in text
+    assert not list(small_disk.glob("tune*"))
+    if when == "presenting":
+        filler.unlink()
+        assert CliRunner().invoke(app, ["tune", "--output", str(small_disk)]).exit_code == 0
+        assert (small_disk / "tune.json").exists()
 
 
 def test_a_worker_that_has_just_been_born_is_deaf_to_ctrl_c(tmp_path):
@@ -176,6 +214,11 @@ def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
 
 # ---- files that nobody vouches for
 
+SOURCES = ("varloss", "integrations", "benchmarks")
+# Tests that came without any source have nothing to read; where there is one, another that is not found is a failure.
+in_a_checkout = pytest.mark.skipif(
+    not any((ROOT / folder).is_dir() for folder in SOURCES), reason="reads the sources of a checkout"
+)
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 # Attribute called -> what must be said with it, or None where nothing makes it safe.
 UNPICKLING = {"torch.load": "weights_only=True", "yaml.load": None, "yaml.unsafe_load": None, "yaml.full_load": None}
@@ -199,11 +242,11 @@ def unpickles(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("folder", ["varloss", "integrations", "benchmarks"])
+@in_a_checkout
+@pytest.mark.parametrize("folder", SOURCES)
 def test_no_file_is_ever_unpickled(folder):
     paths = sorted((ROOT / folder).rglob("*.py"))
-    if not paths:
-        pytest.skip("runs in a checkout")
+    assert paths, f"{folder} has no source: this test looks in the wrong place"
     found = {str(path.relative_to(ROOT)): unpickles(path.read_text()) for path in paths}
     assert {path: calls for path, calls in found.items() if calls} == {}
 
@@ -223,11 +266,10 @@ def test_what_does_not_is_let_through():
     assert not unpickles("torch.load(p, weights_only=True); np.load(p); yaml.safe_load(text); json.load(file)")
 
 
+@in_a_checkout
 def test_results_of_jobs_are_not_unpickled():
     """submitit hands them out as pickles; ours are read from the folder."""
     path = ROOT / "benchmarks" / "varloss_bench" / "cluster.py"
-    if not path.exists():
-        pytest.skip("runs in a checkout")
     called = {
         node.func.attr
         for node in ast.walk(ast.parse(path.read_text()))
