@@ -22,6 +22,7 @@ from varloss_bench.summary import Comparison, Summary
 
 _CONTROL_STYLES = ("--", ":", "-.")
 _THEN = {"epochs": ": small batches take more steps", "steps": ": large batches see more data"}
+_FAILED = "#B00000"
 # With more weights than this, differences from the controls as well are too many to be read; they are in the table.
 _MAX_WEIGHTS_WITH_CONTROLS = 3
 # Differences this many times as large as the median one do not set the scale of all others, unless they are within these
@@ -130,7 +131,7 @@ def _caption(summary: Summary, config: TrialConfig, look: _Look) -> str:
         f"{equal_words(config).capitalize()}, last epoch, {split_words(config)}. Bars: 95% t intervals over seeds of the "
         "paired difference (left) and of the mean (right); a seed redraws split, labels, weights, order and "
         "augmentations, shared by all arms. Filled: settled after Holm's correction over all comparisons; hollow: not; "
-        "cross: no comparison, a seed collapsed, diverged or crashed. Arrow: beyond the axis. "
+        "cross: no win whatever its value, a seed collapsed, diverged or crashed. Arrow: beyond the axis. "
         "Similarities are of held-out images, not of training batches."
         + ("" if look.with_controls else " Gains over the control temperatures are in the table.")
         + (f" 10-label probe without training: {baselines}." if baselines else "")
@@ -225,7 +226,7 @@ def _variances(axis: Axes, summary: Summary, method: str, look: _Look) -> None:
         colour = look.colours[row.arm.weight]
         axis.barh(y, value.mean, xerr=value.half_width, color=colour, height=0.55, capsize=3, error_kw={"lw": 1.4})
         if row.failure:
-            axis.text(0.02, y, row.failure, transform=axis.get_yaxis_transform(), va="center", color="#B00000")
+            axis.text(0.02, y, row.failure, transform=axis.get_yaxis_transform(), va="center", color=_FAILED)
     labels = [f"t={row.arm.temperature:g}" + (f" + VRN {row.arm.weight:g}" if row.arm.weight else "") for row in rows]
     axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -266,14 +267,22 @@ def _variance_over_batch(axis: Axes, summary: Summary, method: str, look: _Look)
     rows = [row for row in summary.rows if row.arm.method == method]
     for temperature, weight in dict.fromkeys((row.arm.temperature, row.arm.weight) for row in rows):
         line = [row for row in rows if (row.arm.temperature, row.arm.weight) == (temperature, weight)]
+        # A failed arm's value, be it the smallest of all, is a cross beside the line, which NaN interrupts.
         values = [row.interval("negative_variance") for row in line]
         axis.errorbar(
             [row.arm.batch_size for row in line],
-            [value.mean for value in values],
+            [math.nan if row.failure else value.mean for row, value in zip(line, values, strict=True)],
             yerr=[value.half_width for value in values],
             color=look.colours[weight],
             marker=look.markers[temperature],
             capsize=3,
             ms=5,
         )
+        for row, value in zip(line, values, strict=True):
+            if row.failure and not math.isnan(value.mean):
+                at = (row.arm.batch_size, value.mean)
+                axis.plot(*at, marker="x", color=look.colours[weight], ls="", ms=6.5, mew=2, clip_on=False)
+                axis.annotate(
+                    row.failure, at, (0, 7), textcoords="offset points", ha="center", color=_FAILED, fontsize=8
+                )
     axis.set_ylim(bottom=0)

@@ -5,9 +5,10 @@ light and a dark page. What is shared by all panels of a figure (legend, caption
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from typing import Any, NamedTuple, get_args
@@ -51,6 +52,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.unicode_minus": True,
 }
+CROSS = "✕"  # the glyph of failed arms
 _SIZE = (4.1, 2.9)
 # Gains this many times as large as the median one are beyond the axis, unless they are within these percentage points.
 _OUTLIER, _NO_OUTLIER = 4.0, 2.0
@@ -85,6 +87,7 @@ class Values:
     Attributes:
         hollow: Arms whose marker is not filled.
         ends: Of the axis, one for all panels, so that they can be compared by eye.
+        failed: Arms with a failed seed, drawn as a cross: a collapsed one has the smallest variance of all.
     """
 
     title: str
@@ -92,6 +95,7 @@ class Values:
     hollow: frozenset[Arm]
     ends: tuple[float, float]
     zero_line: bool = False
+    failed: Mapping[Arm, stats.Failure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,9 @@ def _panel(title: str, draw: Callable[[Axes], None], size: tuple[float, float] =
 
 def scores(summary: Summary, method: str, metric: str) -> Values:
     """Means over seeds of a method's arms."""
-    arms = {
-        row.arm: row.interval(metric) for row in summary.rows if row.arm.method == method and row.values.get(metric)
-    }
+    rows = [row for row in summary.rows if row.arm.method == method and row.values.get(metric)]
+    arms = {row.arm: row.interval(metric) for row in rows}
+    failed = {row.arm: row.failure for row in rows if row.failure}
     hollow = frozenset(arm for arm in arms if not arm.weight)
     title = f"{METRICS[metric].title}{', %' if METRICS[metric].unit else ''}"
     means = [value.mean for value in arms.values()] or [0.0]
@@ -154,15 +158,19 @@ def scores(summary: Summary, method: str, metric: str) -> Values:
     low, high = max(min(everything), min(means) - reach), min(max(everything), max(means) + reach)
     margin = 0.05 * (high - low) or 1.0
     ends = (low - margin, min(high + margin, _MOST)) if METRICS[metric].unit else (0.0, high + margin)
-    return Values(title, arms, hollow, ends)
+    return Values(title, arms, hollow, ends, failed=failed)
 
 
-def gains(summary: Summary, method: str, metric: str) -> Values:
-    """Paired differences to the same temperature without VRN; hollow where they are not settled, none of failed arms."""
+def gains(summary: Summary, method: str, metric: str, *, over_tuned: bool = False) -> Values:
+    """Paired differences to the same temperature without VRN; hollow where they are not settled, none of failed arms.
+
+    `over_tuned`: to the tuned baseline instead, where the sweep has chosen one, be it at the same temperature or not.
+    """
     found = {
         c.treated: c
         for c in summary.comparisons
-        if (c.treated.method, c.metric, c.role) == (method, metric, "same temperature")
+        if (c.treated.method, c.metric) == (method, metric)
+        and (c.role == "tuned baseline" if over_tuned else not c.against_control)
         and c.verdict not in get_args(stats.Failure)
         and c.result.difference.count
     }
@@ -193,15 +201,20 @@ def over_batch(values: Values, look: Look) -> list[Panel]:
     def draw(axis: Axes, temperature: float) -> None:
         for number, control in enumerate(controls):
             line = sorted((arm for arm in arms if arm.temperature == control), key=lambda arm: arm.batch_size)
-            sizes, means = [arm.batch_size for arm in line], [arms[arm].mean for arm in line]
-            axis.plot(sizes, means, color=GREY, ls=":", marker=MARKERS[number + 1], ms=4, lw=1.3)
+            fit = [arm for arm in line if arm not in values.failed]
+            sizes, means = [arm.batch_size for arm in fit], [arms[arm].mean for arm in fit]
+            axis.plot(sizes, means, color=GREY, ls=":", marker=MARKERS[(number + 1) % len(MARKERS)], ms=4, lw=1.3)
+            for arm in set(line) & set(values.failed):
+                _point(axis, values, arm, arm.batch_size, look, vertical=True)
         weights = sorted({arm.weight for arm in arms if arm.temperature == temperature})
         for number, weight in enumerate(weights):
             line = [arm for arm in arms if (arm.temperature, arm.weight) == (temperature, weight)]
             line.sort(key=lambda arm: arm.batch_size)
             shift = 2 ** (0.09 * (number - (len(weights) - 1) / 2))
             xs = [arm.batch_size * shift for arm in line]
-            axis.plot(xs, [arms[arm].mean for arm in line], color=look.colours[weight], lw=1.5)
+            # A failed arm's value is on no line: NaN interrupts it.
+            means = [math.nan if arm in values.failed else arms[arm].mean for arm in line]
+            axis.plot(xs, means, color=look.colours[weight], lw=1.5)
             for x, arm in zip(xs, line, strict=True):
                 _point(axis, values, arm, x, look, vertical=True)
         axis.set_xscale("log", base=2)
@@ -237,8 +250,11 @@ def _point(axis: Axes, values: Values, arm: Arm, place: float, look: Look, *, ve
             f"{value.mean:+.1f}", at, away, textcoords="offset points", ha=alignment, va="center", color=colour
         )
         return
-    bar = float(np.nan_to_num(value.half_width))
     x, y = (place, value.mean) if vertical else (value.mean, place)
+    if arm in values.failed:  # without a bar: the interval of a failed arm is that of its survivors, or of a collapse
+        axis.plot(x, y, marker="x", color=colour, ms=6, mew=1.8, ls="")
+        return
+    bar = float(np.nan_to_num(value.half_width))
     axis.errorbar(
         x, y, yerr=bar if vertical else None, xerr=None if vertical else bar, color=colour, marker=look.marker(arm.weight),
         mfc=_SURFACE if arm in values.hollow else colour, ms=4.8, lw=1.5, capsize=2.5,
@@ -249,9 +265,9 @@ def _arms(axis: Axes, values: Values, look: Look) -> None:
     arms = list(values.of)
     for y, arm in enumerate(arms):
         _point(axis, values, arm, y, look, vertical=False)
-    axis.set_yticks(
-        range(len(arms)), [f"t={arm.temperature:g}" + (f", VRN {arm.weight:g}" if arm.weight else "") for arm in arms]
-    )
+    labels = [f"t={arm.temperature:g}" + (f", VRN {arm.weight:g}" if arm.weight else "") for arm in arms]
+    failures = [f" ({values.failed[arm]})" if arm in values.failed else "" for arm in arms]
+    axis.set_yticks(range(len(arms)), [label + failure for label, failure in zip(labels, failures, strict=True)])
     axis.set_ylim(len(arms) - 0.5, -0.5)
     axis.set_xlim(values.ends)
     axis.set_xlabel(f"{values.title}\n{look.equal}")

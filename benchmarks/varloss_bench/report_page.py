@@ -266,8 +266,7 @@ def _settled(summary: Summary) -> list[str]:
 
 
 def _pair(c: Comparison) -> str:
-    versus = "no VRN" if c.treated.temperature == c.base.temperature else f"t={c.base.temperature:g} without VRN"
-    return f"{report_text.group_label(c.treated)}, {report_text.arm_label(c.treated)} against {versus}"
+    return f"{report_text.group_label(c.treated)}, {report_text.arm_label(c.treated)} against {report_text.versus(c)}"
 
 
 def _tuned_rows(summary: Summary, arms: Sequence[Arm]) -> list[tuple[str, ...]]:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from varloss_bench import report_figures as figures
+from varloss_bench import stats
 from varloss_bench.config import Arm, TrialConfig
-from varloss_bench.figure_style import METHOD_NAMES, equal_words, split_words, weight_colours
+from varloss_bench.figure_style import GREY, METHOD_NAMES, equal_words, split_words, weight_colours
 from varloss_bench.measures import METRICS
 from varloss_bench.report_heat import SCORE, Heat, heat_maps, tuned
 from varloss_bench.report_records import Group
-from varloss_bench.summary import Summary
+from varloss_bench.report_text import group_label
+from varloss_bench.summary import Comparison, Summary
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class Figure:
     heats: tuple[tuple[str, tuple[Heat, ...]], ...] = ()
 
 
+# Of arms drawn as a cross.
+_FAILED: Mapping[stats.Failure, str] = {
+    "collapsed": "collapsed at a seed: wins nothing",
+    "diverged": "diverged at a seed, shown are the survivors: wins nothing",
+    "crashed": "a seed without result, shown are the others: wins nothing",
+}
 _NOT_EQUAL = {
     "epochs": "small batches hence take more steps",
     "steps": "large batches hence see more data",
@@ -68,6 +76,8 @@ def pictures(group: Group, summary: Summary, methods: Sequence[str]) -> tuple[li
         keys = tuple(
             key for key, w in zip(legend, look.colours, strict=True) if any(a.weight == w for v in values for a in v.of)
         )
+        failures = dict.fromkeys(failure for v in values for failure in v.failed.values())
+        keys += tuple(figures.Key(figures.css(GREY), figures.CROSS, _FAILED[failure]) for failure in failures)
         add(Figure(anchor, title + against, caption, keys, parts), f"{title}: nothing to show.")
 
     add_curves(
@@ -78,19 +88,34 @@ def pictures(group: Group, summary: Summary, methods: Sequence[str]) -> tuple[li
         f"figure. {dotted}{_baselines(summary)}",
         [figures.scores(summary, m, SCORE) for m in methods],
     )
+    chosen = [c for c in summary.comparisons if c.role == "tuned baseline" and c.metric == SCORE]
+    marks = (
+        f", with its 95% t interval. Filled: settled after Holm's correction over all {len(summary.comparisons)} comparisons; "
+        "hollow: not. Arrow: beyond the axis; long bars are cut. An arm with a failed seed, or whose base has one, is left "
+        "out."
+    )
     add_curves(
         "gain",
         "Accuracy gained with VRN",
         f"{_capital(METRICS[SCORE].title)}, {split}, {look.equal}{then}Difference, paired by seed, to the same temperature "
-        f"without VRN, with its 95% t interval. Filled: settled after Holm's correction over all {len(summary.comparisons)} "
-        "comparisons; hollow: not. Arrow: beyond the axis; long bars are cut.",
+        f"without VRN{marks}" + _tuned_words("This is the tuned baseline as well: ", chosen, elsewhere=False),
         [figures.gains(summary, m, SCORE) for m in methods],
     )
+    if any(c.against_control for c in chosen):
+        add_curves(
+            "gain-tuned",
+            "Accuracy gained over the tuned baseline",
+            f"{_capital(METRICS[SCORE].title)}, {split}, {look.equal}{then}Difference, paired by seed, to the temperature "
+            f"chosen for training without VRN{marks}"
+            + _tuned_words("At another temperature than the arm with VRN: ", chosen, elsewhere=True)
+            + _tuned_words("At the same: ", chosen, elsewhere=False),
+            [figures.gains(summary, m, SCORE, over_tuned=True) for m in methods],
+        )
     add_curves(
         "variance",
         "Variance of held-out negatives",
         f"Cosine similarities of different held-out images in projection space, {split}, {look.equal}{then}Bars: 95% t "
-        f"intervals over seeds of the mean. {dotted}A collapsed net has none either: see the means in the table of arms.",
+        f"intervals over seeds of the mean. {dotted}A collapsed net has none either: an arm with one is a cross.",
         [figures.scores(summary, m, "negative_variance") for m in methods],
     )
     cells = [(m, b) for m in methods for b in sorted({arm.batch_size for arm in trained if arm.method == m})]
@@ -106,6 +131,12 @@ def pictures(group: Group, summary: Summary, methods: Sequence[str]) -> tuple[li
     )
     _add_drawn(add, group, summary, cells, look)
     return made, missing
+
+
+def _tuned_words(lead: str, chosen: Sequence[Comparison], *, elsewhere: bool) -> str:
+    """Which tuned baselines are, or are not, at another temperature than what is compared with them."""
+    named = [f"{group_label(c.base)}, t={c.base.temperature:g}" for c in chosen if c.against_control is elsewhere]
+    return f" {lead}{'; '.join(dict.fromkeys(named))}." if named else ""
 
 
 def _capital(text: str) -> str:

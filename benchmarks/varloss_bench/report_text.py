@@ -138,7 +138,8 @@ def _short(arm: Arm) -> str:
 
 
 def _legend(summary: Summary) -> str:
-    legend = f"mean ± 95% t interval over {len(summary.seeds)} seeds"
+    number = len(summary.seeds)
+    legend = f"mean ± 95% t interval over {number} seeds" if number > 1 else "a single seed: no interval"
     if summary.comparisons:
         legend += (
             f"; differences are paired by seed. ✓ settled after Holm's correction over all {len(summary.comparisons)} "
@@ -153,7 +154,7 @@ def verdict_lines(summary: Summary) -> list[str]:
     lines = []
     for treated, base in _pairs(summary, [row.arm for row in summary.rows]):
         mine = [c for c in summary.comparisons if (c.treated, c.base) == (treated, base)]
-        lines.append(f"{group_label(treated)}: {arm_label(treated)} against {_versus(mine[0])}")
+        lines.append(f"{group_label(treated)}: {arm_label(treated)} against {versus(mine[0])}")
         if mine[0].verdict in get_args(Failure):
             lines.append(f"  {in_words(mine[0])}")
             continue
@@ -175,7 +176,8 @@ def _open_in_words(comparisons: Sequence[Comparison]) -> str:
     return f"not settled at {_count(comparisons[0])}{price}: {'; '.join(titles)}"
 
 
-def _versus(comparison: Comparison) -> str:
+def versus(comparison: Comparison) -> str:
+    """What an arm with VRN is compared with."""
     if comparison.role == "same temperature":
         return "no VRN"
     at = f"t={comparison.base.temperature:g}"

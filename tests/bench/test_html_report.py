@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from varloss_bench import planned, report_heat, report_page, report_records, report_text, sweep
+from varloss_bench import planned, report_figures, report_heat, report_page, report_records, report_text, sweep
 from varloss_bench.cli import app
 from varloss_bench.config import PROTOCOL, Arm, TrialConfig, grid
 from varloss_bench.measures import HISTOGRAM_BINS
@@ -309,6 +309,76 @@ def test_a_plan_is_read_as_it_was_made_and_is_small():
     read = planned.read_plan(json.loads(content))
     assert {config.key() for config in read.configs} == {trial.key() for trial in trials} == read.keys
     assert list(dict.fromkeys(c.arm for c in read.configs)) == list(dict.fromkeys(t.arm for t in trials))
+
+
+def test_gain_over_a_tuned_baseline_at_the_same_temperature_is_drawn(folder):
+    path, trials = folder(**SMALL | {"seeds": range(4)}), grid(TrialConfig(), **SMALL | {"seeds": range(4)})
+    pair = Pair(Arm("simclr", 16, 0.5, 3.0), Arm("simclr", 16, 0.5, 0.0), "tuned baseline")
+    present(path, trials, [pair])
+    (section,) = report_page.sections(report_records.read(path))
+    assert section.settled[0].startswith("SimCLR, B=16, t=0.5 + VRN 3 against the tuned baseline, t=0.5: ")
+    (gain,) = (figure for figure in section.figures if figure.anchor.startswith("gain"))
+    assert "This is the tuned baseline as well: SimCLR, B=16, t=0.5." in gain.caption
+    assert not any("gained" in line for line in section.missing_figures)
+
+
+def test_gain_over_a_tuned_baseline_at_another_temperature_has_a_figure_of_its_own(folder):
+    path, trials = folder(**GRID), grid(TrialConfig(), **GRID)
+    present(path, trials, TUNED)
+    same, tuned = (
+        figure
+        for figure in report_page.sections(report_records.read(path))[0].figures
+        if figure.anchor.startswith("gain")
+    )
+    assert "to the same temperature without VRN" in same.caption
+    assert "tuned baseline" not in same.title + same.caption
+    assert tuned.title == "Accuracy gained over the tuned baseline"
+    assert "At another temperature than the arm with VRN: SimCLR, B=16, t=0.2." in tuned.caption
+    result = summarise(trials, Store(path).load(trials).records, TUNED)
+    (arm,) = {pair.treated for pair in TUNED}
+    for over_tuned, base in ((False, 0.5), (True, 0.2)):
+        drawn = report_figures.gains(result, "simclr", report_heat.SCORE, over_tuned=over_tuned).of[arm]
+        means = [result.row(a).mean(report_heat.SCORE) for a in (arm, Arm("simclr", 16, base, 0.0))]
+        assert drawn.mean == pytest.approx(means[0] - means[1])
+
+
+CROSSES = re.compile(r'xlink:href="#(\w+)"')
+
+
+def crosses(panel):
+    """How many markers of the form x a panel has."""
+    definitions = dict(re.findall(r'<path id="(\w+)" d="([^"]*)"', panel.svg))
+    paths = [" ".join(definitions[name].split()) for name in CROSSES.findall(panel.svg) if name in definitions]
+    return sum(path == "M -3 3 L 3 -3 M -3 -3 L 3 3" for path in paths)
+
+
+@pytest.mark.parametrize("batch_sizes", [[64], [16, 64]])
+@pytest.mark.parametrize(("weight", "failure"), [(3.0, "collapsed"), (3.0, "diverged"), (0.0, "collapsed")])
+def test_a_failed_arm_is_a_cross_in_the_figures(folder, batch_sizes, weight, failure):
+    arm = Arm("simclr", 64, 0.5, weight)
+
+    def fail(config):
+        if config.arm != arm or config.seed:
+            return {}
+        # The smallest variance there is, if it counted.
+        failed = {"collapsed": True} if failure == "collapsed" else {"status": "diverged"}
+        return failed | {"metrics": {**BASE, "negative_variance": 0.0001, "negative_mean": 0.99}}
+
+    axes = SMALL | {"batch_sizes": batch_sizes, "seeds": range(3)}
+    (section,) = report_page.sections(report_records.read(folder(changes=fail, **axes)))
+    for figure in section.figures:
+        if figure.anchor in ("accuracy", "variance"):
+            ((_, (panel,)),) = figure.parts
+            assert crosses(panel) == 1
+            assert figure.legend[-1].glyph == "✕"
+            assert figure.legend[-1].label.startswith(failure)
+            assert (f"({failure})" in panel.svg) is (len(batch_sizes) == 1)  # beside its name
+
+
+def test_no_cross_where_nothing_failed(folder):
+    (section,) = report_page.sections(report_records.read(folder(**SMALL | {"batch_sizes": [16, 64]})))
+    assert not any("✕" in key.glyph for figure in section.figures for key in figure.legend)
+    assert not any(crosses(panel) for figure in section.figures for _, panels in figure.parts for panel in panels)
 
 
 PLANS = {

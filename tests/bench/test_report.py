@@ -225,6 +225,12 @@ def test_tables_fit_eighty_columns():
     assert "…" not in console.file.getvalue()
 
 
+def test_a_single_seed_is_said_to_have_no_interval():
+    text = " ".join(text_of(*sweep(seeds=1)).split())
+    assert "a single seed: no interval" in text
+    assert "over 1 seeds" not in text
+
+
 def test_summary_has_no_nan():
     import json
 
@@ -290,6 +296,25 @@ def test_an_arm_far_off_is_noted_at_the_edge_and_squeezes_nothing(drawn, batch_s
     notes = [text.get_text() for text in gain.texts]
     assert len(notes) == 2  # against the same temperature and against the control
     assert all(re.fullmatch(r"-(19|20)\.\d±0\.\d", note) for note in notes), notes
+
+
+def test_a_failed_arm_is_a_named_cross_and_on_no_line():
+    """Its variance would else be the best of the figure."""
+    trials, records = sweep(batch_sizes=(16, 64, 256))
+    for seed in range(4):
+        metrics = {**BASE, "negative_variance": 0.0001, "negative_mean": 0.99}
+        change(trials, records, Arm("simclr", 256, 0.5, 3.0), seed, collapsed=True, metrics=metrics)
+    picture = figure.build(summarise(trials, records), next(t for t in trials if t.arm.trained))
+    for axis, failures in zip(picture.axes, (None, ["collapsed"], None, []), strict=True):
+        if failures is None:
+            continue
+        found = [line for line in axis.lines if line.get_marker() == "x"]
+        assert [float(line.get_ydata()[0]) for line in found] == [0.0001] * len(failures)
+        assert [text.get_text() for text in axis.texts] == failures
+        lines = [line for line in axis.lines if len(line.get_xdata()) == 3 and line.get_linestyle() == "-"]
+        assert len(lines) == 3
+        assert min(np.nanmin(line.get_ydata()) for line in lines) > 0.1
+        assert sum(math.isnan(value) for line in lines for value in line.get_ydata()) == len(failures)
 
 
 @pytest.mark.parametrize(
