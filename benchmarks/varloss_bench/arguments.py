@@ -1,7 +1,39 @@
-"""What commands make of the texts they are given: lists, names of data sets, devices."""
+"""What commands make of the options they are given: lists, names of data sets, devices, and what all trials share."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from varloss_bench.config import FRAMEWORKS, TrialConfig
+
+# Fields that a command gives each trial itself, whatever its options of these names mean.
+_OF_EACH_TRIAL = ("method", "seed", "batch_size", "temperature", "weight")
+
+
+def base_config(options: Mapping[str, Any], *, elsewhere: bool = False, **given: Any) -> TrialConfig:
+    """What all trials of a command share: every option that is a field of `TrialConfig`, with what it stands for resolved.
+
+    Args:
+        options: By parameter name, as typer's `context.params`; fields that are not among them keep their defaults.
+        elsewhere: As `resolve_device`.
+        given: Fields that are no options of this command, or other ones.
+
+    Raises:
+        ValueError: As `resolve_device`.
+    """
+    fields = {field.name for field in dataclasses.fields(TrialConfig)} - set(_OF_EACH_TRIAL)
+    values = {name: value for name, value in options.items() if name in fields} | given
+    framework = values.get("framework", TrialConfig.framework)
+    if values.get("backbone") is None:
+        values["backbone"] = FRAMEWORKS.get(framework, TrialConfig.backbone)
+    if values.get("fused") is None:
+        values["fused"] = framework != "solo"
+    if values.get("data_dir") is not None:
+        values["data_dir"] = str(Path(values["data_dir"]).resolve())
+    values["data"] = resolve_data(values["data"])
+    values["device"] = resolve_device(values["device"], elsewhere=elsewhere)
+    return TrialConfig(**values)
 
 
 def items(option: str, text: str, kind: type, *, allow_empty: bool = False) -> list[Any]:

@@ -9,12 +9,13 @@ from typing import Any
 import typer
 
 from varloss_bench import arguments, options
-from varloss_bench.config import FRAMEWORKS, TrialConfig, grid
+from varloss_bench.config import TrialConfig, grid
 from varloss_bench.config_file import dump, given_on_the_command_line
 
 _DEFAULT = TrialConfig()
 
 
+# Options that are fields of a trial are read from the context, all at once: `arguments.base_config`.
 def compare(  # noqa: PLR0917  (typer calls it, by name)
     context: typer.Context,
     method: options.Method = "simclr,moco",
@@ -104,37 +105,8 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
         epochs, steps = _length(context, epochs, steps)
         methods = arguments.items("--method", method, str)
         control_temperatures = arguments.items("--control-temperature", control_temperature, float, allow_empty=True)
-        base = TrialConfig(
-            data=arguments.resolve_data(data),
-            data_dir=str(data_dir.resolve()) if data_dir else None,
-            backbone=backbone or FRAMEWORKS.get(framework, _DEFAULT.backbone),
-            epochs=epochs or 0,
-            base_lr=base_lr,
-            lr_rule=lr_rule,
-            weight_warmup=weight_warmup,
-            fused=framework != "solo" if fused is None else fused,
-            queue_size=queue_size,
-            key_momentum=key_momentum,
-            evaluate_on=evaluate_on,
-            num_train=num_train,
-            num_val=num_val,
-            num_test=num_test,
-            official_test=official_test,
-            image_size=image_size,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            hidden_dim=hidden_dim,
-            output_dim=output_dim,
-            device=arguments.resolve_device(device, elsewhere=cluster == "slurm"),
-            steps=steps or 0,
-            negatives=negatives,
-            head_batch_norm=head_batch_norm,
-            vrn_against=vrn_against,
-            precision=precision,
-            devices=devices,
-            nodes=nodes,
-            strategy=strategy,
-            framework=framework,
+        base = arguments.base_config(
+            {**context.params, "epochs": epochs or 0, "steps": steps or 0}, elsewhere=cluster == "slurm"
         )
         checks.check_methods(methods)
         checks.check_choices(base, methods)

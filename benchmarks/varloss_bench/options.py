@@ -1,7 +1,7 @@
 """The options of `varloss-bench compare`: their types and what `--help` says of them, in the order of its panels.
 
-Imports nothing heavy: `--help` answers at once. Defaults stand in `compare.compare`, and where an option is a field of
-`TrialConfig` they are that field's.
+`tune` has those of them that say what is trained. Imports nothing heavy: `--help` answers at once. Defaults stand in the
+commands, and where an option is a field of `TrialConfig` they are that field's.
 """
 
 from pathlib import Path
@@ -281,7 +281,7 @@ DryRun = Annotated[
 Config = Annotated[
     Path | None,
     typer.Option(
-        help="YAML file of these options by name (`batch-size: [16, 64]`); the command line wins over it.",
+        help="YAML file of these options by name (`base-lr: 0.3`, several values as `[16, 64]`); the command line wins over it.",
         rich_help_panel=_RUNNING,
         is_eager=True,
         callback=load_defaults,

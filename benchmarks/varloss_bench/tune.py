@@ -30,7 +30,9 @@ GRID_ARMS = 16
 _SEARCH = "Search"
 
 
+# Options that are fields of a trial are read from the context, all at once: `arguments.base_config`.
 def tune(  # noqa: PLR0917  (typer calls it, by name)
+    context: typer.Context,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(CONTRASTIVE)}.")] = "simclr",
     batch_size: Annotated[int, typer.Option(help="One; another batch size is another search.")] = 16,
     weight_range: Annotated[
@@ -66,6 +68,11 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
     search_seed: Annotated[int, typer.Option(help="Of the proposals.", rich_help_panel=_SEARCH)] = 0,
     data: options.Data = _DEFAULT.data,
     data_dir: options.DataDir = None,
+    num_train: options.NumTrain = None,
+    num_val: options.NumVal = None,
+    num_test: options.NumTest = None,
+    official_test: options.OfficialTest = _DEFAULT.official_test,
+    image_size: options.ImageSize = None,
     backbone: Annotated[
         str, typer.Option(help="small, or any timm model (untrained).", rich_help_panel="Training")
     ] = _DEFAULT.backbone,
@@ -74,12 +81,20 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
     ] = _DEFAULT.epochs,
     base_lr: options.BaseLr = _DEFAULT.base_lr,
     lr_rule: options.LrRule = _DEFAULT.lr_rule,
+    warmup: options.Warmup = _DEFAULT.warmup,
+    weight_decay: options.WeightDecay = _DEFAULT.weight_decay,
+    hidden_dim: options.HiddenDim = _DEFAULT.hidden_dim,
+    output_dim: options.OutputDim = _DEFAULT.output_dim,
     weight_warmup: options.WeightWarmup = _DEFAULT.weight_warmup,
+    negatives: options.Negatives = None,
+    head_batch_norm: options.HeadBatchNorm = None,
     fused: Annotated[
         bool, typer.Option("--fused/--split", help="Both views in one pass, or one each.", rich_help_panel="Training")
     ] = _DEFAULT.fused,
     queue_size: options.QueueSize = _DEFAULT.queue_size,
     key_momentum: options.KeyMomentum = _DEFAULT.key_momentum,
+    vrn_against: options.VrnAgainst = _DEFAULT.vrn_against,
+    precision: options.Precision = _DEFAULT.precision,
     device: options.Device = "auto",
     workers: Annotated[
         int, typer.Option(help="2: both searches side by side; 1: one after the other.", rich_help_panel="Running")
@@ -92,6 +107,7 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the cost and stop.", rich_help_panel="Running")
     ] = False,
+    config: options.Config = None,
 ) -> None:
     """Find VRN's weight and a temperature on the validation split, and the best temperature without VRN beside them.
 
@@ -113,24 +129,11 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
     console = Console()
     folder = output or Path("varloss-runs") / (name or f"{arguments.folder_name(data)}-tune")
     try:
-        base = TrialConfig(
-            data=arguments.resolve_data(data),
-            data_dir=str(data_dir.resolve()) if data_dir else None,
-            method=method,
-            seed=first_seed,
-            backbone=backbone,
-            batch_size=batch_size,
-            epochs=epochs,
-            base_lr=base_lr,
-            lr_rule=lr_rule,
-            weight_warmup=weight_warmup,
-            fused=fused,
-            queue_size=queue_size,
-            key_momentum=key_momentum,
-            evaluate_on="val",
-            device=arguments.resolve_device(device),
+        base = arguments.base_config(
+            context.params, method=method, batch_size=batch_size, seed=first_seed, evaluate_on="val"
         )
         checks.check_methods([method])
+        checks.check_choices(base, [method])
         # At least one, so that a bad option is named before a bad number of seeds.
         checks.check_trials([dataclasses.replace(base, seed=first_seed + n) for n in range(max(1, seeds))])
         checks.check_run(seeds=seeds, interval=False, workers=workers, folder=None if dry_run else folder)

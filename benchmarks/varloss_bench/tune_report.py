@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 WITH_VRN, BASELINE = "with VRN", "without VRN"
 TEST_SEEDS = 10
-# Not options of the command under their own names, or given by the choice.
-_NOT_COPIED = ("method", "seed", "batch_size", "temperature", "weight", "evaluate_on")
+# Not options of the command under their own names, or given by the choice, or always said.
+_NOT_COPIED = ("method", "seed", "batch_size", "temperature", "weight", "evaluate_on", "device")
 
 
 def table(title: str, outcomes: Sequence[Outcome], costs: Sequence[int]) -> Table:
@@ -90,7 +90,8 @@ def compare_command(base: TrialConfig, treated: Outcome, plain: Outcome, seeds: 
         value = getattr(base, field.name)
         if field.name not in _NOT_COPIED and value != field.default:
             words += _option(field.name, value)
-    return [*words, "--name", f"{base.data.partition(':')[0]}-tuned"]
+    # The device always: by itself `compare` takes a GPU where there is one, also where the search was kept off it.
+    return [*words, "--device", base.device, "--name", f"{base.data.partition(':')[0]}-tuned"]
 
 
 def _option(name: str, value: Any) -> list[str]:
@@ -99,7 +100,7 @@ def _option(name: str, value: Any) -> list[str]:
         return ["--fused" if value else "--split"]
     if isinstance(value, bool):
         return [f"--{dashed}" if value else f"--no-{dashed}"]
-    return [f"--{dashed}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return [f"--{dashed}", str(value)]
 
 
 def to_dict(outcomes: Mapping[str, Sequence[Outcome]], plan: "Plan", budget: int) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Plan:
         """The trial of a candidate on one of the seeds: an ordinary one, that `compare` would run alike."""
         return dataclasses.replace(
             self.base, weight=candidate.weight, temperature=candidate.temperature, seed=self.base.seed + number
-        )
+        ).canonical()
 
 
 class Trainings:

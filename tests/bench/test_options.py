@@ -318,6 +318,28 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
     assert effective("--config", path, "--epochs", 5)["epochs"] == 5
 
 
+def test_options_reach_the_trials_and_defaults_are_those_of_a_trial(tmp_path, monkeypatch):
+    seen = []
+
+    def check(trials):
+        seen[:] = trials
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(checks, "check_trials", check)
+    monkeypatch.chdir(tmp_path)
+    words = ["--method", "simclr", "--seeds", "2", "--device", "cpu"]
+    assert "seen enough" in compare(*words).output
+    arms = {"methods": ["simclr"], "batch_sizes": [16], "weights": [0.0, 3.0], "temperatures": [0.5]}
+    assert seen == grid(TrialConfig(), **arms, control_temperatures=[0.2], seeds=range(2))
+    more = ["--framework", "solo", "--data-dir", "files", "--steps", 30, "--evaluate-on", "val", "--devices", 2]
+    assert "seen enough" in compare(*words, *more, "--strategy", "ddp", "--num-test", 30).output
+    base = TrialConfig(
+        framework="solo", backbone="resnet18", fused=False, data_dir=str(tmp_path.resolve() / "files"), steps=30, epochs=0,
+        evaluate_on="val", devices=2, strategy="ddp", num_test=30,
+    )  # fmt: skip
+    assert seen == grid(base, **arms, control_temperatures=[0.2], seeds=range(2))
+
+
 def test_what_is_dumped_is_read_back(tmp_path):
     path = tmp_path / "again.yaml"
     asked = ["--steps", 50, "--no-head-batch-norm", "--batch-size", "16,32", "--control-temperature", ""]

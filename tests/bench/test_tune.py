@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -172,6 +173,10 @@ def compare_command(**changes):
             {"data": "fashion-mnist", "weight_warmup": 0.5},
         ),
         ({"head_batch_norm": False, "negatives": "cross"}, {"head_batch_norm": False, "negatives": "cross"}),
+        ({"base_lr": 0.123456789, "weight_decay": 1e-5}, {"base_lr": 0.123456789, "weight_decay": 1e-5}),
+        # By itself `compare` would take a GPU where there is one.
+        ({"device": "cpu"}, {"device": "cpu"}),
+        ({"device": "cuda"}, {"device": "cuda"}),
         ({"seed": 3}, {"first_seed": 5}),
     ],
 )
@@ -187,14 +192,74 @@ def test_the_command_at_the_end_is_one_that_compare_understands(changes, expecte
     assert not tested & {changes.get("seed", 100), changes.get("seed", 100) + 1}
 
 
-def test_a_folder_of_images_has_one_key_from_wherever_it_is_named(tmp_path, monkeypatch):
-    checked = []
+# What `tune` has none of: the arm and the split are its own, rungs are epochs, and one process of this machine trains.
+NOT_TUNED = {"seed", "temperature", "weight", "evaluate_on", "steps", "framework", "devices", "nodes", "strategy"}
+
+
+def test_tune_has_every_option_of_compare_that_says_what_is_trained():
+    commands = typer.main.get_command(app).commands
+    fields = {field.name for field in dataclasses.fields(TrialConfig)}
+    of_compare, of_tune = ({found.name for found in commands[name].params} for name in ("compare", "tune"))
+    assert (of_compare & fields) - of_tune == NOT_TUNED - {"seed"}
+    assert of_tune <= of_compare | {"weight_range", "temperature_range", "budget", "rungs", "metric", "search_seed"}
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Trials that a command was about to check; it then ends."""
+    found = []
 
     def check(trials):
-        checked.extend(trials)
+        found[:] = trials
         raise ValueError("seen enough")
 
     monkeypatch.setattr(checks, "check_trials", check)
+    return found
+
+
+OTHER = ["--data", "imagefolder:pictures", "--image-size", "48", "--num-train", "300", "--num-val", "40", "--num-test", "50",
+         "--official-test", "--data-dir", "files", "--backbone", "resnet18", "--epochs", "7", "--base-lr", "0.0123456789",
+         "--lr-rule", "sqrt", "--warmup", "0.05", "--weight-decay", "1e-05", "--hidden-dim", "128", "--output-dim", "32",
+         "--weight-warmup", "0.5", "--split", "--precision", "bf16-mixed", "--device", "cpu", "--batch-size", "32"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["--method", "dcl", "--negatives", "cross", "--no-head-batch-norm"],
+        ["--method", "simclr", "--negatives", "both", "--head-batch-norm"],  # its own choices, said
+        ["--method", "moco", "--vrn-against", "queue", "--queue-size", "64", "--key-momentum", "0.9"],
+    ],
+)
+def test_what_was_tuned_is_what_the_command_at_the_end_compares(own, checked, tmp_path, monkeypatch):
+    """Every option that can be set is, to something else than its default; from a file as well."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["tune", *OTHER, *own])
+    assert "seen enough" in result.output
+    base = checked[0]
+    tuned = {found.name for found in typer.main.get_command(app).commands["tune"].params}
+    same = {name for name, value in base.to_dict().items() if value == getattr(TrialConfig(), name)} & tuned
+    of_one_method = {"negatives", "head_batch_norm", "vrn_against", "queue_size", "key_momentum"}
+    assert same <= {"method", "device"} | of_one_method
+    file = tmp_path / "study.yaml"
+    pairs = re.findall(r"--(\S+)(?: ([^-]\S*))?", " ".join([*OTHER, *own]))
+    flags = {"official-test": "official-test: true", "split": "fused: false"}
+    flags |= {"head-batch-norm": "head-batch-norm: true", "no-head-batch-norm": "head-batch-norm: false"}
+    file.write_text("\n".join(flags.get(name, f"{name}: {value}") for name, value in pairs))
+    assert "seen enough" in CliRunner().invoke(app, ["tune", "--config", str(file)]).output
+    assert checked[0] == base
+    plan = Plan(base, 2, (1,), "knn")
+    treated, plain = (Outcome(c, (95.0,), 8, "finished") for c in (Candidate(2.4, 0.31), Candidate(0.0, 0.17)))
+    words = shlex.split(shlex.join(tune_report.compare_command(base, treated, plain, seeds=2)))
+    assert "seen enough" in CliRunner().invoke(app, words[1:]).output
+    tested = {dataclasses.replace(trial, evaluate_on="val") for trial in checked if trial.arm.trained}
+    assert len(checked) == 10 * (3 + 2)
+    for outcome in (treated, plain):
+        candidate = outcome.candidate
+        assert {dataclasses.replace(plan.trial(candidate, 0), seed=seed) for seed in range(10)} <= tested
+
+
+def test_a_folder_of_images_has_one_key_from_wherever_it_is_named(checked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["tune", "--data", "imagefolder:pictures", "--dry-run"])
     assert "seen enough" in result.output
@@ -223,6 +288,10 @@ def test_both_searches_have_the_same_budget_rungs_and_seeds():
         (("--method", "byol"), "--method must be one of"),
         (("--batch-size", "5000"), "--batch-size must be from 2 to"),
         (("--seeds", "0"), "--seeds must be at least 1"),
+        (("--method", "moco", "--negatives", "cross"), "--negatives cross does not go with moco"),
+        (("--vrn-against", "queue"), "--vrn-against queue goes with --method moco only"),
+        (("--precision", "16-mixed", "--device", "cpu"), "--precision 16-mixed needs a CUDA device"),
+        (("--num-train", "0"), "--num-train must be at least 2"),
     ],
 )
 def test_bad_input_is_named_before_anything_runs(tmp_path, arguments, message):
