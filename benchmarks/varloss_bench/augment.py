@@ -107,6 +107,13 @@ class TwoViewLoader:
         """Batches per epoch."""
         return len(self.split) // self.batch_size
 
+    @property
+    def block(self) -> int:
+        """Images that are augmented at once: as many whole batches as `max_block_bytes` holds, at least one."""
+        # Affine warps hold a few copies of both views at a time, hence the factor; of floats, whatever the images are.
+        per_sample = 8 * self.split.images[0].numel() * torch.float32.itemsize
+        return max(1, self.max_block_bytes // per_sample // self.batch_size) * self.batch_size
+
     def order(self, epoch: int) -> Tensor:
         """Order of the samples in an epoch."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
@@ -117,10 +124,7 @@ class TwoViewLoader:
         epoch, self.epoch = self.epoch, self.epoch + 1
         images = self.split.images
         order = self.order(epoch).to(images.device)[: len(self) * self.batch_size]
-        # Affine warps hold a few copies of both views at a time, hence the factor; of floats, whatever the images are.
-        per_sample = 8 * images[0].numel() * torch.float32.itemsize
-        block = max(1, self.max_block_bytes // per_sample // self.batch_size) * self.batch_size
-        for number, part in enumerate(torch.split(order, block)):
+        for number, part in enumerate(torch.split(order, self.block)):
             seed = epoch_seed(self.seed, epoch, number)
             first, second = two_views(images[part], self.augmentation, seed)
             share = self.batch_size // self.ranks

@@ -30,6 +30,10 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 # An embedding whose held-out negatives are this similar on average has collapsed; its small variance is then no success.
 COLLAPSE_MEAN = 0.9
 
+# Images of a folder above the first side length are averaged to the second one for the raw-pixels row: at 224 pixels the
+# regression would have 150528 coefficients per class, and its input would be 76 GB for the 126700 images of ImageNet-100.
+LARGEST_RAW_SIDE, POOLED_RAW_SIDE = 64, 32
+
 
 def _later(default: Any) -> Any:
     """A field of `TrialConfig` that was added within a protocol; its default is what trials did before, for ever."""
@@ -67,6 +71,8 @@ class TrialConfig:
         official_test: The test split is the one published with the data, not a part of its training images.
         image_size: Side in pixels that the images of an `imagefolder` are brought to; None for its default.
         hidden_dim, output_dim: Widths of the projection head.
+        raw_pixels_side: Side in pixels that images are averaged to for the raw-pixels row, None where they are taken as they
+            are. No option: `untrained` sets it for the large images of an `imagefolder`.
     """
 
     data: str = "digits"
@@ -104,6 +110,7 @@ class TrialConfig:
     image_size: int | None = _later(None)
     hidden_dim: int = _later(256)
     output_dim: int = _later(64)
+    raw_pixels_side: int | None = _later(None)
 
     @property
     def equal(self) -> str:
@@ -244,6 +251,7 @@ def grid(
 
 def untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
     """A row without training; what it does not depend on is left at fixed values, so that sweeps share its result."""
+    large = method == "raw-pixels" and (base.image_size or 0) > LARGEST_RAW_SIDE
     return TrialConfig(
         data=base.data,
         data_dir=base.data_dir,
@@ -259,6 +267,7 @@ def untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
         epochs=0,
         evaluate_on=base.evaluate_on,
         device=base.device,
+        raw_pixels_side=POOLED_RAW_SIDE if large else None,
     )
 
 

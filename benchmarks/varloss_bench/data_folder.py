@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from varloss_bench.config import LARGEST_RAW_SIDE, POOLED_RAW_SIDE
 from varloss_bench.data_torchvision import CROP_AREA
 from varloss_bench.data_types import DataError, Request, Source, Split
 
 DEFAULT_IMAGE_SIZE = 32
 # Of the images without names of splits: trained on, and of what is left one half for choosing, one for the test.
 TRAIN_SHARE = 0.6
+# Two copies in single precision, one in double.
+_RAW_PIXEL_BYTES = 4 + 4 + 8
 
 
 def image_folder(request: Request) -> Source:
@@ -87,13 +90,26 @@ def _files(root: Path) -> dict[str, list[Path]]:
 
 
 def _require_memory(root: Path, count: int, size: int) -> None:
-    """Images are kept twice for a moment, whole and split, in every worker process."""
-    needed, there = 2 * count * 3 * size**2, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there / 2:
+    """Half of the memory has to hold what every worker process keeps at its largest moment.
+
+    That is the images as bytes twice, whole and split, and the raw-pixels row: as floats, standardised, and as the double
+    precision that the regression computes in.
+    """
+    side = size if size <= LARGEST_RAW_SIDE else POOLED_RAW_SIDE
+    needed, there = count * 3 * (2 * size**2 + _RAW_PIXEL_BYTES * side**2), _memory()
+    if there is not None and needed > there / 2:
         raise DataError(
             f"{count} images of {root} at {size} x {size} pixels need {needed / 2**30:.1f} GiB of memory in each worker "
             f"process, and this machine has {there / 2**30:.1f} GiB; ask for a smaller --image-size"
         )
+
+
+def _memory() -> int | None:
+    """Bytes of memory of this machine, None where it does not tell them so (Windows)."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _read(files: dict[str, list[Path]], size: int) -> Split:

@@ -112,8 +112,11 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def confounds(config: TrialConfig) -> dict[str, Any]:
-    """Choices that move such comparisons and that papers often leave unsaid."""
+def confounds(config: TrialConfig) -> dict[str, Any] | None:
+    """Choices that move such comparisons and that papers often leave unsaid; None where nothing was chosen."""
+    if not config.arm.trained:
+        side = config.raw_pixels_side
+        return {"raw_pixels": f"averaged to {side} x {side} before the probes"} if side else None
     return {
         "forward": "both views in one pass" if config.fused else "one pass per view",
         "head_batch_norm": config.has_head_batch_norm,
@@ -150,7 +153,7 @@ def record_of(config: TrialConfig, command: list[str]) -> dict[str, Any]:
     return {
         "key": config.key(),
         "config": config.to_dict(),
-        "confounds": confounds(config) if config.arm.trained else None,
+        "confounds": confounds(config),
         "environment": environment(),
         "command": command,
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

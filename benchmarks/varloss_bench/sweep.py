@@ -245,8 +245,8 @@ def show_cost(
         )
     wall = total / workers + (10 if missing else 0)
     console.print(
-        f"About {wall / 60:.1f} minutes with {workers} workers on as many free cores (steps and evaluation timed on "
-        f"this machine just now, start-up counted as 10 s). {note}",
+        f"About {wall / 60:.1f} minutes with {workers} workers on as many free cores (steps, augmentation and evaluation timed "
+        f"on this machine just now, the evaluation on a few images and scaled up; start-up counted as 10 s). {note}",
         highlight=False,
     )
 

@@ -14,7 +14,7 @@ from varloss_bench.methods import ContrastiveModule
 
 # The loss is timed this often, or until the seconds are over: at N = 4096 on a CPU one pass takes seconds.
 _REPEATS, _MAX_SECONDS = 9, 1.0
-# Images that the augmentation is timed on, in one call as in training.
+# Images that the augmentation is timed on, in one call as in training, or fewer where that takes fewer at once.
 _AUGMENTED = 512
 
 
@@ -40,7 +40,7 @@ def of_training(
 
 def augmented_images_per_second(loader: TwoViewLoader) -> float:
     """Images of which the augmentation alone makes both views in a second, each counted once."""
-    images = loader.split.images[:_AUGMENTED]
+    images = loader.split.images[: min(_AUGMENTED, loader.block)]
     for _ in range(2):  # the first time pays for lazy imports and allocation
         _wait(images.device)
         started = time.perf_counter()

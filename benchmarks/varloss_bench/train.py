@@ -15,11 +15,14 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from varloss_bench import augment, backbones, data, evaluate, methods, solo_net, solo_run, timing
+from varloss_bench import augment, backbones, data, evaluate, measures, methods, solo_net, solo_run, timing
 from varloss_bench.config import COLLAPSE_MEAN, TrialConfig
-from varloss_bench.data import as_float
+from varloss_bench.data import Split, as_float
 
 _load = lru_cache(maxsize=1)(data.load)
+
+# Images that the evaluation is timed on. Of the training images more where there are many classes.
+_TIMED_TRAIN, _TIMED_HELD_OUT = 1000, 500
 
 
 def load_source(config: TrialConfig) -> data.Source:
@@ -172,7 +175,9 @@ def run_trial(
             encoder = module
         device = _device(config, rank)
         encoder = encoder.to(device)
-        train_split, held_out = splits.train.to(device), held_out.to(device)
+        # What was trained on is there already, and a second copy of large images would be too much.
+        train_split = splits.train.to(device) if config.framework == "solo" else loader.split
+        held_out = held_out.to(device)
         train_features = evaluate.encode(encoder.backbone, train_split.images)
         held_out_features = evaluate.encode(encoder.backbone, held_out.images)
         for features in (train_features, held_out_features):
@@ -203,9 +208,39 @@ def number_of_steps(config: TrialConfig) -> int:
 
 
 def measure_evaluation_seconds(config: TrialConfig) -> float:
-    """Seconds that probes and kNN take on this data and backbone, measured on the random-init row."""
-    untrained = dataclasses.replace(config, method="random-init", epochs=0, steps=0, weight=0.0)
-    return float(run_trial(untrained)["seconds"]["evaluate"])
+    """Seconds that the evaluation of a trained trial takes, measured with a random net and scaled up from a few images.
+
+    Of a data set as small as digits these are all. Elsewhere the whole would take as long as a real evaluation does.
+    """
+    source = load_source(config)
+    splits = data.split(source, config.seed)
+    held_out = splits.test if config.evaluate_on == "test" else splits.val
+    sizes = len(splits.train), len(held_out)
+    train_few = _a_few(splits.train, config.seed)
+    held_out_few = Split(held_out.images[:_TIMED_HELD_OUT], held_out.labels[:_TIMED_HELD_OUT])
+    device = _device(config, 0)
+    net = _untrained_net(config, source).to(device)
+    evaluate.encode(net, held_out_few.images[:2].to(device))  # pays for lazy imports and allocation
+    started = time.perf_counter()
+    features = [evaluate.encode(net, split.images.to(device)).cpu() for split in (train_few, held_out_few)]
+    per_image = (time.perf_counter() - started) / (len(train_few) + len(held_out_few))
+    # Backbone and head see every image, each in a pass of its own, and two views of those that similarities are of.
+    encoded = 2 * (sum(sizes) + min(sizes[1], measures.MAX_SIMILARITY_IMAGES))
+    return per_image * encoded + evaluate.feature_metrics_seconds(
+        features[0], features[1], train_few, held_out_few, config.seed, sizes=sizes
+    )
+
+
+def _a_few(split: Split, seed: int) -> Split:
+    """Some of the images, with as many of every class as the probes need."""
+    if len(split) <= _TIMED_TRAIN:
+        return split
+    needed = data.few_labels(split.labels, measures.FEW_LABELS, seed, draws=1)[0]
+    others = torch.ones(len(split), dtype=torch.bool)
+    others[needed] = False
+    more = others.nonzero().flatten()[: max(0, _TIMED_TRAIN - len(needed))]
+    chosen = torch.cat([needed, more])
+    return Split(split.images[chosen], split.labels[chosen])
 
 
 def measure_solo(config: TrialConfig) -> tuple[float, float]:
@@ -218,7 +253,8 @@ def measure_step(config: TrialConfig, short: int = 5, long: int = 35) -> tuple[f
     """Seconds of a training step and of the loss in it, measured on this machine now, in one process.
 
     The step is the difference of two short runs through the Trainer: what a run costs before its first step would
-    otherwise count as part of every step.
+    otherwise count as part of every step. Augmentation is left out of both and timed by itself: it is done for many
+    batches at once, up to a whole epoch, so that both would pay for the same, and the difference for none of it.
     """
     source = load_source(config)
     splits = data.split(source, config.seed)
@@ -228,9 +264,12 @@ def measure_step(config: TrialConfig, short: int = 5, long: int = 35) -> tuple[f
         module, loader, _changed = build(endless, splits, source)
         trainer = make_trainer(endless, lambda _: None, max_steps=steps)
         started = time.perf_counter()
-        trainer.fit(module, train_dataloaders=loader)
+        trainer.fit(module, train_dataloaders=dataclasses.replace(loader, augmentation=nn.Identity()))
         seconds[steps] = time.perf_counter() - started
-    return max(0.0, seconds[long] - seconds[short]) / (long - short), timing.loss_seconds(module, endless)
+    # On a busy machine the long run can be over before the short one was.
+    trained = max(0.0, seconds[long] - seconds[short]) / (long - short)
+    augmented = config.batch_size / timing.augmented_images_per_second(loader)
+    return trained + augmented, timing.loss_seconds(module, endless)
 
 
 def _untrained_features(
@@ -241,16 +280,9 @@ def _untrained_features(
     Without the latter BatchNorm would pass its input on unscaled, a weaker baseline than a random net can be.
     """
     if config.method == "raw-pixels":
-        return as_float(train.images).flatten(1), as_float(held_out.images).flatten(1)
-    torch.manual_seed(config.seed)
-    channels, height, width = source.images.shape[1:]
-    net: nn.Module
-    if config.framework == "solo":
-        net = solo_net.build_backbone(config.backbone, source)
-    else:
-        net = backbones.build(config.backbone, (channels, height, width)).net
+        return _pixels(train.images, config.raw_pixels_side), _pixels(held_out.images, config.raw_pixels_side)
     device = _device(config, 0)
-    net.to(device)
+    net = _untrained_net(config, source).to(device)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # a cumulative average over the pass below
@@ -258,6 +290,22 @@ def _untrained_features(
         for part in torch.split(train.images, evaluate.ENCODE_BATCH):
             net(as_float(part.to(device)))
     return evaluate.encode(net, train.images.to(device)), evaluate.encode(net, held_out.images.to(device))
+
+
+def _untrained_net(config: TrialConfig, source: data.Source) -> nn.Module:
+    torch.manual_seed(config.seed)
+    channels, height, width = source.images.shape[1:]
+    if config.framework == "solo":
+        return solo_net.build_backbone(config.backbone, source)
+    return backbones.build(config.backbone, (channels, height, width)).net
+
+
+def _pixels(images: Tensor, side: int | None) -> Tensor:
+    """Pixels as features, of images averaged to side x side where there is one; part by part: as floats all are too many."""
+    if side is None:
+        return as_float(images).flatten(1)
+    parts = torch.split(images, evaluate.ENCODE_BATCH)
+    return torch.cat([nn.functional.adaptive_avg_pool2d(as_float(part), side).flatten(1) for part in parts])
 
 
 def _pairing_evidence(backbone: nn.Module, loader: augment.TwoViewLoader) -> dict[str, str]:

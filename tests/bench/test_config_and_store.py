@@ -28,7 +28,7 @@ def test_key_depends_on_every_field():
     other = {
         "data": "fashion-mnist", "data_dir": "/there", "method": "moco", "backbone": "resnet18", "lr_rule": "sqrt",
         "evaluate_on": "val", "device": "cuda", "fused": False, "negatives": "cross", "head_batch_norm": False,
-        "vrn_against": "queue", "precision": "bf16-mixed", "strategy": "ddp",
+        "vrn_against": "queue", "precision": "bf16-mixed", "strategy": "ddp", "raw_pixels_side": 32,
             "framework": "solo",
             "num_train": 900, "num_val": 200, "num_test": 400, "official_test": True, "image_size": 16,
     }  # fmt: skip

@@ -14,8 +14,8 @@ from PIL import Image
 from tiny_archives import accept, md5, pixels_of, write_cifar
 from torchvision import datasets
 
-from varloss_bench import augment, data, data_fashion, data_folder, data_torchvision, evaluate, train
-from varloss_bench.config import TrialConfig
+from varloss_bench import augment, data, data_fashion, data_folder, data_torchvision, evaluate, provenance, train
+from varloss_bench.config import TrialConfig, untrained
 
 
 @pytest.fixture(
@@ -306,6 +306,26 @@ def test_folders_that_are_no_data_set(folder, tmp_path):
         data.load(f"imagefolder:{path}")
 
 
+@pytest.mark.parametrize(
+    ("size", "gib"),
+    # Bytes twice, and pixels as features in 16 bytes, of at most 32 x 32 above 64 pixels: an ImageNet-100 and half of one.
+    [(224, 126700 * 3 * (2 * 224**2 + 16 * 32**2) / 2**30), (64, 126700 * 3 * 18 * 64**2 / 2**30)],
+)
+def test_memory_is_that_of_bytes_and_of_the_raw_pixels_row(size, gib, monkeypatch, tmp_path):
+    monkeypatch.setattr(data_folder, "_memory", lambda: int(2 * gib * 2**30) + 2)
+    data_folder._require_memory(tmp_path, 126700, size)
+    monkeypatch.setattr(data_folder, "_memory", lambda: int(2 * gib * 2**30) - 2)
+    with pytest.raises(data.DataError, match=f"need {gib:.1f} GiB of memory in each worker process"):
+        data_folder._require_memory(tmp_path, 126700, size)
+
+
+def test_where_memory_is_not_told_nothing_is_refused_for_it(folder, monkeypatch):
+    path, _ = folder
+    monkeypatch.delattr(data_folder.os, "sysconf")
+    assert data_folder._memory() is None
+    assert len(data.load(f"imagefolder:{path}", image_size=8).labels) == 5
+
+
 def test_more_pixels_than_memory_are_refused_before_they_are_read(folder, monkeypatch):
     path, _ = folder
     monkeypatch.setattr(data_folder, "_read", None)  # calling it would fail
@@ -384,6 +404,36 @@ def test_trials_of_a_folder_in_colour(tmp_path):
         assert outcome["metrics"]["knn"] > 95
     assert outcome["steps"] == 6
     assert outcome["timing"]["augmented_images_per_second"] > 0
+
+
+def test_raw_pixels_of_large_images_are_averaged_and_the_row_says_so(tmp_path):
+    images = torch.from_numpy(pixels_of(20, 96))
+    splits = data.Split(images[:12], torch.arange(12) % 2), data.Split(images[12:], torch.arange(8) % 2)
+    source = data.Source(images, torch.arange(20) % 2, 2, (12, 0, 8), 0.0, (0.08, 1.0), flip=True)
+    row = untrained(TrialConfig(data=f"imagefolder:{tmp_path}", image_size=96), "raw-pixels", seed=0)
+    assert row.raw_pixels_side == 32
+    assert provenance.confounds(row) == {"raw_pixels": "averaged to 32 x 32 before the probes"}
+    for features, split in zip(train._untrained_features(row, source, *splits), splits, strict=True):
+        averaged = data.as_float(split.images).reshape(-1, 3, 32, 3, 32, 3).mean((3, 5)).flatten(1)
+        torch.testing.assert_close(features, averaged)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        TrialConfig(),
+        TrialConfig(data="stl10"),  # of 96 pixels, but never more than 5000
+        TrialConfig(data="imagefolder:x"),
+        TrialConfig(data="imagefolder:x", image_size=64),
+    ],
+)
+def test_raw_pixels_of_all_others_are_taken_as_they_are(base):
+    row = untrained(base, "raw-pixels", seed=0)
+    assert row.raw_pixels_side is None
+    assert provenance.confounds(row) is None
+    assert dataclasses.replace(row, raw_pixels_side=32).key() != row.key()
+    large = dataclasses.replace(base, image_size=224)
+    assert untrained(large, "random-init", seed=0).raw_pixels_side is None
 
 
 def test_raw_pixels_are_of_the_same_scale_as_bytes_and_as_floats(colourful):
