@@ -17,6 +17,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from varloss_bench.config import TrialConfig
 from varloss_bench.figure_style import GREY, MARKERS, METHOD_NAMES, equal_words, split_words, weight_colours
 from varloss_bench.measures import ACCURACIES, METRICS
+from varloss_bench.seed_words import enumerated, redraws
 from varloss_bench.stats import Failure
 from varloss_bench.summary import Comparison, Summary
 
@@ -129,8 +130,8 @@ def _caption(summary: Summary, config: TrialConfig, look: _Look) -> str:
     )
     text = (
         f"{equal_words(config).capitalize()}, last epoch, {split_words(config)}. Bars: 95% t intervals over seeds of the "
-        "paired difference (left) and of the mean (right); a seed redraws split, labels, weights, order and "
-        "augmentations, shared by all arms. Filled: settled after Holm's correction over all comparisons; hollow: not; "
+        f"paired difference (left) and of the mean (right); a seed redraws {enumerated(redraws(config))}, shared by all "
+        "arms. Filled: settled after Holm's correction over all comparisons; hollow: not; "
         "cross: no win whatever its value, a seed collapsed, diverged or crashed. Arrow: beyond the axis. "
         "Similarities are of held-out images, not of training batches."
         + ("" if look.with_controls else " Gains over the control temperatures are in the table.")

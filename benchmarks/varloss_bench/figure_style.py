@@ -6,6 +6,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from varloss_bench.config import TrialConfig
+from varloss_bench.seed_words import whole_published_test
 
 # Okabe-Ito: told apart by colour-blind readers as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -31,5 +32,9 @@ def equal_words(config: TrialConfig) -> str:
 
 
 def split_words(config: TrialConfig) -> str:
-    """The split that was read."""
-    return {"val": "validation split", "test": "test split"}[config.evaluate_on]
+    """The split that was read, and whether it is the one published with the data."""
+    if config.evaluate_on == "val":
+        return "validation split"
+    if not config.official_test:
+        return "test split"
+    return "published test split" if whole_published_test(config) else "part of the published test split"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import varloss
-from varloss_bench import measures, solo_config
+from varloss_bench import measures, seed_words, solo_config
 from varloss_bench.config import NEGATIVES_OF, TrialConfig
 
 _DISTRIBUTIONS = (
@@ -127,7 +127,7 @@ def confounds(config: TrialConfig) -> dict[str, Any] | None:
         "precision": f"{config.precision}, evaluation in fp32",
         "batch_norm_statistics": _batch_norm_statistics(config),
         "evaluated": f"{config.evaluate_on} split, last epoch",
-        "seed_redraws": "split, labelled subsets, weights, order, augmentations",
+        "seed_redraws": ", ".join(seed_words.redraws(config)),
         "few_label_probe": f"mean of {measures.FEW_LABEL_DRAWS} draws of {measures.FEW_LABELS} labels per class",
         "knn": f"k={measures.KNN_K}, t={measures.KNN_TEMPERATURE}, cosine",
         "similarities": "held-out images, two augmented views, evaluation mode, all cross-view pairs of different images",

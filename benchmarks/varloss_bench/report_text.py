@@ -12,8 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from varloss_bench import seed_words
 from varloss_bench.config import COLLAPSE_MEAN, Arm, TrialConfig
-from varloss_bench.figure_style import METHOD_NAMES
+from varloss_bench.figure_style import METHOD_NAMES, split_words
 from varloss_bench.measures import ACCURACIES, METRICS, Metric
 from varloss_bench.stats import MOST_SEEDS, POWER, Failure, Interval, SeedsNeeded, spread_factors
 from varloss_bench.summary import Comparison, Row, Summary
@@ -63,7 +64,7 @@ def render(summary: Summary, config: TrialConfig) -> Group:
     """Everything that is said about a sweep: rows, paired differences, verdict, and what it stands for."""
     by = ", trained by solo-learn" if config.framework == "solo" else ""
     parts: list[RenderableType] = [
-        _table(summary, ACCURACIES, f"Accuracy on {config.data}, {config.evaluate_on} split{by}"),
+        _table(summary, ACCURACIES, f"Accuracy on {config.data}, {_split(config)}{by}"),
         _table(summary, _SIMILARITIES, "Cosine similarities of held-out images, in projection space"),
         Padding(Text(_legend(summary), style="dim"), (0, 1)),
     ]
@@ -71,6 +72,11 @@ def render(summary: Summary, config: TrialConfig) -> Group:
         parts.append(Padding(Text("\n".join(verdict_lines(summary))), (1, 1)))
     parts.append(Padding(Text("\n".join(f"- {note}" for note in notes(summary, config)), style="dim"), (0, 1)))
     return Group(*parts)
+
+
+def _split(config: TrialConfig) -> str:
+    """Shorter than in figures for the ordinary ones."""
+    return split_words(config) if config.official_test else f"{config.evaluate_on} split"
 
 
 def plain_text(summary: Summary, config: TrialConfig) -> str:
@@ -241,8 +247,8 @@ def notes(summary: Summary, config: TrialConfig) -> list[str]:
     lines = [
         f"{_length(config)}; read once, after the last epoch; "
         f"{'both views in one forward pass' if config.fused else 'one forward pass per view'}.",
-        "A seed redraws split, labelled subsets, weights, order and augmentations, and all arms share them: the intervals "
-        "are over splits too, and speak of this data set, net and schedule only.",
+        f"A seed redraws {seed_words.enumerated(seed_words.redraws(config))}, and all arms share them: "
+        f"{seed_words.over(config)}.",
         "Similarities are of held-out images in evaluation mode, not of the training batches.",
         *_planning(summary),
     ]

@@ -6,9 +6,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from varloss_bench import figure, measures, report_text, summary
+from varloss_bench import data, data_fashion, figure, measures, provenance, report_text, seed_words, summary
 from varloss_bench.config import Arm, TrialConfig, grid
 
 BASE = {"few_label_probe": 95.0, "linear_probe": 98.0, "knn": 97.0, "projection_knn": 96.0,
@@ -214,6 +215,86 @@ def test_the_text_claims_no_more_than_the_run():
                    "from 4 seeds only so well that the true number may be 0.32 to 14 times as large",
                    "The correction is for one look"):  # fmt: skip
         assert phrase in text
+
+
+def tiny_source(monkeypatch, train, test):
+    """A data set whose published splits have these sizes, under CIFAR-10's name."""
+    labels = torch.arange(train + test) % 10
+    images = labels.view(-1, 1, 1, 1).float()
+    whole = data.Split(images[train:], labels[train:])
+
+    def load(request):
+        published = whole if request.official_test else None
+        return data.Source(images[:train], labels[:train], 10, (40, 20, 20), 0.0, (0.08, 1.0), True, published)
+
+    monkeypatch.setitem(data.LOADERS, "cifar10", load)
+    monkeypatch.setitem(seed_words.PUBLISHED, "cifar10", (train, test))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "evaluate_on", "official"),
+    [
+        ((None, None, None), "test", False),
+        ((None, None, None), "test", True),
+        ((100, 0, None), "test", True),
+        ((100, 0, 30), "test", True),
+        ((100, 0, 20), "test", True),
+        ((90, 0, None), "test", True),
+        ((90, 10, None), "test", True),
+        ((90, 10, None), "val", True),
+        ((90, 0, 20), "test", True),
+    ],
+)
+def test_what_a_seed_redraws_is_what_it_redraws(monkeypatch, sizes, evaluate_on, official):
+    tiny_source(monkeypatch, 100, 30)
+    num_train, num_val, num_test = sizes
+    config = TrialConfig(data="cifar10", official_test=official, num_train=num_train, num_val=num_val, num_test=num_test,
+                         evaluate_on=evaluate_on)  # fmt: skip
+    source = data.load(config.data, **data.options_of(config))
+    train, val, test = (
+        sorted(first.tolist()) != sorted(second.tolist())
+        for first, second in zip(data.split_indices(source, 0), data.split_indices(source, 1), strict=True)
+    )
+    (words,) = [line for line in report_text.notes(summary.Summary((), (), (0, 1)), config) if "redraws" in line]
+    assert (seed_words.redraws_training(config), seed_words.whole_published_test(config)) == (
+        train,
+        official and not test,
+    )
+    read = {"val": val, "test": test}[evaluate_on]
+    if train and read and (not official or evaluate_on == "val"):
+        assert words.startswith(
+            "A seed redraws split, labelled subsets, weights, order and augmentations, and all arms"
+        )
+        assert "over splits too" in words
+    else:
+        assert "redraws split" not in words
+        assert ("redraws training split" in words) is ("over training splits" in words) is train
+        assert ("every seed trains on the same images" in words) is not train
+        assert ("published one at every seed" in words) is not read
+        assert ("part of the published test split" in words) is read
+    title = {"val": "validation split", "test": "test split"}[evaluate_on]
+    if official and evaluate_on == "test":
+        title = "part of the published test split" if test else "published test split"
+    assert figure.split_words(config) == title
+    caption = figure._caption(summary.Summary((), (), (0, 1)), config, figure._look(summary.Summary((), (), ())))
+    told = ", ".join(seed_words.redraws(config)[:-1])
+    assert f"a seed redraws {told} and augmentations" in " ".join(caption.split())
+    assert provenance.confounds(config)["seed_redraws"] == ", ".join(seed_words.redraws(config))
+
+
+def test_of_a_folder_it_is_not_known_before_it_is_read():
+    config = TrialConfig(data="imagefolder:x", official_test=True, num_train=100, num_val=0)
+    assert seed_words.redraws_training(config) is None
+    assert "training split unless it is the whole folder" in seed_words.redraws(config)
+
+
+@pytest.mark.skipif(
+    not data_fashion.FASHION_MNIST_DIR.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
+)
+def test_published_sizes_are_those_of_the_files():
+    source = data.load("fashion-mnist", official_test=True)
+    assert (len(source.labels), len(source.official_test)) == seed_words.PUBLISHED["fashion-mnist"]
+    assert tuple(n // 2 for n in seed_words.PUBLISHED["fashion-mnist"]) == seed_words.PUBLISHED["fashion-pairs"]
 
 
 def test_tables_fit_eighty_columns():

@@ -1,0 +1,64 @@
+"""What a seed redraws, and what it does not, told from a trial's configuration (`data.split_indices` does it)."""
+
+from varloss_bench.config import TrialConfig
+
+# Training and test images that were published. A folder's are not known before it is read.
+PUBLISHED = {
+    "fashion-mnist": (60000, 10000),
+    "fashion-pairs": (30000, 5000),
+    "cifar10": (50000, 10000),
+    "cifar100": (50000, 10000),
+    "stl10": (5000, 8000),
+}
+_ALWAYS = ("labelled subsets", "weights", "order", "augmentations")
+
+
+def _published(config: TrialConfig) -> tuple[int | None, int | None]:
+    return PUBLISHED.get(config.data.partition(":")[0], (None, None))
+
+
+def whole_published_test(config: TrialConfig) -> bool:
+    """Whether the test split is all that was published as one, and hence the same at every seed."""
+    return config.official_test and config.num_test in (None, _published(config)[1])
+
+
+def redraws_training(config: TrialConfig) -> bool | None:
+    """Whether seeds differ in the images that they train on; None where the number of all images is not known.
+
+    With a drawn test split or a validation split they do: all splits are drawn from the same images.
+    """
+    if not config.official_test or config.num_train is None or config.num_val != 0:
+        return True
+    total = _published(config)[0]
+    return None if total is None else config.num_train < total
+
+
+def redraws(config: TrialConfig) -> tuple[str, ...]:
+    """What a seed redraws."""
+    if not config.official_test or config.evaluate_on == "val":
+        return "split", *_ALWAYS
+    splits = {
+        True: ("training split",), None: ("training split unless it is the whole folder",), False: ()
+    }[redraws_training(config)]  # fmt: skip
+    return (*splits, *(() if whole_published_test(config) else ("part of the published test split",)), *_ALWAYS)
+
+
+def enumerated(words: tuple[str, ...]) -> str:
+    """With commas, and "and" before the last."""
+    return " and ".join((", ".join(words[:-1]), words[-1]))
+
+
+def over(config: TrialConfig) -> str:
+    """What the intervals over seeds are over, and what they speak of."""
+    if not config.official_test or config.evaluate_on == "val":
+        return "the intervals are over splits too, and speak of this data set, net and schedule only"
+    trained = {
+        True: "are over training splits, ", None: "are over training splits where these are not the whole folder, ",
+        False: "are over no splits: every seed trains on the same images, ",
+    }[redraws_training(config)]  # fmt: skip
+    tested = (
+        "the test split is the published one at every seed"
+        if whole_published_test(config)
+        else "test images are drawn from the published ones"
+    )
+    return f"the intervals {trained}{tested}; they speak of this data set, net and schedule only"
