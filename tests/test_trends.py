@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from matplotlib.text import Text
 
 from varloss_bench import trends_report, trends_run
 from varloss_bench.config import TrialConfig
@@ -56,6 +57,14 @@ def test_verdicts_follow_the_means() -> None:
     for name, content in trends_report.figures(rows(lambda size, weight: 1 / size, lambda t: t)).items():
         assert name in ("batch-size", "temperature")
         assert content.startswith(b"\x89PNG")
+
+
+def test_figures_say_what_was_equal() -> None:
+    found = rows(lambda size, weight: 1 / size, lambda t: t)
+    (epochs,) = {row["epochs"] for row in found if row["trend"] == "temperature"}
+    words = {"batch-size": "equal steps", "temperature": f"equal epochs ({epochs})"}
+    for name, figure in trends_report.build(found).items():
+        assert any(words[name] in text.get_text() for text in figure.findobj(Text))
 
 
 def test_one_trial_is_run_and_then_read_back(tmp_path) -> None:

@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import get_args
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +30,7 @@ _HEADS = {
     "negative_mean": "negatives'\nmean",
     "positive_mean": "positives'\nmean",
 }
+_LABEL = 10  # columns that a wrapped label is left at least: "collapsed)"
 _MARKS = {
     "settled": "✓",
     "suggestive": "~",
@@ -87,9 +89,23 @@ def plain_text(summary: Summary, config: TrialConfig) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
+class _Numbers(Table):
+    """A table that is cut nowhere: on a narrow terminal labels wrap, on a narrower one numbers and their marks as well."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wholes = [
+            max(cell_len(line) for cell in (column.header, *column.cells) for line in (str(cell).splitlines() or [""]))
+            for column in self.columns[1:]
+        ]
+        wrapped = _LABEL + sum(2 + whole for whole in wholes) > options.max_width
+        for column in self.columns[1:]:
+            column.no_wrap = not wrapped
+        yield from super().__rich_console__(console, options)
+
+
 def table_of_numbers(title: str, columns: Sequence[str]) -> Table:
-    """An empty table: what a row is about on the left, its numbers right-aligned, none of them wrapped."""
-    table = Table(
+    """An empty table: what a row is about on the left, its numbers right-aligned; in full at any width."""
+    table = _Numbers(
         title=title,
         box=box.SIMPLE_HEAD,
         title_justify="left",
@@ -98,7 +114,7 @@ def table_of_numbers(title: str, columns: Sequence[str]) -> Table:
         collapse_padding=True,
     )
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
     return table
 
 

@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from varloss_bench.figure_style import COLOURS
+from varloss_bench.config import TrialConfig
+from varloss_bench.figure_style import COLOURS, equal_words
 from varloss_bench.trends_run import BATCH_SIZES, TEMPERATURES, WEIGHTS
 
 Row = dict[str, Any]
@@ -102,7 +103,7 @@ def _points(axis: Axes, x: Sequence[float], values: list[list[float]], label: st
         axis.plot([at] * len(of_seeds), of_seeds, "o", color=colour, ms=4, mfc="white")
 
 
-def _finish(figure: Figure, axes: Sequence[Axes], ticks: Sequence[float], xlabel: str, caption: str) -> bytes:
+def _finish(figure: Figure, axes: Sequence[Axes], ticks: Sequence[float], xlabel: str, caption: str) -> Figure:
     FigureCanvasAgg(figure)
     for axis in axes:
         axis.set_xscale("log")
@@ -113,13 +114,21 @@ def _finish(figure: Figure, axes: Sequence[Axes], ticks: Sequence[float], xlabel
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=9)
     figure.supxlabel(caption, fontsize=8.5, x=0.01, ha="left", color="#404040")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure
 
 
 def figures(rows: list[Row]) -> dict[str, bytes]:
-    """PNGs by name. Lines are means over seeds, circles are seeds."""
+    """PNGs by name."""
+    found = {}
+    for name, figure in build(rows).items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        found[name] = buffer.getvalue()
+    return found
+
+
+def build(rows: list[Row]) -> dict[str, Figure]:
+    """Figures by name. Lines are means over seeds, circles are seeds."""
     first = Figure(figsize=(9.5, 4.2), dpi=150, layout="constrained")
     left, right = first.subplots(1, 2)
     for weight, colour in zip(WEIGHTS, COLOURS, strict=False):
@@ -137,10 +146,13 @@ def figures(rows: list[Row]) -> dict[str, bytes]:
     second = Figure(figsize=(11, 3.8), dpi=150, layout="constrained")
     panels = second.subplots(1, 3)
     titles = {"uniformity": "-uniformity", "tolerance": "tolerance", "penalty_entropy": "penalty entropy, nats"}
-    for axis, (name, title), colour in zip(panels, titles.items(), COLOURS, strict=True):
+    for axis, (name, title), colour in zip(panels, titles.items(), COLOURS[:3], strict=True):
         _points(axis, TEMPERATURES, [_at_temperature(rows, name, t) for t in TEMPERATURES], name, colour)
         axis.set_title(title, fontsize=10, loc="left")
-    note = "Digits, SimCLR, B = 64, without VRN, held-out images. Circles: seeds."
+    lengths = dict.fromkeys(
+        equal_words(TrialConfig.from_dict(row["config"])) for row in rows if row["trend"] == "temperature"
+    )
+    note = f"Digits, SimCLR, B = 64, {', '.join(lengths)}, without VRN, held-out images. Circles: seeds."
     return {
         "batch-size": batch,
         "temperature": _finish(second, panels, TEMPERATURES, "temperature", note),

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 from varloss_bench import data, data_fashion, figure, measures, provenance, report_text, seed_words, summary
@@ -23,10 +24,10 @@ def summarise(trials, records, **options):
     return summary.summarise(trials, records, summary.grid_pairs(trials, CONTROLS), **options)
 
 
-def sweep(*, batch_sizes=(16,), seeds=4, effect=None, weights=(3.0,), temperatures=(0.5,), epochs=20):
+def sweep(*, batch_sizes=(16,), seeds=4, effect=None, weights=(3.0,), temperatures=(0.5,), epochs=20, steps=0):
     """Trials and records of which VRN moves each metric by `effect`, with a little noise that is not shared."""
     trials = grid(
-        TrialConfig(epochs=epochs),
+        TrialConfig(epochs=epochs, steps=steps),
         methods=["simclr", "moco"],
         batch_sizes=batch_sizes,
         weights=weights,
@@ -306,6 +307,29 @@ def test_tables_fit_eighty_columns():
     assert "…" not in console.file.getvalue()
 
 
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_a_narrow_table_wraps_its_labels_and_loses_no_mark(width):
+    from rich.console import Console
+
+    trials, records = sweep(effect={"negative_variance": -0.1}, seeds=2)
+    for arm in (VRN, PLAIN):
+        for seed in range(2):
+            metrics = {**BASE, **dict.fromkeys(measures.ACCURACIES, 50.0 * seed + 50 * bool(arm.weight))}
+            change(trials, records, arm, seed, collapsed=bool(arm.weight), metrics=metrics)
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(report_text.render(summarise(trials, records), trials[2]))
+    lines = console.file.getvalue().splitlines()
+    assert "…" not in "".join(lines)
+    assert max(map(len, lines)) <= width
+    whole = report_text.plain_text(summarise(trials, records), trials[2])
+    # The legend names every mark once; all others are those of comparisons.
+    for mark in "✓~·✗=":
+        assert "".join(lines).count(mark) == whole.count(mark)
+    assert whole.count("✗") == 2 * 5 + 1
+    if width == 80:
+        assert "collapsed)" in "".join(lines)
+
+
 def test_a_single_seed_is_said_to_have_no_interval():
     text = " ".join(text_of(*sweep(seeds=1)).split())
     assert "a single seed: no interval" in text
@@ -401,8 +425,18 @@ def test_a_failed_arm_is_a_named_cross_and_on_no_line():
 @pytest.mark.parametrize(
     "changes", [{}, {"batch_sizes": (16, 64, 256), "weights": (1.0, 3.0)}, {"seeds": 1}, {"weights": (0.0,)}]
 )
-def test_figure_is_a_picture_with_something_on_it(changes):
-    trials, records = sweep(effect={"few_label_probe": 1.0}, **changes)
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [({"epochs": 20}, "equal epochs (20)"), ({"epochs": 7}, "equal epochs (7)"),
+     ({"epochs": 0, "steps": 90}, "equal steps (90)")],
+)  # fmt: skip
+def test_figure_says_what_was_equal_and_is_a_picture_with_something_on_it(changes, lengths, words):
+    trials, records = sweep(effect={"few_label_probe": 1.0}, **changes, **lengths)
+    picture = figure.build(summarise(trials, records), next(t for t in trials if t.arm.trained))
+    written = [text.get_text() for text in picture.findobj(Text) if text.get_visible()]
+    assert any(words.lower() in " ".join(text.split()).lower() for text in written)
+    other = {"epochs": "equal steps", "steps": "equal epochs"}["steps" if "steps" in lengths else "epochs"]
+    assert not any(other in " ".join(text.split()).lower() for text in written)
     png = figure.draw(summarise(trials, records), next(t for t in trials if t.arm.trained))
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     assert pixels.shape[0] > 500
