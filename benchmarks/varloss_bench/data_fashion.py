@@ -16,8 +16,8 @@ from varloss_bench.data_types import DataError, Request, Source, Split
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 
 HINT = (
-    "Point --data-dir at a folder with Fashion-MNIST's original .gz files, or install Debian's package: "
-    "apt-get install dataset-fashion-mnist"
+    "With a network, run the same command again; without one, point --data-dir at a folder with Fashion-MNIST's original .gz "
+    "files, or install Debian's package: apt-get install dataset-fashion-mnist"
 )
 
 # Two garments of half the size, 14 x 14, one in each half of the canvas's height: 3 x 5 places for each.
@@ -73,9 +73,10 @@ def _place(canvas: Tensor, patches: Tensor, rows: Tensor, columns: Tensor) -> No
 
 def _read_files(request: Request, part: str) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) in [0, 1] and labels (N,) of "train" or "t10k", from the folder named, Debian's or a download."""
-    folder = request.folder or (FASHION_MNIST_DIR if FASHION_MNIST_DIR.is_dir() else _download())
-    images = torch.from_numpy(_read_idx(folder / f"{part}-images-idx3-ubyte.gz").astype(np.float32) / 255.0)
-    labels = torch.from_numpy(_read_idx(folder / f"{part}-labels-idx1-ubyte.gz").astype(np.int64))
+    names = f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"
+    folder = _folder_of(names, request.folder)
+    images = torch.from_numpy(_read_idx(folder / names[0]).astype(np.float32) / 255.0)
+    labels = torch.from_numpy(_read_idx(folder / names[1]).astype(np.int64))
     if images.shape[1:] != (28, 28) or len(images) != len(labels):
         raise DataError(
             f"{folder}: expected N images of 28 x 28 and N labels, got {tuple(images.shape)} and {tuple(labels.shape)}"
@@ -83,19 +84,32 @@ def _read_files(request: Request, part: str) -> tuple[Tensor, Tensor]:
     return images.unsqueeze(1), labels
 
 
-def _download() -> Path:
-    """Folder of the original files, downloaded by torchvision if they are not there."""
+def _folder_of(names: tuple[str, ...], asked: Path | None) -> Path:
+    """Where these files are: in the folder asked for, or where torchvision puts them in it, downloaded if they are in neither.
+
+    Without a folder asked for they are Debian's, or in the folder of all downloads.
+    """
+    if asked is None and FASHION_MNIST_DIR.is_dir():
+        return FASHION_MNIST_DIR
+    root = asked or download_folder()
+    downloaded = root / "FashionMNIST" / "raw"
+    # A folder with one of them was meant, and the other is named as missing; a download with one of them was cut off.
+    if any((root / name).exists() for name in names):
+        return root
+    if all((downloaded / name).is_file() for name in names):
+        return downloaded
     from torchvision.datasets import FashionMNIST  # noqa: PLC0415  (only those without the files need it)
 
-    root = download_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
         FashionMNIST(root, download=True)
     except (OSError, RuntimeError) as error:
+        places = f"in {root}" if asked else f"in {FASHION_MNIST_DIR} or {root}"
         raise DataError(
-            f"Fashion-MNIST is neither in {FASHION_MNIST_DIR} nor could it be downloaded: {error}. {HINT}"
+            f"Fashion-MNIST ({' and '.join(names)}) is not {places}, and it could not be downloaded: "
+            f"{' '.join(str(error).split())}. {HINT}"
         ) from error
-    return root / "FashionMNIST" / "raw"
+    return downloaded
 
 
 def _read_idx(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":

@@ -6,8 +6,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from tiny_archives import md5
+from torchvision import datasets
 
-from varloss_bench import augment, data
+from varloss_bench import augment, data, data_fashion
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +110,96 @@ def test_pairs_are_halved_by_averaging(tmp_path):
     assert float(source.images.sum()) == pytest.approx(averaged.sum())
 
 
-def test_missing_fashion_mnist_says_where_to_get_it(tmp_path):
-    with pytest.raises(data.DataError, match=r"does not exist.*--data-dir.*apt-get install dataset-fashion-mnist"):
-        data.load("fashion-mnist", str(tmp_path))
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """Debian's files are not there, and nothing can be downloaded."""
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{(tmp_path / 'mirror').as_uri()}/"])
+    monkeypatch.setattr(data_fashion, "FASHION_MNIST_DIR", tmp_path / "debian")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def write_fashion_mnist(folder, parts=("train", "t10k")):
+    """Twenty images of each part, and their pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = {part: np.random.default_rng(i).integers(0, 256, size=(20, 28, 28)) for i, part in enumerate(parts)}
+    for part in parts:
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", pixels[part])
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", np.arange(20) % 10)
+    return pixels
+
+
+@pytest.fixture
+def published(nowhere, served, monkeypatch):
+    """Pixels of files that torchvision takes for the published ones, and the folder they are in."""
+    folder, address = served
+    pixels = write_fashion_mnist(folder)
+    resources = [(name, md5(folder / name)) for name, _ in datasets.FashionMNIST.resources]
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", resources)
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{address}/"])
+    return pixels, folder
+
+
+def load_tiny(folder=None, **options):
+    source = data.load("fashion-mnist", folder and str(folder), sizes=(10, 5, 5), **options)
+    return (source.images[:, 0] * 255).round().long().numpy()
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "fashion-pairs"])
+@pytest.mark.usefixtures("nowhere")
+def test_missing_fashion_mnist_says_where_to_get_it(name, tmp_path):
+    names = r"\(train-images-idx3-ubyte\.gz and train-labels-idx1-ubyte\.gz\)"
+    rest = r"it could not be downloaded: .*--data-dir.*apt-get install dataset-fashion-mnist"
+    with pytest.raises(data.DataError, match=rf"{names} is not in {tmp_path}/here, and {rest}"):
+        data.load(name, str(tmp_path / "here"))
+    with pytest.raises(
+        data.DataError, match=rf"is not in {tmp_path}/debian or {tmp_path}/cache/varloss-bench, and {rest}"
+    ):
+        data.load(name)
+    write_fashion_mnist(tmp_path / "half")
+    (tmp_path / "half" / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(data.DataError, match=r"half/train-labels-idx1-ubyte\.gz does not exist\. .*apt-get"):
+        data.load(name, str(tmp_path / "half"))
+    (tmp_path / "file").touch()
+    with pytest.raises(data.DataError, match=r"could not be downloaded: .*Not a directory"):
+        data.load(name, str(tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_fashion_mnist_is_downloaded_where_it_is_not(asked, tmp_path, published):
+    pixels, mirror = published
+    folder = tmp_path / "here" / "and" / "new" if asked else None
+    assert np.array_equal(load_tiny(folder), pixels["train"])
+    assert ((folder or tmp_path / "cache" / "varloss-bench") / "FashionMNIST" / "raw").is_dir()
+    assert (tmp_path / "cache").is_dir() != asked
+    for file in mirror.iterdir():  # the second time nothing is downloaded
+        file.unlink()
+    assert np.array_equal(load_tiny(folder), pixels["train"])
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_fashion_mnist_that_is_there_is_not_downloaded(tmp_path):
+    debian, named = write_fashion_mnist(tmp_path / "debian"), write_fashion_mnist(tmp_path / "named", ["t10k", "train"])
+    assert np.array_equal(load_tiny(), debian["train"])  # found by itself
+    assert np.array_equal(load_tiny(tmp_path / "named"), named["train"])  # a folder named wins
+    assert not np.array_equal(debian["train"], named["train"])
+    assert not (tmp_path / "named" / "FashionMNIST").exists()
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_only_the_files_that_are_needed_are_asked_for(tmp_path):
+    train = write_fashion_mnist(tmp_path / "named", ["train"])
+    assert np.array_equal(load_tiny(tmp_path / "named"), train["train"])
+    with pytest.raises(data.DataError, match=r"\(t10k-images-idx3-ubyte\.gz and .* is not in"):
+        load_tiny(tmp_path / "named", official_test=True)
+
+
+def test_only_the_files_that_lack_are_downloaded(tmp_path, published):
+    train = write_fashion_mnist(tmp_path / "named", ["t10k", "train"])["train"]
+    for file in (tmp_path / "named").glob("t10k*"):
+        file.unlink()
+    source = data.load("fashion-mnist", str(tmp_path / "named"), sizes=(10, 5, 5), official_test=True)
+    assert np.array_equal((source.images[:, 0] * 255).round().long().numpy(), train)
+    assert np.array_equal((source.official_test.images[:, 0] * 255).round().long().numpy(), published[0]["t10k"])
 
 
 @pytest.mark.parametrize("cut", [3, 30, 200])

@@ -1,11 +1,8 @@
 """Data sets from files of their own: torchvision's archives, folders of images, official test splits, other sizes."""
 
 import dataclasses
-import http.server
 import struct
 import tarfile
-import threading
-from functools import partial
 
 import numpy as np
 import pytest
@@ -44,22 +41,6 @@ def test_cifar_is_read_from_its_files(cifar):
     assert tested.sizes == (30, 10, 7)
     assert torch.equal(tested.official_test.images, torch.from_numpy(test_pixels))
     assert tested.official_test.labels.tolist() == test_labels
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        """Nothing on stderr."""
-
-
-@pytest.fixture
-def served(tmp_path):
-    """A folder, and the address under which a server on this machine hands its files out."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def test_cifar_is_downloaded_where_it_is_not(cifar, served, tmp_path, monkeypatch):

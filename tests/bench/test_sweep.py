@@ -232,10 +232,13 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_once_more(tmp_path):
         (["--seeds", "1"], "an interval needs at least 2 seeds, got --seeds 1"),
         (["--seeds", "0", "--no-interval"], "--seeds must be at least 1, got 0"),
         (["--temperature", "0"], "--temperature must be greater than 0, got 0"),
-        (["--weight", "nan"], "--weight must be at least 0, got nan"),
+        (["--weight", "nan"], "--weight must be a finite number at least 0, got nan"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--data", "imagenet"], "unknown data set 'imagenet'; known are digits, fashion-mnist"),
-        (["--data", "fashion-mnist", "--data-dir", "/nowhere"], "/nowhere/train-images-idx3-ubyte.gz does not exist"),
+        (
+            ["--data", "fashion-mnist", "--data-dir", "/proc/nowhere"],
+            "Fashion-MNIST (train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz) is not in /proc/nowhere, and it could not",
+        ),
         (
             ["--method", "moco", "--queue-size", "600"],
             "queue_size must be at most half of the 997 training samples, got 600",
