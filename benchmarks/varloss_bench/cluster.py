@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,13 @@ def job(values: dict[str, Any], folder: str, command: list[str]) -> None:
         runner.execute(config, Path(folder), command, wait_for_others=True)
         return
     environment = JobEnvironment()
-    # Any port will do that two jobs on a machine are unlikely to share.
+    # Any port will do that two jobs on a machine are unlikely to share: the nodes know it without asking each other. Where it
+    # is taken all the same, the trial crashes, and the job that tries again has another number.
     address, port = environment.hostnames[0], 20000 + int(environment.raw_job_id) % 20000
     if environment.node == 0:
-        runner.execute(config, Path(folder), command, wait_for_others=True, rendezvous=(address, port))
+        status, reason = runner.execute(config, Path(folder), command, wait_for_others=True, rendezvous=(address, port))
+        if status == "crashed":
+            raise SystemExit(reason)  # so that srun ends the other nodes, which would wait for this one half an hour
     elif (
         not Store(Path(folder)).load([config]).done(config)
     ):  # else the first node has nothing to do and comes to no meeting
@@ -137,7 +140,7 @@ class Cluster:
                 # An array's jobs are all of one size, and the rows without training that come first need one process each.
                 for size in dict.fromkeys((config.devices, config.nodes) for config in now):
                     alike = [config for config in now if (config.devices, config.nodes) == size]
-                    submitted |= self._submit(alike, folder, command, workers)
+                    submitted |= self._submit(alike, folder, command, workers, after=submitted.values())
                 for config in [config for config, running in submitted.items() if self._ended(store, config, running)]:
                     yield _event(store, config, submitted.pop(config))
                 if submitted:
@@ -160,9 +163,9 @@ class Cluster:
         return [found.job_id for _config, found in self._adopted(configs, folder / "jobs")]
 
     def _submit(
-        self, configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int
+        self, configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int, after: Iterable[Any] = ()
     ) -> dict[TrialConfig, Any]:
-        executor = self._executor(configs[0], folder / "jobs", workers)
+        executor = self._executor(configs[0], folder / "jobs", workers, after)
         arguments = (
             [config.to_dict() for config in configs],
             [str(folder.resolve())] * len(configs),
@@ -176,7 +179,7 @@ class Cluster:
             write_atomically(ledger, json.dumps({**_read(ledger), **ids}, indent=1) + "\n")
         return dict(zip(configs, jobs, strict=True))
 
-    def _executor(self, config: TrialConfig, folder: Path, workers: int) -> Any:
+    def _executor(self, config: TrialConfig, folder: Path, workers: int, after: Iterable[Any]) -> Any:
         from submitit import LocalExecutor, SlurmExecutor  # noqa: PLC0415
 
         if self.kind == "local":
@@ -187,6 +190,11 @@ class Cluster:
             executor.update_parameters(timeout_min=_LOCAL_MINUTES, gpus_per_node=torch.cuda.device_count())
             return executor
         executor = SlurmExecutor(folder=folder / "%j")
+        # An array's limit is its own: two at once would run twice as many jobs. So each waits for those before it.
+        arrays = dict.fromkeys(found.job_id.partition("_")[0] for found in after)
+        dependencies = [f"afterany:{':'.join(arrays)}"] if arrays else []
+        if "dependency" in self.slurm:
+            dependencies.append(self.slurm["dependency"])
         executor.update_parameters(
             **{
                 "job_name": "varloss-bench",
@@ -200,6 +208,7 @@ class Cluster:
                 "srun_args": ["--kill-on-bad-exit=1"],
                 "setup": _ONE_THREAD,
                 **self.slurm,
+                **({"dependency": ",".join(dependencies)} if dependencies else {}),
             }
         )
         return executor
@@ -226,8 +235,8 @@ def _read(ledger: Path) -> dict[str, str]:
 def _event(store: Store, config: TrialConfig, ended: Any) -> Event:
     """What has become of a job: what its record says, or the end of what it wrote to stderr."""
     record = store.load([config]).records.get(config.key())
-    if record is not None and (record["status"] in DONE or record["reason"]):
-        return Event(config, 1.0, record["status"], record["reason"])
+    if record is not None and (record["status"] in DONE or record.get("reason")):
+        return Event(config, 1.0, record["status"], record.get("reason"))
     try:
         said = ended.paths.stderr.read_text(errors="replace").strip().splitlines()[-1:]
     except OSError:

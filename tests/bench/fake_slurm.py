@@ -1,7 +1,7 @@
 """Slurm's commands as far as submitit uses them, on one machine: `sbatch` runs the script it is given, arrays and nodes too.
 
 Called under the name of the command. State lies in $FAKE_SLURM: `ID.state` for sacct, `scripts/ID`, `calls` one line each.
-With the file `hold` there, jobs are accepted and stay pending.
+With the file `hold` there, jobs are accepted and stay pending. Of dependencies it knows `afterany`; all tasks of an array run at once.
 """
 
 import os
@@ -41,6 +41,10 @@ def sbatch(path: str) -> None:
 def job(number: str, task: str) -> None:
     """A job of its own: the script, in the environment that Slurm would give it."""
     script = STATE / "scripts" / number
+    awaited = re.search(r"afterany:([\d:]+)", directive(script.read_text(), "dependency") or "")
+    for other in awaited.group(1).split(":") if awaited else ():
+        while any(path.read_text() in ("PENDING", "RUNNING") for path in STATE.glob(f"{other}*.state")):
+            time.sleep(0.05)
     nodes = int(directive(script.read_text(), "nodes") or 1)
     own = {"SLURM_JOB_ID": str(int(number) + 1 + int(task or 0)), "SLURM_JOB_NUM_NODES": str(nodes)}
     own |= {"SLURM_NTASKS": str(nodes), "SLURM_JOB_NODELIST": ",".join(f"127.0.0.{n + 1}" for n in range(nodes))}

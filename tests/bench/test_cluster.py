@@ -1,9 +1,12 @@
 """Trials as jobs: submitit's local executor for real, Slurm by commands that run what `sbatch` is given."""
 
 import dataclasses
+import itertools
 import json
 import re
+import socket
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -35,6 +38,9 @@ def slurm(tmp_path, monkeypatch):
         path.chmod(0o755)
     monkeypatch.setenv("FAKE_SLURM", str(state))
     submitit.SlurmJob.watcher.clear()  # it remembers jobs by number, and every test begins to count anew
+    monkeypatch.setattr(
+        submitit.SlurmJob.watcher, "_delay_s", 1
+    )  # else it asks ever more rarely, as a cluster wants it
     monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:/usr/bin:/bin")
     return state
 
@@ -106,6 +112,26 @@ def test_trials_of_different_sizes_are_arrays_of_their_own(tmp_path, slurm):
     assert ["#SBATCH --cpus-per-task=2\n" in script for script in scripts] == [False, True]
 
 
+def test_arrays_of_different_sizes_do_not_run_side_by_side(tmp_path, slurm):
+    """Each keeps to `workers` by itself, so two of them would be twice as many jobs; what an earlier call left counts too."""
+    log = tmp_path / "log"
+    log.touch()
+    setup = [f"echo 1 >> {log}", "sleep 0.5", f"echo -1 >> {log}", "exit 3"]
+    larger = [TrialConfig(devices=2, batch_size=64, seed=seed) for seed in (0, 1)]
+    where = Cluster("slurm", {"setup": setup, "dependency": "afterok:7"})
+    (tmp_path / "results" / "jobs").mkdir(parents=True)
+    where._submit(SEEDS, tmp_path / "results", COMMAND, 2)
+    events = run(where, [*SEEDS, TrialConfig(nodes=2, batch_size=64), *larger], tmp_path / "results")
+    assert {event.reason for event in events[:2]} == {"is job 1000_0 already", "is job 1000_1 already"}
+    assert [event.status for event in events[2:]] == ["crashed"] * 5
+    steps = [int(step) for step in log.read_text().split()]
+    assert len(steps) == 10
+    assert max(itertools.accumulate(steps)) == 2
+    scripts = [path.read_text() for path in sorted((slurm / "scripts").iterdir())]
+    asked = [re.findall(r"^#SBATCH --dependency=(.+)$", script, re.MULTILINE) for script in scripts]
+    assert asked == [["afterok:7"], ["afterany:1000,afterok:7"], ["afterany:1000:1100,afterok:7"]]
+
+
 @pytest.fixture
 def login_node(slurm, tmp_path, monkeypatch):
     """A machine with Slurm's commands and no GPU; returns a call of `compare` there, for the GPUs of the cluster."""
@@ -158,6 +184,31 @@ def test_a_second_node_does_not_wait_for_the_first_one_of_a_trial_that_is_done(t
     Store(tmp_path).write(trial, {"config": trial.to_dict(), "status": "diverged", "environment": {}})
     cluster.job(trial.to_dict(), str(tmp_path), COMMAND)
     assert started == [trial]
+
+
+@pytest.mark.slow
+def test_a_first_node_that_fails_ends_the_others(tmp_path, slurm):
+    """Its port is taken, so the other waits half an hour where nobody answers."""
+    trial, folder = TrialConfig(batch_size=64, steps=2, epochs=0, nodes=2), tmp_path / "results"
+    (folder / "jobs").mkdir(parents=True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 20000 + 1000))  # that of job 1000
+        taken.listen()
+        Cluster("slurm", {})._submit([trial], folder, COMMAND, 1)
+        deadline = time.monotonic() + 150
+        while (state := (slurm / "1000.state").read_text()) == "RUNNING" and time.monotonic() < deadline:
+            time.sleep(0.2)
+    assert state == "FAILED"
+    record = Store(folder).load([trial]).records[trial.key()]
+    assert record["status"] == "crashed"
+    assert "EADDRINUSE" in record["reason"]
+
+
+def test_a_record_that_tells_no_reason_is_taken_all_the_same(tmp_path):
+    trial = SEEDS[0]
+    Store(tmp_path).write(trial, {"config": trial.to_dict(), "status": "diverged", "environment": {}})
+    assert cluster.runner.execute(trial, tmp_path, COMMAND) == ("diverged", None)
+    assert cluster._event(Store(tmp_path), trial, None) == cluster.Event(trial, 1.0, "diverged", None)
 
 
 @pytest.mark.slow
