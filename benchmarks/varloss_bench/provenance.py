@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
@@ -31,23 +32,47 @@ _DISTRIBUTIONS = (
 )
 
 
+# What a trial's numbers come from, in this package; tables, figures and commands change nothing about them.
+TRIAL_MODULES = (
+    "augment",
+    "backbones",
+    "config",
+    "data",
+    "data_fashion",
+    "data_folder",
+    "data_torchvision",
+    "data_types",
+    "evaluate",
+    "measures",
+    "methods",
+    "ranks",
+    "solo_config",
+    "solo_guard",
+    "solo_install",
+    "solo_net",
+    "solo_run",
+    "train",
+)
+
+
 @lru_cache(maxsize=1)
 def environment() -> dict[str, Any]:
     """Versions, machine and git state, as far as they can be told."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _DISTRIBUTIONS}
     return {
         "versions": versions,
-        "varloss_source": _source_digest(),
+        "varloss_source": _digest(Path(varloss.__file__).parent.rglob("*.py")),
+        "varloss_bench_source": _digest(Path(__file__).parent / f"{name}.py" for name in TRIAL_MODULES),
         "machine": _machine(),
         "cuda": _cuda(),
         "git": _git(),
     }
 
 
-def _source_digest() -> str:
-    """Digest of the losses' source: a checkout's version number stays while its code, and thereby rounding, changes."""
+def _digest(files: Iterable[Path]) -> str:
+    """Digest of source files: a checkout's version number stays while its code, and thereby rounding, changes."""
     sha = hashlib.sha256()
-    for path in sorted(Path(varloss.__file__).parent.rglob("*.py")):
+    for path in sorted(files):
         sha.update(path.read_bytes())
     return sha.hexdigest()[:12]
 
@@ -134,6 +159,18 @@ def confounds(config: TrialConfig) -> dict[str, Any] | None:
         "augmentation_block_bytes": measures.MAX_BLOCK_BYTES,
         **(solo_config.confounds(config) if config.framework == "solo" else {}),
     }
+
+
+def confounds_by_method(trials: Iterable[TrialConfig]) -> dict[str, dict[str, Any]]:
+    """Those of every method of a sweep that has any; methods differ in BatchNorm of the head and in negatives, for example.
+
+    Of a trial with VRN where the method has one: without VRN it makes no difference between what it is taken.
+    """
+    chosen: dict[str, TrialConfig] = {}
+    for trial in trials:
+        if trial.method not in chosen or trial.weight > chosen[trial.method].weight:
+            chosen[trial.method] = trial
+    return {method: told for method, trial in chosen.items() if (told := confounds(trial)) is not None}
 
 
 def _negatives(config: TrialConfig) -> str:

@@ -50,4 +50,7 @@ def commands(group: Group) -> list[tuple[str, int]]:
 
 def _made_by(record: Mapping[str, Any]) -> dict[str, Any]:
     environment = record["environment"]
-    return {name: environment.get(name, "unknown") for name in ("versions", "varloss_source", "machine")}
+    made_by = {name: environment.get(name, "unknown") for name in ("versions", "varloss_source", "machine")}
+    # Younger than the others; a page about older records does not dwell on it.
+    harness = {name: environment[name] for name in ("varloss_bench_source",) if name in environment}
+    return made_by | harness

@@ -133,7 +133,7 @@ def present(
     content = {
         "command": command,
         "environment": next((record["environment"] for record in loaded.records.values()), None),
-        "confounds": provenance.confounds(trained),
+        "confounds": provenance.confounds_by_method(trials),
         "environments_differ": _environments_differ(loaded),
         "data_differ": (data_differ := same_data.differences(trials, loaded.records)),
         "trials_run": ran,
@@ -177,11 +177,11 @@ def _report(store: Store, command: list[str]) -> str:
 
 
 def _environments_differ(loaded: Loaded) -> bool:
-    """Whether the records come from different versions, losses or machines; commits differ for lesser reasons.
+    """Whether the records come from different versions, source or machines; commits differ for lesser reasons.
 
     What an older record does not tell is unknown: the same as in other such records, not the same as in newer ones.
     """
-    parts = ("versions", "varloss_source", "machine")
+    parts = ("versions", "varloss_source", "varloss_bench_source", "machine")
     seen = {
         json.dumps([record["environment"].get(part, "unknown") for part in parts], sort_keys=True)
         for record in loaded.records.values()

@@ -170,9 +170,14 @@ def test_rows_made_by_other_code_are_announced(undisturbed):
 def test_rows_of_unknown_origin_are_told_from_known_ones():
     known = {"environment": {"versions": {"torch": "2.4.0"}, "varloss_source": "0" * 12, "machine": {"cores": 2}}}
     older = {"environment": {"versions": {"torch": "2.4.0"}, "machine": {"cores": 2}}}
+    newer, other = (
+        {"environment": {**known["environment"], "varloss_bench_source": digest}} for digest in ("1" * 12, "2" * 12)
+    )
     assert not sweep._environments_differ(Loaded({"a": known, "b": known}))
     assert not sweep._environments_differ(Loaded({"a": older, "b": older}))
     assert sweep._environments_differ(Loaded({"a": known, "b": older}))
+    assert not sweep._environments_differ(Loaded({"a": newer, "b": newer}))
+    assert sweep._environments_differ(Loaded({"a": newer, "b": other}))
 
 
 def test_a_corrupt_result_is_named_and_made_again(undisturbed):

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from varloss_bench import augment, backbones, data, evaluate, measures, methods, runner, store, train
-from varloss_bench.config import TrialConfig, queue_length
+from varloss_bench import augment, backbones, data, evaluate, measures, methods, provenance, runner, store, train
+from varloss_bench.config import TrialConfig, grid, queue_length
 
 TINY = TrialConfig(epochs=1, batch_size=128)
 ARMS = [
@@ -187,6 +190,44 @@ def test_record_says_what_made_the_row(tmp_path):
     assert record["confounds"]["head_batch_norm"] is True
     assert (record["steps"], record["parameters"]) == (997 // 128, 92896)
     assert set(measures.METRICS) <= set(record["metrics"])
+
+
+def test_record_says_which_source_made_it(tmp_path):
+    """All of the harness that a trial runs, and nothing that only shows results."""
+    code = (
+        "import sys, varloss_bench.train, varloss_bench.ranks\n"
+        "print(*(name.partition('.')[2] for name in sys.modules if name.startswith('varloss_bench.')))"
+    )
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(imported) - {"timing"} == set(provenance.TRIAL_MODULES)
+    digest = provenance.environment()["varloss_bench_source"]
+    for name in provenance.TRIAL_MODULES:
+        source = Path(provenance.__file__).with_name(f"{name}.py")
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    copies = sorted(tmp_path.iterdir())
+    assert provenance._digest(copies) == digest
+    copies[0].write_text("# other code")
+    assert provenance._digest(copies) != digest
+
+
+def test_confounds_of_a_sweep_are_told_by_method():
+    base = TrialConfig(data="imagefolder:x", image_size=224, vrn_against="queue")
+    axes = {
+        "batch_sizes": [16],
+        "weights": [3.0],
+        "temperatures": [0.5],
+        "control_temperatures": [0.2],
+        "seeds": [0, 1],
+    }
+    told = provenance.confounds_by_method(grid(base, methods=["simclr", "moco"], **axes))
+    assert {method: confounds.get("head_batch_norm") for method, confounds in told.items()} == {
+        "raw-pixels": None,
+        "simclr": True,
+        "moco": False,
+    }
+    assert [told[method]["negatives"] for method in ("simclr", "moco")] == ["both", "queue"]
+    assert told["moco"]["vrn_between"] == "query and queue"  # without VRN a trial says the default
+    assert set(told["raw-pixels"]) == {"raw_pixels"}
 
 
 def test_collapse_is_flagged(monkeypatch):
