@@ -30,6 +30,7 @@ def report(
     from rich.console import Console  # noqa: PLC0415
 
     from varloss_bench import provenance, report_records  # noqa: PLC0415
+    from varloss_bench.report_page import counted  # noqa: PLC0415
 
     console = Console()
     try:
@@ -47,7 +48,7 @@ def report(
         raise typer.Exit(2) from None
     results = sum(trial.record["status"] != "crashed" for trial in found.trials)
     console.print(
-        f"{len(found.trials)} trials, {len(found.left_out)} files left out: {', '.join(FILES)} in {target}/",
+        f"{counted(len(found.trials), 'trial')}, {counted(len(found.left_out), 'file')} left out: {', '.join(FILES)} in {target}/",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     if not results:

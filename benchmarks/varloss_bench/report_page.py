@@ -77,6 +77,7 @@ def _render(template: str, found: Found, parts: Sequence[Section], folder: Path,
     )
     environment.filters["svg"] = _trusted_svg
     environment.filters["cell"] = _markdown_cell
+    environment.filters["counted"] = counted
     return environment.get_template(template).render(
         sections=parts, left_out=found.left_out, folder=str(folder), command=command, num_trials=len(found.trials)
     )
@@ -223,7 +224,7 @@ def _verdict(summary: Summary) -> list[str]:
     if hints:
         up = sum(c.result.difference.mean > 0 for c in hints)
         lines.append(
-            f"Only a hint{' besides' if better or worse else ''}: {_counted(len(hints), 'comparison')} ({up} for, "
+            f"Only a hint{' besides' if better or worse else ''}: {counted(len(hints), 'comparison')} ({up} for, "
             f"{len(hints) - up} against), whose own interval excludes 0, which does not survive the correction over all "
             f"{len(summary.comparisons)}."
         )
@@ -235,7 +236,7 @@ def _verdict(summary: Summary) -> list[str]:
         + (f", settled higher in {higher}." if higher else ".")
     )
     failures = Counter(row.failure for row in summary.rows if row.failure)
-    lines += [f"{_FAILURES[failure]}: {_counted(count, 'arm')}." for failure, count in failures.items() if failure]
+    lines += [f"{_FAILURES[failure]}: {counted(count, 'arm')}." for failure, count in failures.items() if failure]
     return lines
 
 
@@ -248,10 +249,11 @@ _FAILURES: Mapping[stats.Failure, str] = {
 
 def _seeds(comparisons: Sequence[Comparison]) -> str:
     counts = sorted({c.result.difference.count for c in comparisons})
-    return _counted(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return counted(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
 
-def _counted(number: int, name: str) -> str:
+def counted(number: int, name: str) -> str:
+    """`1 seed`, `2 seeds`."""
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
@@ -306,7 +308,7 @@ def _warnings(group: Group, summary: Summary) -> list[str]:
     crashed = [trial for trial in group.trials if trial.record["status"] == "crashed"]
     if len(crashed) == len(group.trials) and crashed:
         lines.append(
-            f"No trial has a result: {_counted(len(crashed), 'trial')} crashed. The reasons are in the table of trials."
+            f"No trial has a result: {counted(len(crashed), 'trial')} crashed. The reasons are in the table of trials."
         )
     if group.missing:
         lines.append(
