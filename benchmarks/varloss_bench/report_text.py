@@ -106,10 +106,9 @@ class _Numbers(Table):
 def table_of_numbers(title: str, columns: Sequence[str]) -> Table:
     """An empty table: what a row is about on the left, its numbers right-aligned; in full at any width."""
     table = _Numbers(
-        title=title,
+        title=Text(title, "bold"),  # it may name a folder, whose brackets are no markup
         box=box.SIMPLE_HEAD,
         title_justify="left",
-        title_style="bold",
         pad_edge=False,
         collapse_padding=True,
     )

@@ -1,6 +1,7 @@
 """Options of a trial that are not swept, options from a file, and several processes for one trial."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -12,9 +13,10 @@ import time
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
-from varloss_bench import checks, data, methods, ranks, runner, train
+from varloss_bench import checks, data, methods, ranks, report_text, runner, summary, train
 from varloss_bench.arguments import resolve_device
 from varloss_bench.cli import app
 from varloss_bench.config import HEAD_BATCH_NORM_OF, NEGATIVES_OF, TrialConfig, grid
@@ -273,6 +275,17 @@ def test_a_crash_with_brackets_in_its_reason_does_not_end_the_sweep(tmp_path, mo
     assert result.output.count(f"crashed: OSError: {reason}\n") == 8  # two arms and the two rows without training
     assert f"8 trials, 0 of them already in {folder}; 8 to run." in result.output
     assert f"records: {folder}/" in result.output
+
+
+def test_the_table_of_a_folder_with_brackets_says_its_name():
+    base = TrialConfig(data="imagefolder:/data/my[old]set/[/b]")
+    trials = grid(base, methods=["simclr"], batch_sizes=[16], weights=[3.0], temperatures=[0.5], control_temperatures=[],
+                  seeds=[0])  # fmt: skip
+    found = summary.summarise(trials, {}, [])
+    assert f"Accuracy on {base.data}, test split" in report_text.plain_text(found, trials[-1])
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    console.print(report_text.render(found, trials[-1]))
+    assert f"\x1b[1mAccuracy on {base.data}, test split" in console.file.getvalue()
 
 
 def test_a_gpu_that_is_asked_for_by_name_may_be_that_of_a_job(monkeypatch):
