@@ -136,5 +136,8 @@ class TwoViewLoader:
 
 
 def epoch_seed(seed: int, epoch: int, block: int = 0) -> int:
-    """A seed of its own for each block of each epoch of each trial seed; they cannot meet below 10^4 epochs and blocks."""
+    """A seed of its own for each block of each epoch of each trial seed; they cannot meet below 10^4 epochs and blocks.
+
+    Epochs of training are below `MAX_EPOCHS`, which is the evaluation's.
+    """
     return (seed + 1) * 10**8 + epoch * 10**4 + block

@@ -11,6 +11,7 @@ from varloss_bench.config import (
     EVALUATION_SPLITS,
     FRAMEWORKS,
     LR_RULES,
+    MAX_EPOCHS,
     NEGATIVES,
     NEGATIVES_OF,
     PRECISIONS,
@@ -125,6 +126,11 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
             raise ValueError(
                 f"--batch-size is that of all {trial.ranks} ranks and must be a multiple of {trial.ranks} with at least 2 "
                 f"samples for each, got {trial.batch_size}"
+            )
+        if trial.arm.trained and (passes := trial.passes(source.sizes[0])) > MAX_EPOCHS:
+            raise ValueError(
+                f"--epochs, or those that --steps make, must be at most {MAX_EPOCHS}, got {passes}: later ones would share "
+                "their augmentations with the evaluation and with the next seed"
             )
         if trial.method == "moco":
             queue_length(trial.queue_size, source.sizes[0])

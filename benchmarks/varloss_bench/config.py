@@ -30,6 +30,9 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 # An embedding whose held-out negatives are this similar on average has collapsed; its small variance is then no success.
 COLLAPSE_MEAN = 0.9
 
+# Passes over the training images that have augmentations of their own (`augment.epoch_seed`); the next is the evaluation's.
+MAX_EPOCHS = 9999
+
 # Images of a folder above the first side length are averaged to the second one for the raw-pixels row: at 224 pixels the
 # regression would have 150528 coefficients per class, and its input would be 76 GB for the 126700 images of ImageNet-100.
 LARGEST_RAW_SIDE, POOLED_RAW_SIDE = 64, 32
@@ -116,6 +119,10 @@ class TrialConfig:
     def equal(self) -> str:
         """What all trials of a sweep have equally many of: `"epochs"` or `"steps"`."""
         return "steps" if self.steps else "epochs"
+
+    def passes(self, num_train: int) -> int:
+        """Epochs that are begun, in steps too."""
+        return math.ceil(self.steps / (num_train // self.batch_size)) if self.steps else self.epochs
 
     @property
     def ranks(self) -> int:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 KNN_K, KNN_TEMPERATURE = 20, 0.1
 # Labels per class of the two few-label probes, each the mean of so many draws of the labels.
 FEW_LABELS, FEWEST_LABELS, FEW_LABEL_DRAWS = 10, 3, 5
+# The regression of a probe is cut off here; how many it took is recorded.
+PROBE_ITERATIONS = 500
 HISTOGRAM_BINS = 80  # of similarities, over [-1, 1]
 MAX_PLOTTED_IMAGES = 500
 # Similarities of held-out pairs are taken over at most this many images: all pairs of 2000 images are 4 million.

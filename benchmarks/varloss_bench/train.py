@@ -184,9 +184,11 @@ def run_trial(
             _require_finite(features, "features")
             _require_finite(evaluate.encode(encoder.head, features), "projections")
         metrics, outcome["drawn"] = evaluate.projection_metrics(encoder, source, train_split, held_out, config.seed)
+    iterations: dict[str, list[int]] = {}
     metrics |= evaluate.feature_metrics(
-        train_features.cpu(), held_out_features.cpu(), splits.train, _cpu(held_out), config.seed
+        train_features.cpu(), held_out_features.cpu(), splits.train, _cpu(held_out), config.seed, iterations=iterations
     )
+    outcome["probe_iterations"] = {name: max(fits) for name, fits in iterations.items()}
     outcome["metrics"] = metrics
     outcome["collapsed"] = bool(metrics.get("negative_mean", 0.0) > COLLAPSE_MEAN)
     outcome["seconds"] = {"train": trained - started, "evaluate": time.perf_counter() - trained}

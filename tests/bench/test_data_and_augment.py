@@ -1,5 +1,6 @@
 """Data sets, splits, labelled subsets, and the two augmented views."""
 
+import dataclasses
 import gzip
 import struct
 
@@ -9,7 +10,8 @@ import torch
 from tiny_archives import md5
 from torchvision import datasets
 
-from varloss_bench import augment, data, data_fashion
+from varloss_bench import augment, checks, data, data_fashion
+from varloss_bench.config import MAX_EPOCHS, TrialConfig
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +268,17 @@ def test_blocks_cut_an_epoch_without_losing_a_batch(digits):
     assert len(batches) == len(whole)
     # The first block is drawn by the same seed; sizes differ, so only shapes and order can be compared.
     assert {tuple(view.shape) for batch in batches for view in batch} == {(16, 1, 8, 8)}
+
+
+def test_seeds_of_augmentations_never_meet_within_what_is_allowed():
+    last = augment.epoch_seed(3, MAX_EPOCHS - 1, block=9999)
+    assert last < augment.epoch_seed(3, MAX_EPOCHS) < augment.epoch_seed(4, 0)
+    trial = TrialConfig(batch_size=128)
+    checks.check_trials([dataclasses.replace(trial, epochs=MAX_EPOCHS)])
+    checks.check_trials([dataclasses.replace(trial, epochs=0, steps=7 * MAX_EPOCHS)])
+    for length in ({"epochs": 10000}, {"epochs": 0, "steps": 7 * MAX_EPOCHS + 1}):
+        with pytest.raises(ValueError, match=r"--epochs, or those that --steps make, must be at most 9999, got 10000"):
+            checks.check_trials([dataclasses.replace(trial, **length)])
 
 
 @pytest.mark.parametrize("batch_size", [1, 998])

@@ -89,7 +89,7 @@ def test_seconds_grow_with_the_samples_that_a_measure_reads(monkeypatch):
     """Each measure sleeps a time of its own; the sum is that of four times the images."""
     prices = {"few_label_probe": 0.01, "linear_probe": 0.02, "knn": 0.03, "feature_rank": 0.04}
     measures = {name: lambda seconds=seconds: time.sleep(seconds) for name, seconds in prices.items()}
-    monkeypatch.setattr(evaluate, "_feature_measures", lambda *_: measures)
+    monkeypatch.setattr(evaluate, "_feature_measures", lambda *_, **__: measures)
     split = data.Split(torch.zeros(10, 1), torch.zeros(10))
     seconds = evaluate.feature_metrics_seconds(split.images, split.images, split, split, 0, sizes=(40, 20))
     expected = 0.01 + 4 * 0.02 + 2 * 4 * 2 * 0.03 + 2 * 0.04

@@ -157,7 +157,7 @@ def test_a_last_step_that_ruins_the_weights_is_divergence_and_no_crash(tmp_path,
 
 
 def test_a_failing_trial_is_recorded_with_its_traceback(tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(evaluate, "feature_metrics", broken)
@@ -228,6 +228,16 @@ def test_confounds_of_a_sweep_are_told_by_method():
     assert [told[method]["negatives"] for method in ("simclr", "moco")] == ["both", "queue"]
     assert told["moco"]["vrn_between"] == "query and queue"  # without VRN a trial says the default
     assert set(told["raw-pixels"]) == {"raw_pixels"}
+
+
+def test_record_says_how_long_its_probes_took(monkeypatch):
+    config = dataclasses.replace(TINY, method="raw-pixels", epochs=0)
+    found = train.run_trial(config)["probe_iterations"]
+    assert found.keys() == {"few_label_probe", "fewest_label_probe", "linear_probe"}
+    assert all(1 < count < measures.PROBE_ITERATIONS for count in found.values())
+    monkeypatch.setattr(evaluate, "PROBE_ITERATIONS", 7)
+    cut_off = train.run_trial(config)
+    assert set(cut_off["probe_iterations"].values()) == {7}
 
 
 def test_collapse_is_flagged(monkeypatch):
