@@ -79,10 +79,7 @@ def read(folder: Path) -> Planned | None:
     """
     try:
         content = json.loads((folder / FILE).read_text())
-        if "plan" not in content:
-            return None
-        # The first plans had the keys of their trials only, which do not tell what a missing trial would have been.
-        return read_plan(plan) if "protocol" in (plan := dict(content["plan"])) else None
+        return read_plan(content["plan"]) if "plan" in content else None
     except FileNotFoundError:
         return None
     # What an arbitrary file can raise on its way.

@@ -130,11 +130,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen, from what."""
+    """What was chosen, from what.
+
+    Attributes:
+        drawn_test: Whether test images are drawn from the same images as validation images, not published apart.
+    """
 
     metric: str
     seeds: tuple[int, ...]
     groups: tuple[Group, ...]
+    drawn_test: bool
 
     @property
     def chosen(self) -> list[tuple[Arm, Arm]]:
@@ -170,7 +175,7 @@ def choose(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any
                 _best([row for row in fit if row.arm.weight], metric),
             )
         )
-    return Selection(metric, found.seeds, tuple(groups))
+    return Selection(metric, found.seeds, tuple(groups), not trials[0].official_test)
 
 
 def _best(rows: Sequence[Row], metric: str) -> Choice | None:
@@ -213,8 +218,13 @@ def in_words(selection: Selection, test_seeds: Sequence[int]) -> str:
             lines.append("  no comparison on test: every cell of one side failed")
     lines.append(
         "The validation scores of the chosen are the best of several, hence too good, the more so the more cells there were; "
-        "the table below has fresh seeds. A seed redraws the split of one and the same data set: an image that served the choice "
-        "can be in the test split of another seed."
+        "the table below has fresh seeds."
+        + (
+            " A seed redraws the split of one and the same data set: an image that served the choice can be in the test split "
+            "of another seed."
+            if selection.drawn_test
+            else ""
+        )
     )
     return "\n".join(lines)
 

@@ -248,14 +248,11 @@ def test_compares_what_the_sweep_had_planned(folder):
     assert len(guessed.comparisons) == 4 * 5
 
 
-@pytest.mark.parametrize(
-    "older", [lambda content: content.pop("plan"), lambda content: content["plan"].pop("protocol")]
-)
-def test_a_plan_that_an_older_version_did_not_keep_is_said_to_be_unknown(folder, older):
+def test_a_plan_that_an_older_version_did_not_keep_is_said_to_be_unknown(folder):
     path = folder(**GRID)
     present(path, grid(TrialConfig(), **GRID), TUNED)
     content = json.loads((path / "summary.json").read_text())
-    older(content)
+    del content["plan"]
     (path / "summary.json").write_text(json.dumps(content))
     result = run(path)
     assert "left out" not in result.output.replace("0 files left out", "")
@@ -389,6 +386,7 @@ PLANS = {
     "kind of a field": lambda plan: {**plan, "common": {**plan["common"], "temperature": "0.5"}},
     "range of a field": lambda plan: {**plan, "common": {**plan["common"], "batch_size": 0}},
     "unknown field": lambda plan: {**plan, "common": {**plan["common"], "<script>": 0}},
+    "no protocol": lambda plan: {name: value for name, value in plan.items() if name != "protocol"},
     "protocol": lambda plan: {**plan, "protocol": PROTOCOL + 1},
     "nothing trained": lambda plan: {**plan, "pairs": [], "trials": [e for e in plan["trials"] if "random" in str(e)]},
     "arm of no trial": lambda plan: {

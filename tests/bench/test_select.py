@@ -73,6 +73,13 @@ def test_the_best_mean_with_and_without_vrn_is_chosen():
     assert "mean of seeds 100 to 101. Confirmed on the test split with seeds 0 to 3" in text
 
 
+@pytest.mark.parametrize("official", [False, True])
+def test_images_that_served_the_choice_are_in_a_drawn_test_split_only(official):
+    of_plan = plan(base=TrialConfig(data="cifar10", official_test=official))
+    text = select_cells.in_words(chosen(of_plan, validation_records(of_plan)), range(4))
+    assert ("an image that served the choice can be in the test split" in text) != official
+
+
 def test_of_equal_cells_the_smaller_weight_then_the_smaller_temperature():
     scores = dict.fromkeys(SCORES, (93, 93))
     selection = chosen(plan(), validation_records(plan(), scores))
@@ -99,7 +106,7 @@ def test_a_cell_with_a_failed_seed_is_out_with_the_reason(failure, word):
 
 def test_only_what_was_chosen_runs_on_test_and_is_the_whole_family():
     wide = plan(batch_sizes=[16, 64])
-    selection = select_cells.Selection("knn", (100,), ())
+    selection = select_cells.Selection("knn", (100,), (), True)
     assert selection.pairs() == []
     pairs_of = [(arm(0.1, 0.0), arm(0.5, 1.0)), (arm(0.5, 0.0, 64), arm(0.5, 3.0, 64))]
     trials = wide.test_trials(pairs_of)
