@@ -9,7 +9,7 @@ from varloss_bench.config import TrialConfig
 
 # What a record says of its images, in words; the most telling first.
 _NAMES = {
-    "data_digest": "images and labels with the digest {}",
+    "data_digest": "the images with the digest {}",
     "num_train": "{} training images",
     "num_evaluated": "{} evaluated images",
     "first_batch": "images with the first batch {}",
@@ -28,8 +28,8 @@ def differences(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str
     older than the digest are compared by the rest.
 
     Returns:
-        One entry per set of images: `by` (what they differ in), `value`, `trials` (names of files) and `finished_at`, first
-        and last.
+        One entry per set of images: `by` (what they differ in), `value`, `trials` (names of files), `num_train` (all numbers of
+        training images there are among them) and `finished_at`, first and last.
     """
     told: dict[str, dict[str, dict[str, list[tuple[TrialConfig, Mapping[str, Any]]]]]] = {}
     for trial in trials:
@@ -70,6 +70,7 @@ def _entry(name: str, value: str, members: Sequence[tuple[TrialConfig, Mapping[s
         "by": name,
         "value": value,
         "trials": [f"{trial.file_stem()}.json" for trial, _ in members],
+        "num_train": sorted({int(record["num_train"]) for _, record in members if "num_train" in record}),
         "finished_at": [finished[0], finished[-1]],
     }
 
@@ -79,7 +80,7 @@ def in_words(found: Sequence[Mapping[str, Any]], command: Sequence[str]) -> list
     if not found:
         return []
     kinds = [
-        f"- {len(entry['trials'])} trials from {_NAMES[entry['by']].format(entry['value'])}, finished "
+        f"- {len(entry['trials'])} trials from {_NAMES[entry['by']].format(entry['value'])}{_trained_on(entry)}, finished "
         f"{' to '.join(dict.fromkeys(entry['finished_at']))}: {_files(entry['trials'])}"
         for entry in found
     ]
@@ -90,6 +91,12 @@ def in_words(found: Sequence[Mapping[str, Any]], command: Sequence[str]) -> list
         "A trial is known by its options, and these name the data and not what is in it. All of them anew, from the images "
         f"there are now, in a new folder: {shlex.join([*command, '--output', 'NEW_FOLDER'])}",
     ]
+
+
+def _trained_on(entry: Mapping[str, Any]) -> str:
+    if entry["by"] == "num_train" or not entry["num_train"]:
+        return ""
+    return f" ({' or '.join(map(str, entry['num_train']))} of them trained on)"
 
 
 def _files(names: Sequence[str]) -> str:

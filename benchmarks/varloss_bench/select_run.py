@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from varloss_bench import messages, report_text, select_cells, sweep
+from varloss_bench import messages, report_text, same_data, select_cells, sweep
 from varloss_bench.cluster import Cluster
 from varloss_bench.config import TrialConfig
 from varloss_bench.measures import METRICS
@@ -103,9 +103,14 @@ def _costs(
             sweep.show_cost(trials, workers, console, title=name, note=note, measured=measured)
 
 
-def _show_validation(trials: Sequence[TrialConfig], store: Store, console: Console, *, metric: str, **_: Any) -> int:
+def _show_validation(
+    trials: Sequence[TrialConfig], store: Store, console: Console, *, metric: str, command: list[str], **_: Any
+) -> int:
     """The validation scores, a line for each cell; returns how many trials have no result, with which phase 2 must wait."""
-    selection = select_cells.choose(trials, store.load(trials).records, metric)
+    records = store.load(trials).records
+    if alarm := same_data.in_words(same_data.differences(trials, records), command):
+        messages.say(console, "\n".join(alarm), "bold red")
+    selection = select_cells.choose(trials, records, metric)
     console.print(Text(_scores(selection)))
     crashed = [row for group in selection.groups for row in group.rows if row.crashed]
     for row in crashed:

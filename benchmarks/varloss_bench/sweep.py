@@ -147,7 +147,7 @@ def present(
     text = report_text.plain_text(result, trained) + (f"\n{speed}\n" if speed else "")
     alarm = same_data.in_words(data_differ, command)
     lines = [*alarm, *([""] if alarm else []), *([*preface.splitlines(), ""] if preface else [])]
-    above = [textwrap.fill(line, 100, subsequent_indent="    ") for line in lines]
+    above = [textwrap.fill(line, 100, subsequent_indent="    ", break_on_hyphens=False) for line in lines]
     write_atomically(store.folder / "table.txt", "\n".join([f"$ {shlex.join(command)}\n", *above, text]))
     write_atomically(store.folder / "figure.png", figure.draw(result, trained))
     if alarm:

@@ -3,13 +3,14 @@
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from varloss_bench import data, runner, same_data, sweep, train
+from varloss_bench import data, runner, same_data, select_run, sweep, train
 from varloss_bench.config import TrialConfig, grid
 from varloss_bench.store import Store
 from varloss_bench.summary import grid_pairs
@@ -62,13 +63,22 @@ def test_a_folder_that_changed_between_two_sweeps_is_announced(tmp_path):
         told = " ".join(text.split())
         assert "NOT THE SAME IMAGES" in told
         assert told.index("NOT THE SAME IMAGES") < told.index("Accuracy on")
-        assert "- 8 trials from images and labels with the digest" in told
-        assert "- 2 trials from images and labels with the digest" in told
+        assert re.search(
+            r"- 8 trials from the images with the digest \w{12} \(48 of them trained on\), finished 2\d{3}-", told
+        )
+        assert re.search(
+            r"- 2 trials from the images with the digest \w{12} \(44 of them trained on\), finished 2\d{3}-", told
+        )
         assert "simclr-b16-t0.5-w1-s0-" in told
         assert "in a new folder: varloss-bench compare --data imagefolder:here --output NEW_FOLDER" in told
     assert [entry["by"] for entry in differ] == ["data_digest"] * 2
     assert [len(entry["trials"]) for entry in differ] == [8, 2]
     assert all((results / "trials" / name).is_file() for entry in differ for name in entry["trials"])
+    assert all(name in texts[1] for entry in differ for name in entry["trials"][:5])  # no name is broken in two
+    # What a choice is made from is looked at as well.
+    console = Console(file=io.StringIO(), width=100)
+    select_run._show_validation(trials_of(images, [1.0, 3.0]), Store(results), console, metric="knn", command=COMMAND)
+    assert console.file.getvalue().startswith("NOT THE SAME IMAGES")
 
 
 def test_the_digest_is_of_pixels_labels_and_their_order(tmp_path):
