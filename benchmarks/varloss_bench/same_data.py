@@ -70,7 +70,7 @@ def _entry(name: str, value: str, members: Sequence[tuple[TrialConfig, Mapping[s
         "by": name,
         "value": value,
         "trials": [f"{trial.file_stem()}.json" for trial, _ in members],
-        "num_train": sorted({int(record["num_train"]) for _, record in members if "num_train" in record}),
+        "num_train": sorted({count for _, record in members if isinstance(count := record.get("num_train"), int)}),
         "finished_at": [finished[0], finished[-1]],
     }
 
