@@ -171,10 +171,14 @@ def projection_metrics(
 def embedding_metrics(
     train: Tensor, held_out: Tensor, views: tuple[Tensor, Tensor], train_split: Split, held_out_split: Split
 ) -> dict[str, float]:
-    """Metrics of projections (N, D) of the training and the held-out images, and of two views (M, D) of the latter."""
+    """Metrics of projections (N, D) of the training and the held-out images, and of two views (M, D) of the latter.
+
+    Tolerance is that of pairs with one label; where all held-out labels differ there is none.
+    """
     labels, held_out_labels, (z0, z1) = train_split.labels, held_out_split.labels, views
     num_classes = int(torch.cat([labels, held_out_labels]).max()) + 1
     statistics = metrics.similarity_statistics(z0, z1)
+    repeated = len(set(held_out_labels.tolist())) < len(held_out_labels)
     return {
         "projection_knn": knn_accuracy(train, labels, held_out, held_out_labels, num_classes),
         "negative_variance": float(statistics.cross_var),
@@ -185,7 +189,7 @@ def embedding_metrics(
         "retrieval": retrieval_accuracy(z0, z1),
         "alignment": float(metrics.alignment(z0, z1)),
         "uniformity": float(metrics.uniformity(z0)),
-        "tolerance": float(metrics.tolerance(held_out, held_out_labels)),
+        **({"tolerance": float(metrics.tolerance(held_out, held_out_labels))} if repeated else {}),
         "projection_rank": _rank(held_out),
     }
 

@@ -308,6 +308,16 @@ def test_similarities_are_of_held_out_pairs():
     assert drawn["principal_components"]["labels"] == splits.test.labels.tolist()
 
 
+def test_a_few_images_of_as_many_classes_are_evaluated_without_tolerance():
+    """It crashed, at the end of the training."""
+    z, generator = torch.eye(10), torch.Generator().manual_seed(0)
+    split = data.Split(torch.randn(10, 1, generator=generator), torch.arange(10))
+    measured = evaluate.embedding_metrics(z, z, (z, z.flip(0)), split, split)
+    assert "tolerance" not in measured
+    twice = dataclasses.replace(split, labels=torch.arange(10) // 2)
+    assert measured.keys() | {"tolerance"} == evaluate.embedding_metrics(z, z, (z, z.flip(0)), twice, twice).keys()
+
+
 def test_dead_features_have_rank_zero():
     splits = data.split(data.load("digits"), 0)
     dead = torch.zeros(len(splits.train), 8), torch.zeros(len(splits.test), 8)
