@@ -21,3 +21,8 @@ def announce(console: Console, lead: str, text: str, style: str, text_style: str
 def error(console: Console, text: object) -> None:
     """What went wrong; the exit status is the caller's."""
     announce(console, "error:", str(text), "red")
+
+
+def counted(number: int, name: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{number} {name}{'' if number == 1 else 's'}"

@@ -30,7 +30,7 @@ def report(
     from rich.console import Console  # noqa: PLC0415
 
     from varloss_bench import provenance, report_records  # noqa: PLC0415
-    from varloss_bench.report_page import counted  # noqa: PLC0415
+    from varloss_bench.messages import counted  # noqa: PLC0415
 
     console = Console()
     try:

@@ -1,59 +1,28 @@
-"""The report's panels: small SVGs that lie inside the page, take its colours, and stay legible on a telephone.
+"""What the report's panels show: accuracies and gains over the batch size, histograms, losses, projections.
 
-A panel is drawn in a handful of stand-in colours which become the page's CSS variables, so that the same picture suits a
-light and a dark page. What is shared by all panels of a figure (legend, caption, method) is HTML around them.
+What is shared by all panels of a figure (legend, caption, method) is HTML around them.
 """
 
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from varloss_bench import stats
 from varloss_bench.config import Arm
-from varloss_bench.figure_style import COLOURS, GREY, MARKERS
+from varloss_bench.figure_style import GREY, MARKERS
 from varloss_bench.measures import HISTOGRAM_BINS, METRICS
+from varloss_bench.report_panel import MUTED, SIZE, SURFACE, Look, Panel, panel
 from varloss_bench.report_records import Group, Trial
 from varloss_bench.summary import Summary
 
-# Stand-ins, replaced by CSS. Text, lines of the frame, and the inside of hollow markers.
-_TEXT, _MUTED, _SURFACE = "#010203", "#040506", "#fdfcfb"
-_CSS = {_TEXT: "currentColor", _MUTED: "var(--muted)", _SURFACE: "var(--surface)", GREY: "var(--plain)"} | {
-    colour: f"var(--s{number})" for number, colour in enumerate(COLOURS)
-}
-_GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚★✖", strict=True)) | {"D": "◆", "^": "▲"}
-_STYLE = {
-    # Text stays text: smaller, searchable, in the page's font. Nothing in a record is mathematics to be typeset.
-    "svg.fonttype": "none",
-    # Names inside an SVG are then digests of what they name: equal in every run, and in one page the same only for the same.
-    "svg.hashsalt": "varloss-bench",
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _TEXT,
-    "text.color": _TEXT,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _TEXT,
-    "ytick.labelcolor": _TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-}
-CROSS = "✕"  # the glyph of failed arms
-_SIZE = (4.1, 2.9)
 # Gains this many times as large as the median one are beyond the axis, unless they are within these percentage points.
 _OUTLIER, _NO_OUTLIER = 4.0, 2.0
 _MOST = 100.4  # per cent: an interval of few seeds may go on beyond all that there is
@@ -73,14 +42,6 @@ _CLASSES = (
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One SVG with its heading."""
-
-    title: str
-    svg: str
-
-
-@dataclass(frozen=True)
 class Values:
     """Intervals of a method's arms and how they are shown.
 
@@ -96,52 +57,6 @@ class Values:
     ends: tuple[float, float]
     zero_line: bool = False
     failed: Mapping[Arm, stats.Failure] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Look:
-    """What all panels of a group share: a colour per weight, and the words that say what was equal."""
-
-    colours: dict[float, str]
-    equal: str
-
-    def marker(self, weight: float) -> str:
-        """Of a weight, beside its colour."""
-        return MARKERS[list(self.colours).index(weight) % len(MARKERS)]
-
-
-class Key(NamedTuple):
-    """An entry of a legend in HTML."""
-
-    colour: str
-    glyph: str
-    label: str
-
-
-def css(colour: str) -> str:
-    """The CSS value that stands for a colour of the figures."""
-    return _CSS.get(colour, colour)
-
-
-def glyph(number: int) -> str:
-    """The character that looks like the marker of this number."""
-    return _GLYPHS[MARKERS[number % len(MARKERS)]]
-
-
-def _panel(title: str, draw: Callable[[Axes], None], size: tuple[float, float] = _SIZE) -> Panel:
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, dpi=72, layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure.subplots())
-        buffer = io.StringIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata, dpi=160)
-    text = buffer.getvalue()
-    text = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="(?:figure|axes|patch|line2d|text|matplotlib\.axis|[xy]tick)_\d+"', "", text)
-    for colour, value in _CSS.items():
-        text = re.sub(re.escape(colour), value, text, flags=re.IGNORECASE)
-    return Panel(title, text)
 
 
 def scores(summary: Summary, method: str, metric: str) -> Values:
@@ -194,7 +109,7 @@ def over_batch(values: Values, look: Look) -> list[Panel]:
     if not arms:
         return []
     if len(batch_sizes) == 1:
-        return [_panel("", lambda axis: _arms(axis, values, look), (_SIZE[0], max(1.7, 1.0 + 0.19 * len(arms))))]
+        return [panel("", lambda axis: _arms(axis, values, look), (SIZE[0], max(1.7, 1.0 + 0.19 * len(arms))))]
     with_vrn = sorted({arm.temperature for arm in arms if arm.weight}) or sorted({arm.temperature for arm in arms})
     controls = sorted({arm.temperature for arm in arms} - set(with_vrn))
 
@@ -224,11 +139,11 @@ def over_batch(values: Values, look: Look) -> list[Panel]:
         axis.set_xlabel(f"batch size · {look.equal}")
         axis.set_ylim(values.ends)
         axis.set_ylabel(values.title)
-        axis.grid(axis="y", color=_MUTED, alpha=0.25, lw=0.6)
+        axis.grid(axis="y", color=MUTED, alpha=0.25, lw=0.6)
         if values.zero_line:
-            axis.axhline(0, color=_MUTED, lw=1)
+            axis.axhline(0, color=MUTED, lw=1)
 
-    return [_panel(f"t = {temperature:g}", partial(draw, temperature=temperature)) for temperature in with_vrn]
+    return [panel(f"t = {temperature:g}", partial(draw, temperature=temperature)) for temperature in with_vrn]
 
 
 def _point(axis: Axes, values: Values, arm: Arm, place: float, look: Look, *, vertical: bool) -> None:
@@ -257,7 +172,7 @@ def _point(axis: Axes, values: Values, arm: Arm, place: float, look: Look, *, ve
     bar = float(np.nan_to_num(value.half_width))
     axis.errorbar(
         x, y, yerr=bar if vertical else None, xerr=None if vertical else bar, color=colour, marker=look.marker(arm.weight),
-        mfc=_SURFACE if arm in values.hollow else colour, ms=4.8, lw=1.5, capsize=2.5,
+        mfc=SURFACE if arm in values.hollow else colour, ms=4.8, lw=1.5, capsize=2.5,
     )  # fmt: skip
 
 
@@ -271,9 +186,9 @@ def _arms(axis: Axes, values: Values, look: Look) -> None:
     axis.set_ylim(len(arms) - 0.5, -0.5)
     axis.set_xlim(values.ends)
     axis.set_xlabel(f"{values.title}\n{look.equal}")
-    axis.grid(axis="x", color=_MUTED, alpha=0.25, lw=0.6)
+    axis.grid(axis="x", color=MUTED, alpha=0.25, lw=0.6)
     if values.zero_line:
-        axis.axvline(0, color=_MUTED, lw=1)
+        axis.axvline(0, color=MUTED, lw=1)
 
 
 def _ends(value: stats.Interval) -> tuple[float, float]:
@@ -299,7 +214,7 @@ def histograms(group: Group, plain: Arm, treated: Arm, look: Look) -> Panel | No
         axis.set_xlabel(f"cosine similarity, held out · {look.equal}")
         axis.set_ylabel("density")
 
-    return _panel(_versus(treated), draw)
+    return panel(_versus(treated), draw)
 
 
 def losses(group: Group, arms: Sequence[Arm], look: Look) -> Panel | None:
@@ -321,10 +236,10 @@ def losses(group: Group, arms: Sequence[Arm], look: Look) -> Panel | None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel(f"epoch · {look.equal}")
         axis.set_ylabel("training loss, VRN included")
-        axis.grid(axis="y", color=_MUTED, alpha=0.25, lw=0.6)
+        axis.grid(axis="y", color=MUTED, alpha=0.25, lw=0.6)
 
     first = arms[0]
-    return _panel(f"B = {first.batch_size}, t = {first.temperature:g}", draw)
+    return panel(f"B = {first.batch_size}, t = {first.temperature:g}", draw)
 
 
 def _whole(curves: Sequence[Sequence[float]]) -> "np.ndarray[Any, np.dtype[np.float64]]":
@@ -349,7 +264,7 @@ def components(trial: Trial, title: str, look: Look) -> Panel:
         axis.set_xlabel(f"first component · {look.equal}")
         axis.set_ylabel("second component")
 
-    return _panel(title, draw, (3.6, 3.2))
+    return panel(title, draw, (3.6, 3.2))
 
 
 def _versus(treated: Arm) -> str:

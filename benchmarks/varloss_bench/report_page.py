@@ -1,7 +1,6 @@
 """The report's contents, from records to what the templates show: the question, the verdict, figures, details."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
@@ -9,19 +8,19 @@ from typing import get_args
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from varloss_bench import report_origins, report_text, stats
-from varloss_bench.config import COLLAPSE_MEAN, PROTOCOL, Arm, TrialConfig
+from varloss_bench import report_origins, report_text, report_verdict, stats
+from varloss_bench.config import PROTOCOL, Arm, TrialConfig
 from varloss_bench.figure_style import METHOD_NAMES, equal_words, split_words
 from varloss_bench.measures import ACCURACIES, METRICS
-from varloss_bench.report_figures import Panel
+from varloss_bench.messages import counted
 from varloss_bench.report_heat import SCORE, tuned
+from varloss_bench.report_panel import Panel
 from varloss_bench.report_pictures import Figure, controls, pictures
 from varloss_bench.report_records import WITHIN, Found, Group
-from varloss_bench.summary import EFFECT_POINTS, Comparison, Summary, grid_pairs, summarise
+from varloss_bench.summary import EFFECT_POINTS, Summary, grid_pairs, summarise
 
 # Columns of the table of arms; the others are in rows.csv.
 _SHOWN = (*ACCURACIES, "negative_variance", "negative_mean", "positive_mean")
-_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ def _section(group: Group, anchor: str, differing: Sequence[tuple[str, str]]) ->
         + "".join(f", {name} {value}" for name, value in differing if name not in _IN_TITLE)
         + (": all sweeps of this folder together" if group.beyond_plan else ""),
         asked=(*_asked(group, summary, arms), *(pair for pair in differing if pair[0] not in _IN_TITLE | {"protocol"})),
-        verdict=tuple(_verdict(summary)),
-        settled=tuple(_settled(summary)),
+        verdict=tuple(report_verdict.verdict(summary)),
+        settled=tuple(report_verdict.settled(summary)),
         tuned=tuple(_tuned_rows(summary, arms)),
         warnings=tuple(_warnings(group, summary)),
         figures=tuple(drawn),
@@ -197,78 +196,6 @@ def _of_planned(group: Group) -> str:
 
 def _list(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in sorted(set(values)))
-
-
-def _verdict(summary: Summary) -> list[str]:
-    """The answer in two or three sentences that count verdicts and claim no more than these."""
-    if not summary.comparisons:
-        return ["Nothing is compared: no arm with VRN has its arm without VRN here."]
-    lines = []
-    accuracies = [c for c in summary.comparisons if METRICS[c.metric].unit]
-    made = [c for c in summary.comparisons if c.verdict not in get_args(stats.Failure)]
-    better, worse = (
-        [c for c in accuracies if c.verdict == "settled" and (c.result.difference.mean > 0) == up]
-        for up in (True, False)
-    )
-    seeds = _seeds(made or summary.comparisons)
-    if not made:
-        lines.append("No comparison could be made: every pair has an arm with a seed that failed or has no result.")
-    elif not better and not worse:
-        lines.append(f"No difference in accuracy is settled at {seeds}.")
-    else:
-        lines.append(
-            f"Accuracy: {len(better)} of {len(accuracies)} comparisons are settled in favour of VRN and {len(worse)} "
-            f"against it, at {seeds}."
-        )
-    hints = [c for c in accuracies if c.verdict == "suggestive"]
-    if hints:
-        up = sum(c.result.difference.mean > 0 for c in hints)
-        lines.append(
-            f"Only a hint{' besides' if better or worse else ''}: {counted(len(hints), 'comparison')} ({up} for, "
-            f"{len(hints) - up} against), whose own interval excludes 0, which does not survive the correction over all "
-            f"{len(summary.comparisons)}."
-        )
-    variances = [c for c in summary.comparisons if c.metric == "negative_variance"]
-    lower = sum(c.verdict == "settled" and c.result.difference.mean < 0 for c in variances)
-    higher = sum(c.verdict == "settled" and c.result.difference.mean > 0 for c in variances)
-    lines.append(
-        f"Variance of held-out negatives: settled lower with VRN in {lower} of {len(variances)} comparisons"
-        + (f", settled higher in {higher}." if higher else ".")
-    )
-    failures = Counter(row.failure for row in summary.rows if row.failure)
-    lines += [f"{_FAILURES[failure]}: {counted(count, 'arm')}." for failure, count in failures.items() if failure]
-    return lines
-
-
-_FAILURES: Mapping[stats.Failure, str] = {
-    "diverged": "Diverged in at least one seed, which wins nothing",
-    "collapsed": f"Collapsed in at least one seed (mean similarity of negatives above {COLLAPSE_MEAN}), which wins nothing",
-    "crashed": "Without a result in at least one seed, and hence compared with nothing",
-}
-
-
-def _seeds(comparisons: Sequence[Comparison]) -> str:
-    counts = sorted({c.result.difference.count for c in comparisons})
-    return counted(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-
-
-def counted(number: int, name: str) -> str:
-    """`1 seed`, `2 seeds`."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
-
-
-def _settled(summary: Summary) -> list[str]:
-    """What is settled of the accuracies, largest first."""
-    found = [c for c in summary.comparisons if c.verdict == "settled" and METRICS[c.metric].unit]
-    found.sort(key=lambda c: -abs(c.result.difference.mean))
-    lines = [f"{_pair(c)}: {METRICS[c.metric].title} {report_text.in_words(c)}" for c in found[:_LISTED]]
-    return lines + (
-        [f"... and {len(found) - _LISTED} more in the table of comparisons"] if len(found) > _LISTED else []
-    )
-
-
-def _pair(c: Comparison) -> str:
-    return f"{report_text.group_label(c.treated)}, {report_text.arm_label(c.treated)} against {report_text.versus(c)}"
 
 
 def _tuned_rows(summary: Summary, arms: Sequence[Arm]) -> list[tuple[str, ...]]:

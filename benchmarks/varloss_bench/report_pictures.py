@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from varloss_bench import report_figures as figures
-from varloss_bench import stats
 from varloss_bench.config import Arm, TrialConfig
 from varloss_bench.figure_style import GREY, METHOD_NAMES, equal_words, split_words, weight_colours
 from varloss_bench.measures import METRICS
 from varloss_bench.report_heat import SCORE, Heat, heat_maps, tuned
+from varloss_bench.report_panel import CROSS, Key, Look, Panel, css, glyph
 from varloss_bench.report_records import Group
 from varloss_bench.report_text import group_label
+from varloss_bench.report_verdict import FAILURES
 from varloss_bench.summary import Comparison, Summary
 
 
@@ -21,17 +22,11 @@ class Figure:
     anchor: str
     title: str
     caption: str
-    legend: tuple[figures.Key, ...] = ()
-    parts: tuple[tuple[str, tuple[figures.Panel, ...]], ...] = ()
+    legend: tuple[Key, ...] = ()
+    parts: tuple[tuple[str, tuple[Panel, ...]], ...] = ()
     heats: tuple[tuple[str, tuple[Heat, ...]], ...] = ()
 
 
-# Of arms drawn as a cross.
-_FAILED: Mapping[stats.Failure, str] = {
-    "collapsed": "collapsed at a seed: wins nothing",
-    "diverged": "diverged at a seed, shown are the survivors: wins nothing",
-    "crashed": "a seed without result, shown are the others: wins nothing",
-}
 _NOT_EQUAL = {
     "epochs": "small batches hence take more steps",
     "steps": "large batches hence see more data",
@@ -47,10 +42,10 @@ def controls(configs: Sequence[TrialConfig]) -> set[float]:
 def pictures(group: Group, summary: Summary, methods: Sequence[str]) -> tuple[list[Figure], list[str]]:
     """All figures that the records allow, and a line for each that they do not."""
     trained = [row.arm for row in summary.rows if row.arm.trained]
-    look = figures.Look(weight_colours(arm.weight for arm in trained), equal_words(group.sample))
+    look = Look(weight_colours(arm.weight for arm in trained), equal_words(group.sample))
     several = len({arm.batch_size for arm in trained}) > 1
     legend = tuple(
-        figures.Key(figures.css(colour), figures.glyph(number), f"VRN {weight:g}" if weight else "without VRN")
+        Key(css(colour), glyph(number), f"VRN {weight:g}" if weight else "without VRN")
         for number, (weight, colour) in enumerate(look.colours.items())
     )
     made: list[Figure] = []
@@ -77,7 +72,7 @@ def pictures(group: Group, summary: Summary, methods: Sequence[str]) -> tuple[li
             key for key, w in zip(legend, look.colours, strict=True) if any(a.weight == w for v in values for a in v.of)
         )
         failures = dict.fromkeys(failure for v in values for failure in v.failed.values())
-        keys += tuple(figures.Key(figures.css(GREY), figures.CROSS, _FAILED[failure]) for failure in failures)
+        keys += tuple(Key(css(GREY), CROSS, FAILURES[failure].legend) for failure in failures)
         add(Figure(anchor, title + against, caption, keys, parts), f"{title}: nothing to show.")
 
     add_curves(
@@ -161,7 +156,7 @@ def _add_drawn(
     group: Group,
     summary: Summary,
     cells: Sequence[tuple[str, int]],
-    look: figures.Look,
+    look: Look,
 ) -> None:
     """Figures of single arms: for each method and batch size the best arm with VRN, and the same arm without."""
     chosen: dict[tuple[str, int], tuple[Arm, Arm]] = {}
@@ -174,14 +169,13 @@ def _add_drawn(
     methods = list(dict.fromkeys(method for method, _ in chosen))
     used = {arm.weight for pair in chosen.values() for arm in pair}
     keys = tuple(
-        figures.Key(figures.css(colour), "▬", f"VRN {weight:g}" if weight else "without VRN")
-        for weight, colour in look.colours.items()
+        Key(css(colour), "▬", f"VRN {weight:g}" if weight else "without VRN") for weight, colour in look.colours.items()
     )
     of_pair = "the arm with VRN that has the highest 10-label probe, and the same temperature without VRN"
 
     def parts(
-        panels: Mapping[tuple[str, int], figures.Panel | None],
-    ) -> tuple[tuple[str, tuple[figures.Panel, ...]], ...]:
+        panels: Mapping[tuple[str, int], Panel | None],
+    ) -> tuple[tuple[str, tuple[Panel, ...]], ...]:
         by_method = [(_name(m), tuple(p for (method, _), p in panels.items() if method == m and p)) for m in methods]
         return tuple((name, found) for name, found in by_method if found)
 
