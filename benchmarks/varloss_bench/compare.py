@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +154,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
         trials,
         folder,
         pairs=summary.grid_pairs(trials, control_temperatures),
-        show=partial(sweep.present, effect_points=effect),
+        effect_points=effect,
         **how,
     )
 

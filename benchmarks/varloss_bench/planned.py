@@ -1,4 +1,4 @@
-"""What a sweep had decided to compare before it saw a result: kept in `summary.json`, for `report` to compare the same."""
+"""What a sweep decided to compare before it saw a result: kept in `plan.json`, for `report` to compare the same."""
 
 import dataclasses
 import json
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from varloss_bench.config import CONTRASTIVE, EVALUATION_SPLITS, PROTOCOL, UNTRAINED, Arm, TrialConfig
+from varloss_bench.store import write_atomically
 from varloss_bench.summary import Pair, Role
 
-FILE = "summary.json"
+FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Planned:
     def keys(self) -> frozenset[str]:
         """Of the trials, as their records have them."""
         return frozenset(config.key(self.protocol) for config in self.configs)
+
+
+def write(folder: Path, trials: Sequence[TrialConfig], pairs: Sequence[Pair], effect_points: float) -> None:
+    """Keep the plan of a sweep in its folder."""
+    write_atomically(folder / FILE, json.dumps(to_dict(trials, pairs, effect_points), indent=1, sort_keys=True) + "\n")
 
 
 def to_dict(trials: Sequence[TrialConfig], pairs: Sequence[Pair], effect_points: float) -> dict[str, Any]:
@@ -72,14 +78,13 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def read(folder: Path) -> Planned | None:
-    """The plan in `folder/summary.json`; None where there is no such file, or one of an earlier version, without a plan.
+    """The plan in `folder/plan.json`; None where there is no such file, as in folders of earlier versions.
 
     Raises:
         ValueError: The file is not what a sweep writes.
     """
     try:
-        content = json.loads((folder / FILE).read_text())
-        return read_plan(content["plan"]) if "plan" in content else None
+        return read_plan(json.loads((folder / FILE).read_text()))
     except FileNotFoundError:
         return None
     # What an arbitrary file can raise on its way.

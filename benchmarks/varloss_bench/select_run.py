@@ -72,9 +72,10 @@ def run_select(
         workers=workers,
         dry_run=False,
         console=console,
+        effect_points=effect_points,
         options=options,
         cluster=cluster,
-        show=partial(sweep.present, effect_points=effect_points, selection=stored, preface=preface),
+        show=partial(sweep.present, selection=stored, preface=preface),
     )
 
 

@@ -50,13 +50,15 @@ def run_sweep(
     workers: int,
     dry_run: bool,
     console: Console,
+    effect_points: float = summary.EFFECT_POINTS,
     options: str = "",
     cluster: Cluster | None = None,
     show: Callable[..., int] | None = None,
 ) -> None:
     """Run what is missing of these trials, then show and store table, verdict and figure of all of them.
 
-    `options` is kept beside them as `config.yaml`. With `cluster` they run as its jobs.
+    What is compared is kept beside them as `plan.json`, before anything is run: a sweep that is cut short has seen results
+    all the same. `options` is kept as `config.yaml`. With `cluster` they run as its jobs.
     `show` takes the place of `present`, with its arguments.
     """
     store = Store(folder)
@@ -76,6 +78,8 @@ def run_sweep(
     try:
         if options:
             write_atomically(folder / "config.yaml", options)
+        if pairs:
+            planned.write(folder, trials, pairs, effect_points)
         if missing:
             with SweepProgress(console, missing) as progress:
                 run = cluster.run if cluster else runner.run_trials
@@ -89,6 +93,7 @@ def run_sweep(
             command=command,
             ran=len(missing),
             seconds=time.monotonic() - started,
+            effect_points=effect_points,
         )
     except KeyboardInterrupt:
         messages.say(console, f"Interrupted; every finished trial is in {folder}. The same command resumes.")
@@ -138,11 +143,10 @@ def present(
         "data_differ": (data_differ := same_data.differences(trials, loaded.records)),
         "trials_run": ran,
         "seconds": round(seconds, 1),
-        "plan": planned.to_dict(trials, pairs, effect_points),
         **({"selection": selection} if selection else {}),
         **summary.to_dict(result),
     }
-    write_atomically(store.folder / planned.FILE, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_atomically(store.folder / "summary.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
     speed = "\n".join(timing.in_words(trials, loaded.records))
     text = report_text.plain_text(result, trained) + (f"\n{speed}\n" if speed else "")
     alarm = same_data.in_words(data_differ, command)

@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from varloss_bench import planned, report_figures, report_heat, report_page, report_records, report_text, sweep
+from varloss_bench import planned, report_figures, report_heat, report_page, report_records, report_text, runner, sweep
 from varloss_bench.cli import app
 from varloss_bench.config import PROTOCOL, Arm, TrialConfig, grid
 from varloss_bench.measures import HISTOGRAM_BINS
@@ -224,9 +225,12 @@ TUNED = [
 ]
 
 
-def present(path, trials, pairs, **how):
+def present(path, trials, pairs, effect_points=0.5):
+    """What is left of a sweep where all that could be run was run; writes the page as well."""
+    planned.write(path, trials, pairs, effect_points)
     console = Console(file=io.StringIO())
-    return sweep.present(trials, Store(path), console, pairs=pairs, command=["x"], ran=0, seconds=0.0, **how)
+    how = {"pairs": pairs, "command": ["x"], "ran": 0, "seconds": 0.0, "effect_points": effect_points}
+    return sweep.present(trials, Store(path), console, **how)
 
 
 def test_compares_what_the_sweep_had_planned(folder):
@@ -243,7 +247,7 @@ def test_compares_what_the_sweep_had_planned(folder):
     assert "t=0.2 (tuned baseline)" in shown
     assert "for 0.25 points of accuracy" in shown
     # Without the plan it would have been another family: 4 arms with VRN, and no control.
-    (path / "summary.json").unlink()
+    (path / "plan.json").unlink()
     (guessed,) = report_page.sections(report_records.read(path))
     assert len(guessed.comparisons) == 4 * 5
 
@@ -251,9 +255,7 @@ def test_compares_what_the_sweep_had_planned(folder):
 def test_a_plan_that_an_older_version_did_not_keep_is_said_to_be_unknown(folder):
     path = folder(**GRID)
     present(path, grid(TrialConfig(), **GRID), TUNED)
-    content = json.loads((path / "summary.json").read_text())
-    del content["plan"]
-    (path / "summary.json").write_text(json.dumps(content))
+    (path / "plan.json").unlink()
     result = run(path)
     assert "left out" not in result.output.replace("0 files left out", "")
     shown = visible(path)
@@ -274,13 +276,29 @@ def test_other_sweeps_in_the_folder_have_a_section_of_their_own(folder):
     assert len(report_records.read(path).trials) == len(everything.trials)
 
 
+def test_a_sweep_that_is_cut_short_has_its_plan(folder, monkeypatch):
+    """Its survivors are no result: 4 of 6 seeds are there when it is stopped."""
+    path, trials = folder(**GRID), grid(TrialConfig(), **GRID | {"seeds": range(6)})
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_trials", interrupted)
+    how = {"workers": 1, "dry_run": False, "console": Console(file=io.StringIO())}
+    with pytest.raises(typer.Exit):
+        sweep.run_sweep(trials, path, pairs=grid_pairs(trials, []), **how)
+    (section,) = report_page.sections(report_records.read(path))
+    assert len(section.comparisons) == 20
+    assert all(row[4].startswith("no comparison") for row in section.comparisons)
+
+
 @pytest.mark.parametrize("lose", [lambda file: file.unlink(), lambda file: file.write_text("{")])
 @pytest.mark.parametrize("lost", ["t0.5-w3-s1-", "t0.5-w3-", ""])
 def test_planned_trials_without_a_record_win_nothing(folder, lose, lost):
     path, trials = folder(**GRID), grid(TrialConfig(), **GRID)
     for file in (path / "trials").glob(f"simclr-b16-{lost}*"):
         lose(file)
-    present(path, trials, grid_pairs(trials, []))  # writes the page as well
+    present(path, trials, grid_pairs(trials, []))
     verdicts = [c["verdict"] for c in json.loads((path / "summary.json").read_text())["comparisons"]]
     (section,) = report_page.sections(report_records.read(path))
     words = [row[4] for row in section.comparisons]
@@ -406,15 +424,14 @@ PLANS = {
 
 
 @pytest.mark.parametrize("kind", PLANS)
-def test_a_summary_that_is_none_is_named_and_left_out(folder, kind):
+def test_a_plan_that_is_none_is_named_and_left_out(folder, kind):
     path = folder(**GRID)
     present(path, grid(TrialConfig(), **GRID), TUNED)
-    content = json.loads((path / "summary.json").read_text())
-    broken_plan = PLANS[kind](content["plan"])
-    (path / "summary.json").write_text(json.dumps({**content, "plan": broken_plan}) if broken_plan is not None else "{")
+    broken_plan = PLANS[kind](json.loads((path / "plan.json").read_text()))
+    (path / "plan.json").write_text(json.dumps(broken_plan) if broken_plan is not None else "{")
     result = run(path)
     assert result.exit_code == 0, result.output
-    assert "left out: summary.json: corrupt: " in result.output
+    assert "left out: plan.json: corrupt: " in result.output
     (section,) = report_page.sections(report_records.read(path))
     assert len(section.comparisons) == 20
 
