@@ -41,13 +41,18 @@ def of_training(
 def augmented_images_per_second(loader: TwoViewLoader) -> float:
     """Images of which the augmentation alone makes both views in a second, each counted once."""
     images = loader.split.images[: min(_AUGMENTED, loader.block)]
+    return len(images) / augmentation_seconds(images, loader.augmentation)
+
+
+def augmentation_seconds(images: Tensor, augmentation: nn.Module) -> float:
+    """Seconds in which both views of all these images are made, in one call."""
     for _ in range(2):  # the first time pays for lazy imports and allocation
         _wait(images.device)
         started = time.perf_counter()
-        two_views(images, loader.augmentation, seed=0)
+        two_views(images, augmentation, seed=0)
         _wait(images.device)
         seconds = time.perf_counter() - started
-    return len(images) / seconds
+    return seconds
 
 
 def loss_seconds(module: ContrastiveModule, config: TrialConfig) -> float:

@@ -136,11 +136,9 @@ def run_trial(
     source = load_source(config)
     splits = data.split(source, config.seed)
     held_out = splits.test if config.evaluate_on == "test" else splits.val
-    outcome: dict[str, Any] = {
-        "data_digest": source.digest,
-        "num_train": len(splits.train),
-        "num_evaluated": len(held_out),
-    }
+    outcome: dict[str, Any] = {"num_train": len(splits.train), "num_evaluated": len(held_out)}
+    if not rank:  # the others' outcome is dropped, and large images take seconds
+        outcome["data_digest"] = source.digest
     started = time.perf_counter()
     if not config.arm.trained:
         train_features, held_out_features = _untrained_features(config, source, splits.train, held_out)
@@ -212,7 +210,8 @@ def number_of_steps(config: TrialConfig) -> int:
 def measure_evaluation_seconds(config: TrialConfig) -> float:
     """Seconds that the evaluation of a trained trial takes, measured with a random net and scaled up from a few images.
 
-    Of a data set as small as digits these are all. Elsewhere the whole would take as long as a real evaluation does.
+    Of a data set as small as digits these are all. Elsewhere the whole would take as long as a real evaluation does. What
+    is left out `evaluate.feature_metrics_seconds` says.
     """
     source = load_source(config)
     splits = data.split(source, config.seed)
@@ -227,9 +226,13 @@ def measure_evaluation_seconds(config: TrialConfig) -> float:
     features = [evaluate.encode(net, split.images.to(device)).cpu() for split in (train_few, held_out_few)]
     per_image = (time.perf_counter() - started) / (len(train_few) + len(held_out_few))
     # Backbone and head see every image, each in a pass of its own, and two views of those that similarities are of.
-    encoded = 2 * (sum(sizes) + min(sizes[1], measures.MAX_SIMILARITY_IMAGES))
-    return per_image * encoded + evaluate.feature_metrics_seconds(
-        features[0], features[1], train_few, held_out_few, config.seed, sizes=sizes
+    shown = min(sizes[1], measures.MAX_SIMILARITY_IMAGES)
+    augmentation = augment.build_augmentation(source).to(device)
+    augmented = timing.augmentation_seconds(held_out_few.images.to(device), augmentation) / len(held_out_few) * shown
+    return (
+        per_image * 2 * (sum(sizes) + shown)
+        + augmented
+        + evaluate.feature_metrics_seconds(features[0], features[1], train_few, held_out_few, config.seed, sizes=sizes)
     )
 
 

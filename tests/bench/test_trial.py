@@ -190,6 +190,22 @@ def test_record_says_what_made_the_row(tmp_path):
     assert record["confounds"]["head_batch_norm"] is True
     assert (record["steps"], record["parameters"]) == (997 // 128, 92896)
     assert set(measures.METRICS) <= set(record["metrics"])
+    assert record["data_digest"] == train.load_source(config).digest
+
+
+def test_images_are_hashed_on_rank_0_only(monkeypatch):
+    class Fitted:
+        def fit(self, module, train_dataloaders):
+            pass
+
+    def hashed(source):
+        raise AssertionError("hashed by a rank whose outcome is dropped")
+
+    monkeypatch.setattr(train, "make_trainer", lambda *_, **__: Fitted())
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(data.Source, "digest", property(hashed))
+    assert train.run_trial(dataclasses.replace(TINY, devices=2), rank=1) == {}
 
 
 def test_record_says_which_source_made_it(tmp_path):
