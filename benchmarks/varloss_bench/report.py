@@ -29,35 +29,32 @@ def report(
     """
     from rich.console import Console  # noqa: PLC0415
 
-    from varloss_bench import provenance, report_records  # noqa: PLC0415
-    from varloss_bench.messages import counted  # noqa: PLC0415
+    from varloss_bench import messages, provenance, report_records  # noqa: PLC0415
 
     console = Console()
     try:
         found = report_records.read(folder)
     except ValueError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        messages.error(console, error)
         raise typer.Exit(2) from None
     for name, reason in found.left_out.items():
-        console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        messages.say(console, f"left out: {name}: {reason}", "yellow")
     target = output or folder
     try:
         write(found, folder, target, provenance.command_line())
     except OSError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        messages.error(console, error)
         raise typer.Exit(2) from None
     results = sum(trial.record["status"] != "crashed" for trial in found.trials)
-    console.print(
-        f"{counted(len(found.trials), 'trial')}, {counted(len(found.left_out), 'file')} left out: {', '.join(FILES)} in {target}/",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    trials, files = messages.counted(len(found.trials), "trial"), messages.counted(len(found.left_out), "file")
+    messages.say(console, f"{trials}, {files} left out: {', '.join(FILES)} in {target}/")
     if not results:
         reason = (
             "all of them crashed. The report gives their reasons."
             if found.trials
             else "there is no readable record. Why the files were left out is above."
         )
-        console.print(f"No trial has a result: {reason}", style="red", soft_wrap=True)
+        messages.say(console, f"No trial has a result: {reason}", "red")
         raise typer.Exit(1)
 
 

@@ -32,7 +32,7 @@ def trends(
     output.mkdir(parents=True, exist_ok=True)
     rows = trends_run.run(steps, list(range(seeds)), workers, output / "trials", console)
     text = trends_report.table(rows)
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    messages.say(console, text)
     command = provenance.command_line()
     record = {"command": command, "environment": provenance.environment(), "rows": rows}
     write_atomically(output / "rows.json", json.dumps(record, indent=1, sort_keys=True) + "\n")

@@ -504,6 +504,19 @@ def test_what_is_left_out_is_named_everywhere(folder):
     assert victim.name not in (path / "rows.csv").read_text()
 
 
+def test_names_are_shown_as_they_are(folder, tmp_path):
+    """In rich's eyes they hold tags and an emoji."""
+    name = "my[old]:x:set"
+    path = folder(**SMALL, into=tmp_path / name)
+    (path / "trials" / f"{name}.json").write_text("{")
+    shown = run(path).output
+    assert f"left out: {name}.json: corrupt" in shown
+    assert f"/{name}/" in shown.splitlines()[-1]
+    (tmp_path / f"{name}.txt").write_text("")
+    assert f"/{name}.txt" in run(path, "--output", tmp_path / f"{name}.txt").output.splitlines()[-1]
+    assert f"/{name}.none" in run(tmp_path / f"{name}.none").output
+
+
 def test_rows_without_training_alone_are_left_out_with_the_reason(folder):
     path = folder(batch_sizes=[], seeds=[0])
     found = report_records.read(path)
