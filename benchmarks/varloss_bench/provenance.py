@@ -29,6 +29,7 @@ _DISTRIBUTIONS = (
     "numpy",
     "timm",
     "torchvision",
+    "pillow",
 )
 
 

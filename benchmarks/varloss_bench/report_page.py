@@ -8,7 +8,7 @@ from typing import get_args
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from varloss_bench import report_origins, report_text, report_verdict, stats
+from varloss_bench import report_origins, report_text, report_verdict, same_data, stats
 from varloss_bench.config import PROTOCOL, Arm, TrialConfig
 from varloss_bench.figure_style import METHOD_NAMES, equal_words, split_words
 from varloss_bench.measures import ACCURACIES, METRICS
@@ -218,7 +218,7 @@ def _tuned_rows(summary: Summary, arms: Sequence[Arm]) -> list[tuple[str, ...]]:
 
 
 def _warnings(group: Group, summary: Summary) -> list[str]:
-    lines = []
+    lines = same_data.warnings(group.configs, group.records)
     if group.sample.evaluate_on == "val":
         lines.append(
             "Validation split: these numbers are for choosing. A choice is worth what it shows on fresh test seeds."

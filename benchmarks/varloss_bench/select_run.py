@@ -75,7 +75,7 @@ def run_select(
         effect_points=effect_points,
         options=options,
         cluster=cluster,
-        show=partial(sweep.present, selection=stored, preface=preface),
+        show=partial(sweep.present, selection=stored, preface=preface, chosen_on=validation),
     )
 
 

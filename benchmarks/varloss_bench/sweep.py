@@ -126,21 +126,23 @@ def present(
     effect_points: float = summary.EFFECT_POINTS,
     selection: Mapping[str, Any] | None = None,
     preface: str = "",
+    chosen_on: Sequence[TrialConfig] = (),
 ) -> int:
     """Print and store the summary; returns how many trials have no result.
 
     `selection` says how the arms were chosen, where they were, and goes into `summary.json`; `preface` says the same in
-    words, above the table.
+    words, above the table. `chosen_on` are the trials that they were chosen by, which must have read the same images.
     """
     loaded = store.load(trials)
     trained = next(trial for trial in trials if trial.arm.trained)
     result = summary.summarise(trials, loaded.records, pairs, effect_points=effect_points)
+    looked_at = [*trials, *chosen_on]
     content = {
         "command": command,
         "environment": next((record["environment"] for record in loaded.records.values()), None),
         "confounds": provenance.confounds_by_method(trials),
         "environments_differ": _environments_differ(loaded),
-        "data_differ": (data_differ := same_data.differences(trials, loaded.records)),
+        "data_differ": (data_differ := same_data.differences(looked_at, store.load(looked_at).records)),
         "trials_run": ran,
         "seconds": round(seconds, 1),
         **({"selection": selection} if selection else {}),

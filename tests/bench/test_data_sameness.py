@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from varloss_bench import data, runner, same_data, select_run, sweep, train
+from varloss_bench import data, report_page, report_records, runner, same_data, select_run, sweep, train
 from varloss_bench.config import TrialConfig, grid
 from varloss_bench.store import Store
 from varloss_bench.summary import grid_pairs
@@ -75,6 +75,12 @@ def test_a_folder_that_changed_between_two_sweeps_is_announced(tmp_path):
     assert [len(entry["trials"]) for entry in differ] == [8, 2]
     assert all((results / "trials" / name).is_file() for entry in differ for name in entry["trials"])
     assert all(name in texts[1] for entry in differ for name in entry["trials"][:5])  # no name is broken in two
+    # The page of the folder says so too, above what it calls settled, and its text in Markdown.
+    told = report_page.sections(report_records.read(results))[0].warnings
+    assert told[0].startswith("NOT THE SAME IMAGES: those that these trials read differ (the files changed, or other ")
+    assert [line.split(" trials from the images with the digest ")[0] for line in told[1:3]] == ["8", "2"]
+    assert "NOT THE SAME IMAGES" in (results / "report.html").read_text()
+    assert "> NOT THE SAME IMAGES" in (results / "report.md").read_text()
     # What a choice is made from is looked at as well.
     console = Console(file=io.StringIO(), width=100)
     select_run._show_validation(trials_of(images, [1.0, 3.0]), Store(results), console, metric="knn", command=COMMAND)
@@ -155,6 +161,32 @@ def test_what_has_to_be_equal_for_which_records(changes, more, by):
     text = "\n".join(same_data.in_words(found, COMMAND))
     assert newer["trials"][0] in text
     assert "finished 2026-01-02:" in text
+
+
+def test_versions_that_decoded_the_images_are_named_where_they_differ():
+    trials = [dataclasses.replace(BASE, seed=seed) for seed in range(3)]
+    records = {
+        trial.key(): old_record(
+            data_digest="old" if trial.seed else "new",
+            environment={
+                "versions": {"torch": "2.4.0", "pillow": f"11.{trial.seed}.0"},
+                "machine": {"cpu": "one" if trial.seed else "two"},
+            },
+        )
+        for trial in trials
+    }
+    text = "\n".join(same_data.in_words(same_data.differences(trials, records), COMMAND))
+    assert "(the files changed, or other versions or another machine decoded them otherwise)" in text
+    assert "1 trial from the images with the digest new (72 of them trained on), finished 2026-01-02, with " in text
+    (one,), (two,) = (re.findall(rf"digest {name} .*, with (.*):", text) for name in ("new", "old"))
+    assert sorted(one.split(", ")) == ["cpu two", "pillow 11.0.0"]
+    assert sorted(two.split(", ")) == ["cpu one", "pillow 11.1.0 or 11.2.0"]
+    assert "torch" not in text
+    # Numbers of images are no matter of versions, and equal ones are not named.
+    records = {trial.key(): old_record(num_train=72 if trial.seed else 59) for trial in trials}
+    text = "\n".join(same_data.in_words(same_data.differences(trials, records), COMMAND))
+    assert "(the files changed), so" in text
+    assert ", with " not in text
 
 
 def test_many_files_are_counted():

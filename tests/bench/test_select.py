@@ -156,6 +156,23 @@ def nothing_runs(monkeypatch):
 
 
 @pytest.mark.usefixtures("nothing_runs")
+def test_images_that_changed_between_choice_and_test_are_announced(tmp_path):
+    """Neither phase contradicts itself: what was chosen was chosen by other images."""
+    fill(tmp_path, plan(), SCORES)
+    printed, summary = run_planted(plan(), tmp_path)
+    assert "NOT THE SAME IMAGES" not in printed
+    assert summary["data_differ"] == []
+    for path in (tmp_path / "trials").iterdir():
+        content = json.loads(path.read_text())
+        digest = "before" if content["config"]["evaluate_on"] == "val" else "after"
+        path.write_text(json.dumps({**content, "data_digest": digest}))
+    printed, summary = run_planted(plan(), tmp_path)
+    _, _, second = printed.partition("Phase 2")
+    assert second.count("NOT THE SAME IMAGES") == printed.count("NOT THE SAME IMAGES") == 1
+    assert sorted(entry["value"] for entry in summary["data_differ"]) == ["after", "before"]
+
+
+@pytest.mark.usefixtures("nothing_runs")
 def test_the_test_table_has_the_chosen_and_compares_them_with_the_tuned_baseline_first(tmp_path):
     fill(tmp_path, plan(), SCORES)
     output, stored = run_planted(plan(), tmp_path)
