@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import varloss
-from varloss_bench import measures, seed_words, solo_config
+from varloss_bench import measures, seed_words, solo_config, solo_install
 from varloss_bench.config import NEGATIVES_OF, TrialConfig
 
 _DISTRIBUTIONS = (
@@ -192,10 +192,20 @@ def record_of(config: TrialConfig, command: list[str]) -> dict[str, Any]:
         "key": config.key(),
         "config": config.to_dict(),
         "confounds": confounds(config),
-        "environment": environment(),
+        "environment": {**environment(), **_solo_source(config)},
         "command": command,
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _solo_source(config: TrialConfig) -> dict[str, str]:
+    """Digest of what brings the losses into solo-learn, for trials that it trains, as installed for its interpreter."""
+    if config.framework != "solo" or not config.arm.trained:
+        return {}
+    try:
+        return {"varloss_solo_source": solo_install.SoloLearn.from_variables().described()["varloss_solo_source"]}
+    except ValueError:  # no checkout, or no answer from its interpreter: the trial has crashed of that
+        return {}
 
 
 def command_line() -> list[str]:

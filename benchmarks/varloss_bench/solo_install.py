@@ -13,7 +13,7 @@ from typing import Any
 ROOT_VARIABLE, PYTHON_VARIABLE = "SOLO_LEARN_ROOT", "SOLO_LEARN_PYTHON"
 _CLONE = "git clone https://github.com/vturrisi/solo-learn"
 _DISTRIBUTIONS = ("varloss", "torch", "torchvision", "lightning", "hydra-core", "timm")
-# The digest is that of `provenance`: the losses may be another copy of varloss than the harness's.
+# The first digest is that of `provenance`: the losses may be another copy of varloss than the harness's.
 _VERSIONS = f"""
 import hashlib, importlib.metadata, importlib.util, json, pathlib, platform
 def version(name):
@@ -21,12 +21,15 @@ def version(name):
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-sha = hashlib.sha256()
-for folder in importlib.util.find_spec("varloss").submodule_search_locations:
-    for path in sorted(pathlib.Path(folder).rglob("*.py")):
-        sha.update(path.read_bytes())
+def digest(package, *suffixes):
+    sha = hashlib.sha256()
+    for folder in importlib.util.find_spec(package).submodule_search_locations:
+        for path in sorted(path for path in pathlib.Path(folder).rglob("*") if path.suffix in suffixes):
+            sha.update(path.read_bytes())
+    return sha.hexdigest()[:12]
+sources = {{"varloss_source": digest("varloss", ".py"), "varloss_solo_source": digest("varloss_solo", ".py", ".yaml")}}
 versions = {{"python": platform.python_version()}} | {{name: version(name) for name in {_DISTRIBUTIONS}}}
-print(json.dumps({{"versions": versions, "varloss_source": sha.hexdigest()[:12]}}))
+print(json.dumps({{"versions": versions, **sources}}))
 """
 
 
@@ -79,7 +82,7 @@ class SoloLearn:
             raise ValueError(f"solo-learn cannot run in {self.root} with {self.python}:\n" + "\n".join(failed))
 
     def described(self) -> dict[str, Any]:
-        """Commit of the checkout and versions of its environment, for the record."""
+        """Commit of the checkout, and versions and digests of what its environment runs, for the record."""
         return _described(self)
 
     def command(self, *arguments: str) -> list[str]:

@@ -192,7 +192,9 @@ def _environments_differ(loaded: Loaded) -> bool:
         json.dumps([record["environment"].get(part, "unknown") for part in parts], sort_keys=True)
         for record in loaded.records.values()
     }
-    return len(seen) > 1
+    # Of trials that solo-learn trains only, so that the rows beside them lack it.
+    of_solo = {record["environment"].get("varloss_solo_source") for record in loaded.records.values()} - {None}
+    return len(seen) > 1 or len(of_solo) > 1
 
 
 def show_cost(

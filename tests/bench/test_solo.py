@@ -1,6 +1,7 @@
 """The road through solo-learn, as far as it goes without solo-learn; with it: tests/solo/test_bench.py."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+import varloss_solo
 from varloss_bench import (
     augment,
     data,
@@ -303,6 +306,23 @@ def test_a_failing_run_is_a_crashed_trial_with_its_last_lines_and_its_log(checko
     assert "loading" in record.with_suffix(".log").read_text()
     # Images and checkpoint are gone, the record and the log are all there is.
     assert len(list(record.parent.iterdir())) == 2
+
+
+def test_a_record_has_the_digest_of_what_brings_the_losses_into_solo_learn(checkout):
+    checkout("")
+    sha = hashlib.sha256()
+    folder = Path(varloss_solo.__file__).parent
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in {".py", ".yaml"}):
+        sha.update(path.read_bytes())
+    environment = provenance.record_of(CONFIG, [])["environment"]
+    assert environment == {**provenance.environment(), "varloss_solo_source": sha.hexdigest()[:12]}
+    for other in (changed(framework="lightly"), changed(method="random-init")):
+        assert provenance.record_of(other, [])["environment"] == provenance.environment()
+
+
+def test_a_trial_that_found_no_solo_learn_has_a_record(monkeypatch):
+    monkeypatch.delenv("SOLO_LEARN_ROOT", raising=False)
+    assert provenance.record_of(CONFIG, [])["environment"] == provenance.environment()
 
 
 def test_a_run_that_leaves_nothing_is_a_crashed_trial(checkout, tmp_path):

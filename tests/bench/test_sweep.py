@@ -178,6 +178,9 @@ def test_rows_of_unknown_origin_are_told_from_known_ones():
     assert sweep._environments_differ(Loaded({"a": known, "b": older}))
     assert not sweep._environments_differ(Loaded({"a": newer, "b": newer}))
     assert sweep._environments_differ(Loaded({"a": newer, "b": other}))
+    solo, other = ({"environment": {**newer["environment"], "varloss_solo_source": d}} for d in ("3" * 12, "4" * 12))
+    assert not sweep._environments_differ(Loaded({"a": solo, "b": newer}))  # a row without training
+    assert sweep._environments_differ(Loaded({"a": solo, "b": newer, "c": other}))
 
 
 def test_a_corrupt_result_is_named_and_made_again(undisturbed):
