@@ -115,23 +115,18 @@ def over_batch(values: Values, look: Look) -> list[Panel]:
 
     def draw(axis: Axes, temperature: float) -> None:
         for number, control in enumerate(controls):
-            line = sorted((arm for arm in arms if arm.temperature == control), key=lambda arm: arm.batch_size)
-            fit = [arm for arm in line if arm not in values.failed]
-            sizes, means = [arm.batch_size for arm in fit], [arms[arm].mean for arm in fit]
-            axis.plot(sizes, means, color=GREY, ls=":", marker=MARKERS[(number + 1) % len(MARKERS)], ms=4, lw=1.3)
+            marker = MARKERS[(number + 1) % len(MARKERS)]
+            line = [arm for arm in arms if arm.temperature == control]
+            _line(axis, values, line, color=GREY, ls=":", marker=marker, ms=4, lw=1.3)
             for arm in set(line) & set(values.failed):
                 _point(axis, values, arm, arm.batch_size, look, vertical=True)
         weights = sorted({arm.weight for arm in arms if arm.temperature == temperature})
         for number, weight in enumerate(weights):
             line = [arm for arm in arms if (arm.temperature, arm.weight) == (temperature, weight)]
-            line.sort(key=lambda arm: arm.batch_size)
             shift = 2 ** (0.09 * (number - (len(weights) - 1) / 2))
-            xs = [arm.batch_size * shift for arm in line]
-            # A failed arm's value is on no line: NaN interrupts it.
-            means = [math.nan if arm in values.failed else arms[arm].mean for arm in line]
-            axis.plot(xs, means, color=look.colours[weight], lw=1.5)
-            for x, arm in zip(xs, line, strict=True):
-                _point(axis, values, arm, x, look, vertical=True)
+            _line(axis, values, line, shift, color=look.colours[weight], lw=1.5)
+            for arm in line:
+                _point(axis, values, arm, arm.batch_size * shift, look, vertical=True)
         axis.set_xscale("log", base=2)
         axis.set_xticks(batch_sizes)
         axis.xaxis.set_major_formatter(ScalarFormatter())
@@ -144,6 +139,13 @@ def over_batch(values: Values, look: Look) -> list[Panel]:
             axis.axhline(0, color=MUTED, lw=1)
 
     return [panel(f"t = {temperature:g}", partial(draw, temperature=temperature)) for temperature in with_vrn]
+
+
+def _line(axis: Axes, values: Values, arms: Sequence[Arm], shift: float = 1.0, **style: Any) -> None:
+    """Means over the batch size. A failed arm's is on no line: NaN interrupts it."""
+    line = sorted(arms, key=lambda arm: arm.batch_size)
+    means = [math.nan if arm in values.failed else values.of[arm].mean for arm in line]
+    axis.plot([arm.batch_size * shift for arm in line], means, **style)
 
 
 def _point(axis: Axes, values: Values, arm: Arm, place: float, look: Look, *, vertical: bool) -> None:

@@ -130,7 +130,7 @@ def _section(group: Group, anchor: str, differing: Sequence[tuple[str, str]]) ->
         anchor=anchor,
         title=f"{config.data}, {split_words(config)}, {equal_words(config)}, {_backbone(config)}"
         + "".join(f", {name} {value}" for name, value in differing if name not in _IN_TITLE)
-        + (": all sweeps of this folder together" if group.beyond_plan else ""),
+        + (": all sweeps with these options" if group.beyond_plan else ""),
         asked=(*_asked(group, summary, arms), *(pair for pair in differing if pair[0] not in _IN_TITLE | {"protocol"})),
         verdict=tuple(report_verdict.verdict(summary)),
         settled=tuple(report_verdict.settled(summary)),
@@ -138,7 +138,7 @@ def _section(group: Group, anchor: str, differing: Sequence[tuple[str, str]]) ->
         warnings=tuple(_warnings(group, summary)),
         figures=tuple(drawn),
         missing_figures=tuple(missing),
-        notes=(*report_text.notes(summary, config), _family(group, summary)),
+        notes=(*report_text.notes(summary, config), *_family(group, summary)),
         heads=("arm", "seeds", *(METRICS[name].title + (", %" if METRICS[name].unit else "") for name in _SHOWN)),
         rows=tuple(_rows(summary)),
         comparisons=tuple(_comparison_rows(summary)),
@@ -150,18 +150,22 @@ def _section(group: Group, anchor: str, differing: Sequence[tuple[str, str]]) ->
     )
 
 
-def _family(group: Group, summary: Summary) -> str:
-    """Where the comparisons come from."""
+def _family(group: Group, summary: Summary) -> list[str]:
+    """Where the comparisons come from; nothing where there are none and none were planned."""
     number = len(summary.comparisons)
-    if group.plan and not number:
-        return "The sweep had planned no comparison."
     if group.plan:
-        return f"Compared is what the sweep had planned: the same family of {number} comparisons as in its table.txt."
-    return (
+        return [
+            f"Compared is what the sweep had planned: the same family of {number} comparisons as in its table.txt."
+            if number
+            else "The sweep had planned no comparison."
+        ]
+    if not number:
+        return []
+    return [
         "What was planned for these trials is not recorded here. This section compares with the same temperature and with "
         f"temperatures run without VRN only, and corrects over all {number}: a first look. The verdict of the sweep that made "
         "them is in the table.txt that it wrote."
-    )
+    ]
 
 
 def _backbone(config: TrialConfig) -> str:

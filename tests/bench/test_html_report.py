@@ -260,7 +260,14 @@ def test_a_plan_that_an_older_version_did_not_keep_is_said_to_be_unknown(folder)
     assert "left out" not in result.output.replace("0 files left out", "")
     shown = visible(path)
     assert "What was planned for these trials is not recorded here" in shown
-    assert "No sweep had planned" not in shown
+    assert "Compared is what the sweep had planned" not in shown
+
+
+def test_nothing_is_said_of_comparisons_where_there_are_none(folder):
+    path = folder(**SMALL | {"weights": []})
+    (section,) = report_page.sections(report_records.read(path))
+    assert section.verdict == ("Nothing is compared: no arm with VRN has its arm without VRN here.",)
+    assert not any("planned" in note or "comparisons" in note or "compares" in note for note in section.notes)
 
 
 def test_other_sweeps_in_the_folder_have_a_section_of_their_own(folder):
@@ -270,7 +277,7 @@ def test_other_sweeps_in_the_folder_have_a_section_of_their_own(folder):
     last, everything = report_page.sections(report_records.read(path))
     assert len(last.trials) == len(trials)
     assert len(everything.trials) == len(trials) * 6 // 4
-    assert everything.title == f"{last.title}: all sweeps of this folder together"
+    assert everything.title == f"{last.title}: all sweeps with these options"
     assert len(last.comparisons) == 10
     assert len(everything.comparisons) == 20
     assert len(report_records.read(path).trials) == len(everything.trials)
@@ -319,9 +326,10 @@ def test_a_plan_is_read_as_it_was_made_and_is_small():
     base = TrialConfig(data="cifar10", head_batch_norm=True, temperature=1, steps=10, epochs=0)
     axes = GRID | {"methods": ["simclr", "moco", "dcl"], "batch_sizes": [16, 64], "seeds": range(20)}
     trials = grid(base, **axes)
-    content = json.dumps(planned.to_dict(trials, [], 0.5))
-    assert len(content) < 25 * len(trials)
-    read = planned.read_plan(json.loads(content))
+    plan = planned.to_dict(trials, [], 0.5)
+    assert len(trials) == 20 * len(plan["trials"])  # an entry for all seeds of an arm
+    assert sum(map(len, plan["trials"])) <= 6 * len(plan["trials"])  # which says how it differs from most others
+    read = planned.read_plan(json.loads(json.dumps(plan)))
     assert {config.key() for config in read.configs} == {trial.key() for trial in trials} == read.keys
     assert list(dict.fromkeys(c.arm for c in read.configs)) == list(dict.fromkeys(t.arm for t in trials))
 
@@ -388,6 +396,19 @@ def test_a_failed_arm_is_a_cross_in_the_figures(folder, batch_sizes, weight, fai
             assert figure.legend[-1].glyph == "✕"
             assert figure.legend[-1].label.startswith(failure)
             assert (f"({failure})" in panel.svg) is (len(batch_sizes) == 1)  # beside its name
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_failed_arm_interrupts_the_dotted_line_of_a_control(folder, failed):
+    def fail(config):
+        return {"collapsed": True} if failed and config.arm == Arm("simclr", 64, 0.1, 0.0) else {}
+
+    axes = SMALL | {"batch_sizes": [16, 64, 256], "control_temperatures": [0.1]}
+    (section,) = report_page.sections(report_records.read(folder(changes=fail, **axes)))
+    (accuracy,) = (figure for figure in section.figures if figure.anchor == "accuracy")
+    ((_, (panel,)),) = accuracy.parts
+    (dotted,) = re.findall(r'<path d="([^"]*)"[^>]*stroke-dasharray[^>]*var\(--plain\)', panel.svg)
+    assert dotted.count("L") == (0 if failed else 2)
 
 
 def test_no_cross_where_nothing_failed(folder):
