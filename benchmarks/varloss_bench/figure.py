@@ -175,7 +175,7 @@ def _scale(shown: Sequence[Comparison]) -> tuple[tuple[float, float] | None, lis
     outliers = [c for c in reach if reach[c] > max(_NO_OUTLIER, _OUTLIER * median(reach.values()))]
     ends = [end for c in reach if c not in outliers for end in _ends(c)]
     low, high = min(0.0, *ends), max(0.0, *ends)
-    margin = 0.1 * (high - low)
+    margin = 0.1 * (high - low) or 1.0  # all that are no outliers can be 0
     return (low - margin, high + margin), outliers
 
 

@@ -6,7 +6,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.seed_words import whole_published_test
+from varloss_bench.seed_words import redraws_test
 
 # Okabe-Ito: told apart by colour-blind readers as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -37,4 +37,8 @@ def split_words(config: TrialConfig) -> str:
         return "validation split"
     if not config.official_test:
         return "test split"
-    return "published test split" if whole_published_test(config) else "part of the published test split"
+    return {
+        True: "part of the published test split",
+        None: f"{config.num_test} published test images",  # all of them or not
+        False: "published test split",
+    }[redraws_test(config)]

@@ -17,11 +17,6 @@ def _published(config: TrialConfig) -> tuple[int | None, int | None]:
     return PUBLISHED.get(config.data.partition(":")[0], (None, None))
 
 
-def whole_published_test(config: TrialConfig) -> bool:
-    """Whether the test split is all that was published as one, and hence the same at every seed."""
-    return config.official_test and config.num_test in (None, _published(config)[1])
-
-
 def redraws_training(config: TrialConfig) -> bool | None:
     """Whether seeds differ in the images that they train on; None where the number of all images is not known.
 
@@ -33,14 +28,27 @@ def redraws_training(config: TrialConfig) -> bool | None:
     return None if total is None else config.num_train < total
 
 
+def redraws_test(config: TrialConfig) -> bool | None:
+    """Whether seeds differ in their test images, which are else all that were published as such; None as above."""
+    if not config.official_test or config.num_test is None:
+        return not config.official_test
+    total = _published(config)[1]
+    return None if total is None else config.num_test < total
+
+
 def redraws(config: TrialConfig) -> tuple[str, ...]:
     """What a seed redraws."""
     if not config.official_test or config.evaluate_on == "val":
         return "split", *_ALWAYS
-    splits = {
-        True: ("training split",), None: ("training split unless it is the whole folder",), False: ()
+    trained = {
+        True: ("training split",), None: (f"training images where there are more than {config.num_train}",), False: ()
     }[redraws_training(config)]  # fmt: skip
-    return (*splits, *(() if whole_published_test(config) else ("part of the published test split",)), *_ALWAYS)
+    tested = {
+        True: ("part of the published test split",),
+        None: (f"test images where more than {config.num_test} were published",),
+        False: (),
+    }[redraws_test(config)]
+    return (*trained, *tested, *_ALWAYS)
 
 
 def enumerated(words: tuple[str, ...]) -> str:
@@ -53,12 +61,13 @@ def over(config: TrialConfig) -> str:
     if not config.official_test or config.evaluate_on == "val":
         return "the intervals are over splits too, and speak of this data set, net and schedule only"
     trained = {
-        True: "are over training splits, ", None: "are over training splits where these are not the whole folder, ",
-        False: "are over no splits: every seed trains on the same images, ",
-    }[redraws_training(config)]  # fmt: skip
-    tested = (
-        "the test split is the published one at every seed"
-        if whole_published_test(config)
-        else "test images are drawn from the published ones"
-    )
-    return f"the intervals {trained}{tested}; they speak of this data set, net and schedule only"
+        True: "are over training splits",
+        None: f"are over training splits where there are more than {config.num_train} training images",
+        False: "are over no splits: every seed trains on the same images",
+    }[redraws_training(config)]
+    tested = {
+        True: "test images are drawn from the published ones",
+        None: f"the {config.num_test} test images are the published ones, or drawn from them where there are more",
+        False: "the test split is the published one at every seed",
+    }[redraws_test(config)]
+    return f"the intervals {trained}, {tested}; they speak of this data set, net and schedule only"

@@ -1,5 +1,6 @@
 """From records to rows, comparisons, words and pictures, on records made up with known numbers."""
 
+import dataclasses
 import io
 import math
 import re
@@ -257,10 +258,7 @@ def test_what_a_seed_redraws_is_what_it_redraws(monkeypatch, sizes, evaluate_on,
         for first, second in zip(data.split_indices(source, 0), data.split_indices(source, 1), strict=True)
     )
     (words,) = [line for line in report_text.notes(summary.Summary((), (), (0, 1)), config) if "redraws" in line]
-    assert (seed_words.redraws_training(config), seed_words.whole_published_test(config)) == (
-        train,
-        official and not test,
-    )
+    assert (seed_words.redraws_training(config), seed_words.redraws_test(config)) == (train, test)
     read = {"val": val, "test": test}[evaluate_on]
     if train and read and (not official or evaluate_on == "val"):
         assert words.startswith(
@@ -283,19 +281,47 @@ def test_what_a_seed_redraws_is_what_it_redraws(monkeypatch, sizes, evaluate_on,
     assert provenance.confounds(config)["seed_redraws"] == ", ".join(seed_words.redraws(config))
 
 
-def test_of_a_folder_it_is_not_known_before_it_is_read():
-    config = TrialConfig(data="imagefolder:x", official_test=True, num_train=100, num_val=0)
-    assert seed_words.redraws_training(config) is None
-    assert "training split unless it is the whole folder" in seed_words.redraws(config)
+def test_of_a_folder_is_said_what_is_certain_before_it_is_read():
+    config = TrialConfig(data="imagefolder:x", official_test=True, num_train=100, num_val=0, num_test=50)
+    assert (seed_words.redraws_training(config), seed_words.redraws_test(config)) == (None, None)
+    assert seed_words.redraws(config)[:2] == (
+        "training images where there are more than 100",
+        "test images where more than 50 were published",
+    )
+    assert "over training splits where there are more than 100 training images" in seed_words.over(config)
+    assert "the 50 test images are the published ones, or drawn from them where there are more" in seed_words.over(
+        config
+    )
+    assert figure.split_words(config) == "50 published test images"
+    whole = dataclasses.replace(config, num_test=None)
+    assert seed_words.redraws_test(whole) is False
+    assert figure.split_words(whole) == "published test split"
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "said"),
+    [
+        ("fashion-mnist", 0, "of their {} images"),
+        ("fashion-pairs", 0, "of the {} pairs"),
+        ("cifar10", 0, "{} training images"),
+        ("cifar10", 1, "{} test images"),
+        ("stl10", 0, "The {} labelled training images"),
+        ("stl10", 1, "{} test images"),
+    ],
+)
+def test_published_sizes_are_those_that_the_loaders_name(name, part, said):
+    assert said.format(seed_words.PUBLISHED[name][part]) in data.LOADERS[name].__doc__
+    assert seed_words.PUBLISHED["cifar100"] == seed_words.PUBLISHED["cifar10"]
+    assert {*seed_words.PUBLISHED, "digits", "imagefolder"} == set(data.LOADERS)
 
 
 @pytest.mark.skipif(
     not data_fashion.FASHION_MNIST_DIR.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
 )
 def test_published_sizes_are_those_of_the_files():
-    source = data.load("fashion-mnist", official_test=True)
-    assert (len(source.labels), len(source.official_test)) == seed_words.PUBLISHED["fashion-mnist"]
-    assert tuple(n // 2 for n in seed_words.PUBLISHED["fashion-mnist"]) == seed_words.PUBLISHED["fashion-pairs"]
+    for name in ("fashion-mnist", "fashion-pairs"):
+        source = data.load(name, official_test=True)
+        assert (len(source.labels), len(source.official_test)) == seed_words.PUBLISHED[name]
 
 
 def test_tables_fit_eighty_columns():
@@ -401,6 +427,17 @@ def test_an_arm_far_off_is_noted_at_the_edge_and_squeezes_nothing(drawn, batch_s
     notes = [text.get_text() for text in gain.texts]
     assert len(notes) == 2  # against the same temperature and against the control
     assert all(re.fullmatch(r"-(19|20)\.\d±0\.\d", note) for note in notes), notes
+
+
+@pytest.mark.parametrize("gain", [0.0, 5.0])
+def test_a_single_seed_without_differences_has_an_axis(gain):
+    """Of four accuracies at most one differs; matplotlib warns where an axis ends where it begins."""
+    trials, records = sweep(seeds=1)
+    for trial in trials:
+        change(trials, records, trial.arm, 0, metrics=BASE | {"knn": 97.0 + gain * (trial.weight > 0)})
+    picture = figure.build(summarise(trials, records), next(t for t in trials if t.arm.trained))
+    low, high = picture.axes[0].get_xlim()
+    assert low < 0 < high
 
 
 def test_a_failed_arm_is_a_named_cross_and_on_no_line():
