@@ -127,7 +127,9 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
                 f"--batch-size is that of all {trial.ranks} ranks and must be a multiple of {trial.ranks} with at least 2 "
                 f"samples for each, got {trial.batch_size}"
             )
-        if trial.arm.trained and (passes := trial.passes(source.sizes[0])) > MAX_EPOCHS:
+        # Augmentations of solo-learn are its own.
+        ours = trial.arm.trained and trial.framework != "solo"
+        if ours and (passes := trial.passes(source.sizes[0])) > MAX_EPOCHS:
             raise ValueError(
                 f"--epochs, or those that --steps make, must be at most {MAX_EPOCHS}, got {passes}: later ones would share "
                 "their augmentations with the evaluation and with the next seed"

@@ -130,10 +130,15 @@ def read(folder: Path) -> Found:
     grouped = {trial.file for group in groups for trial in group.trials}
     for trial in trials:
         if trial.file not in grouped:
-            left_out[trial.file] = (
-                "without training, and no trained row of its data, split, backbone and protocol is here"
-            )
+            left_out[trial.file] = _why_alone(trial.config)
     return Found(tuple(groups), left_out)
+
+
+def _why_alone(config: TrialConfig) -> str:
+    """Why a row without training belongs to no trained one."""
+    if config.raw_pixels_side != untrained(config, config.method, config.seed).raw_pixels_side:
+        return "made before large images were averaged for the row of raw pixels; running the sweep's command again makes it"
+    return "without training, and no trained row of its data, split, backbone and protocol is here"
 
 
 def _read_or_reason(file: Path) -> Trial | str:

@@ -104,11 +104,7 @@ def run_sweep(
             )
         raise typer.Exit(130) from None
     except OSError as error:  # disk full, or the folder is gone
-        messages.error(
-            console,
-            f"{error}\nEvery trial finished until now is in {folder}. Make room for more there and run the same command "
-            "again: it resumes.",
-        )
+        messages.could_not_write(console, error, f"Every trial finished until now is in {folder}.")
         raise typer.Exit(1) from None
     if crashed:
         raise typer.Exit(1)

@@ -160,11 +160,7 @@ def tune(  # noqa: PLR0917  (typer calls it, by name)
         found = _run(tasks, folder, command, workers, console)
         _present(found, tasks[tune_report.WITH_VRN], folder, command, console, seconds=time.monotonic() - started)
     except OSError as error:  # disk full, or the folder is gone
-        messages.error(
-            console,
-            f"{error}\nWhat was trained until now is in {folder}. Make room for more there and run the same command again: "
-            "it resumes.",
-        )
+        messages.could_not_write(console, error, f"What was trained until now is in {folder}.")
         raise typer.Exit(1) from None
 
 

@@ -103,6 +103,10 @@ def _work(connection: Connection, task: Task, folder: Path, command: list[str]) 
     try:
         run(task, folder, command, lambda **fields: connection.send(fields))
     except OSError as error:
-        connection.send(OSError(str(error)))  # itself it may lose its file's name on the way, or not be picklable
+        # Itself it may lose its file's name on the way, or not be picklable.
+        said = str(error)
+        connection.send(
+            OSError(error.errno, said.removeprefix(f"[Errno {error.errno}] ")) if error.errno else OSError(said)
+        )
     except Exception:
         connection.send(traceback.format_exc())

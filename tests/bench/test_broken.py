@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import errno
 import itertools
 import json
 import multiprocessing
@@ -90,8 +91,9 @@ def test_a_search_on_a_full_disk_ends_with_that_error(small_disk):
     tasks = tune.make_tasks(
         base, seeds=1, rungs=[1], metric="knn", weights=(0.3, 30.0), temperatures=(0.05, 1.0), budget=1, search_seed=0
     )
-    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$") as raised:
         list(tune_run.run_all({"with VRN": tasks["with VRN"]}, small_disk, [], workers=1))
+    assert raised.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("when", ["searching", "presenting"])
@@ -100,7 +102,7 @@ def test_tune_on_a_full_disk_says_what_to_do(when, small_disk, monkeypatch):
 
     def search(tasks, *_):
         if when == "searching":
-            raise OSError("No space left on device: 'rungs/some.json'")
+            raise OSError(errno.ENOSPC, "No space left on device", "rungs/some.json")
         for name, weight in (("with VRN", 3.0), ("without VRN", 0.0)):
             outcome = Outcome(Candidate(weight, 0.5), (90.0,), 20, "finished")
             yield tune_run.Event(name, outcome=outcome)
@@ -118,6 +120,22 @@ def test_tune_on_a_full_disk_says_what_to_do(when, small_disk, monkeypatch):
         filler.unlink()
         assert CliRunner().invoke(app, ["tune", "--output", str(small_disk)]).exit_code == 0
         assert (small_disk / "tune.json").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+def test_room_is_asked_for_only_where_it_lacks(command, tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "trials")
+
+    monkeypatch.setattr(tune, "_print_cost", lambda *_: None)
+    monkeypatch.setattr(tune_run, "run_all", refused)
+    monkeypatch.setattr(runner, "run_trials", refused)
+    result = CliRunner().invoke(app, [command, "--seeds", "2", "--output", str(tmp_path)])
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1, text
+    assert "error: [Errno 13] Permission denied: 'trials'" in text
+    assert f"is in {tmp_path}. Once this is mended, run the same command again: it resumes." in text
+    assert "Make room" not in text
 
 
 def test_a_worker_that_has_just_been_born_is_deaf_to_ctrl_c(tmp_path):

@@ -281,6 +281,13 @@ def test_seeds_of_augmentations_never_meet_within_what_is_allowed():
             checks.check_trials([dataclasses.replace(trial, **length)])
 
 
+def test_solo_learn_may_train_for_longer(monkeypatch):
+    monkeypatch.delenv("SOLO_LEARN_ROOT", raising=False)
+    trial = TrialConfig(framework="solo", backbone="resnet18", fused=False, batch_size=128, epochs=10000)
+    with pytest.raises(ValueError, match="needs a checkout of solo-learn"):  # the last thing that is looked at
+        checks.check_trials([trial])
+
+
 @pytest.mark.parametrize("batch_size", [1, 998])
 def test_batch_size_that_gives_no_batch(digits, batch_size):
     with pytest.raises(ValueError, match=f"from 2 to the 997 samples, got {batch_size}"):

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from varloss_bench import data, report_page, report_records, runner, same_data, select_run, sweep, train
-from varloss_bench.config import TrialConfig, grid
+from varloss_bench.config import TrialConfig, grid, untrained
 from varloss_bench.store import Store
 from varloss_bench.summary import grid_pairs
 
@@ -195,6 +195,19 @@ def test_many_files_are_counted():
     text = "\n".join(same_data.in_words(same_data.differences(trials, records), COMMAND))
     assert "- 8 trials from 72 training images" in text
     assert "and 3 more (data_differ in summary.json)" in text
+
+
+def test_an_earlier_row_of_large_raw_pixels_is_left_out_for_what_it_is(tmp_path):
+    """Beside a trained row of its data: it belongs there, but was made otherwise."""
+    trained = dataclasses.replace(BASE, image_size=224)
+    made_now = untrained(trained, "raw-pixels", 0)
+    earlier = dataclasses.replace(made_now, raw_pixels_side=None)
+    for trial in (trained, made_now, earlier):
+        more = {"key": trial.key(), "config": trial.to_dict(), "status": "diverged", "reason": "a loss"}
+        Store(tmp_path).write(trial, old_record(**more))
+    left_out = report_records.read(tmp_path).left_out
+    assert list(left_out) == [f"{earlier.file_stem()}.json"]
+    assert left_out[f"{earlier.file_stem()}.json"].startswith("made before large images were averaged")
 
 
 def test_trials_without_a_result_say_nothing():
