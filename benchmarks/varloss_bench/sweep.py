@@ -68,7 +68,7 @@ def run_sweep(
     missing = [trial for trial in trials if not loaded.done(trial)]
     messages.say(
         console,
-        f"{len(trials)} trials, {len(trials) - len(missing)} of them already in {folder}; {len(missing)} to run.",
+        f"{messages.counted(len(trials), 'trial')}, {len(trials) - len(missing)} of them already in {folder}; {len(missing)} to run.",
     )
     if dry_run:
         show_cost(missing, workers, console)
@@ -100,7 +100,8 @@ def run_sweep(
         if cluster and (pending := cluster.pending(missing, folder)):
             messages.say(
                 console,
-                f"{len(pending)} jobs go on; the same command waits for them. To end them: scancel {' '.join(pending)}",
+                f"{messages.counted(len(pending), 'job')} still queued or running; the same command waits for what is left, "
+                f"and this ends it: scancel {' '.join(pending)}",
             )
         raise typer.Exit(130) from None
     except OSError as error:  # disk full, or the folder is gone
@@ -164,7 +165,9 @@ def present(
             "[yellow]These rows were not all made by the same versions on the same machine[/yellow] (see each trial's "
             "record); another --name makes them anew."
         )
-    messages.say(console, f"{ran} trials run in {seconds:.0f} s. Table, figure and records: {store.folder}/")
+    messages.say(
+        console, f"{messages.counted(ran, 'trial')} run in {seconds:.0f} s. Table, figure and records: {store.folder}/"
+    )
     messages.say(console, _report(store, command))
     return sum(len(row.crashed) for row in result.rows)
 

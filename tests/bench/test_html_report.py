@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -208,6 +209,19 @@ def test_numbers_of_things_are_grammar(folder):
     (section,) = report_page.sections(report_records.read(path))
     endings = [line.split("which wins nothing")[1] for line in section.verdict if "wins nothing" in line]
     assert sorted(endings) == [": 1 arm.", ": 2 arms."]
+
+
+def test_a_sweep_counts_trials_and_jobs_in_grammar(tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    jobs = SimpleNamespace(run=interrupted, pending=lambda *_: ["5"])
+    console = Console(file=io.StringIO())
+    with pytest.raises(typer.Exit):
+        sweep.run_sweep([TrialConfig()], tmp_path, pairs=[], workers=1, dry_run=False, console=console, cluster=jobs)
+    shown = console.file.getvalue()
+    assert shown.startswith("1 trial, 0 of them already in ")
+    assert "\n1 job still queued or running; " in shown
 
 
 def test_sweeps_of_other_arms_and_seeds_are_one_group(folder):
