@@ -235,8 +235,8 @@ def _read(ledger: Path) -> dict[str, str]:
 def _event(store: Store, config: TrialConfig, ended: Any) -> Event:
     """What has become of a job: what its record says, or the end of what it wrote to stderr."""
     record = store.load([config]).records.get(config.key())
-    if record is not None and (record["status"] in DONE or record.get("reason")):
-        return Event(config, 1.0, record["status"], record.get("reason"))
+    if record is not None and (record["status"] in DONE or record["reason"]):
+        return Event(config, 1.0, record["status"], record["reason"])
     try:
         said = ended.paths.stderr.read_text(errors="replace").strip().splitlines()[-1:]
     except OSError:

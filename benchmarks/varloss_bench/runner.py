@@ -71,7 +71,7 @@ def execute(
             loaded = kept.load([config])
             if loaded.done(config):  # another process was quicker
                 record = loaded.records[config.key()]
-                return record["status"], record.get("reason")
+                return record["status"], record["reason"]
             record = _run(config, kept, command, report, rendezvous)
             kept.write(config, record)
             return record["status"], record["reason"]

@@ -92,6 +92,8 @@ class Store:
             raise ValueError("the configuration inside is not the one the file is named after")
         if record["status"] not in (*DONE, "crashed"):
             raise ValueError(f"unknown status {record['status']!r}")
+        if not isinstance(record["reason"], str | None):
+            raise ValueError(f"the reason is neither a text nor null: {record['reason']!r}")
         if not isinstance(record["environment"], dict):
             raise ValueError("the environment is not a table of names")
         if record["status"] != "finished":

@@ -183,7 +183,7 @@ class Trainings:
             if record is None:
                 return None
         if record["status"] == "diverged":
-            raise CandidateFailedError("diverged", str(record.get("reason")))
+            raise CandidateFailedError("diverged", str(record["reason"]))
         if record["collapsed"]:
             mean = record["metrics"]["negative_mean"]
             raise CandidateFailedError("collapsed", f"mean similarity {mean:.3f} after the last epoch")

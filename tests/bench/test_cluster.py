@@ -181,7 +181,7 @@ def test_a_second_node_does_not_wait_for_the_first_one_of_a_trial_that_is_done(t
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: second)
     cluster.job(trial.to_dict(), str(tmp_path), COMMAND)
     assert started == [trial]
-    Store(tmp_path).write(trial, {"config": trial.to_dict(), "status": "diverged", "environment": {}})
+    Store(tmp_path).write(trial, {"config": trial.to_dict(), "status": "diverged", "reason": None, "environment": {}})
     cluster.job(trial.to_dict(), str(tmp_path), COMMAND)
     assert started == [trial]
 
@@ -204,9 +204,9 @@ def test_a_first_node_that_fails_ends_the_others(tmp_path, slurm):
     assert "EADDRINUSE" in record["reason"]
 
 
-def test_a_record_that_tells_no_reason_is_taken_all_the_same(tmp_path):
+def test_a_failure_without_a_reason_is_taken_all_the_same(tmp_path):
     trial = SEEDS[0]
-    Store(tmp_path).write(trial, {"config": trial.to_dict(), "status": "diverged", "environment": {}})
+    Store(tmp_path).write(trial, {"config": trial.to_dict(), "status": "diverged", "reason": None, "environment": {}})
     assert cluster.runner.execute(trial, tmp_path, COMMAND) == ("diverged", None)
     assert cluster._event(Store(tmp_path), trial, None) == cluster.Event(trial, 1.0, "diverged", None)
 

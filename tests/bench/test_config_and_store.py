@@ -137,11 +137,12 @@ LACKING = object()
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, LACKING) for name in ("config", "status", "metrics", "collapsed", "seconds", "environment")),
+        *((name, LACKING) for name in ("config", "status", "reason", "metrics", "collapsed", "seconds", "environment")),
         *(("metrics", value) for value in (None, [], 3, {"knn": None}, {"knn": "90"}, {"knn": 10**400})),
         *(("metrics", {"knn": value}) for value in (float("nan"), float("inf"))),
         *(("seconds", value) for value in (None, 3, {}, {"train": None}, {"train": float("nan")})),
         *(("status", value) for value in (None, "half done", [])),
+        *(("reason", value) for value in (3, [])),
         ("collapsed", None),
         ("environment", None),
     ],

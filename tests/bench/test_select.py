@@ -40,8 +40,8 @@ SCORES = {
 
 def record(trial, score=None, **changes):
     metrics = {**LEVELS, **({} if score is None else {"few_label_probe": float(score)})}
-    return {"config": trial.to_dict(), "status": "finished", "environment": {}, "collapsed": False, "metrics": metrics,
-            "seconds": {"train": 1.0, "evaluate": 0.1}, **changes}  # fmt: skip
+    return {"config": trial.to_dict(), "status": "finished", "reason": None, "environment": {}, "collapsed": False,
+            "metrics": metrics, "seconds": {"train": 1.0, "evaluate": 0.1}, **changes}  # fmt: skip
 
 
 def validation_records(of_plan, scores=SCORES, failed=None):
