@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from varloss_bench.config import FRAMEWORKS, TrialConfig
-
-# Fields that a command gives each trial itself, whatever its options of these names mean.
-_OF_EACH_TRIAL = ("method", "seed", "batch_size", "temperature", "weight")
+from varloss_bench.config import ARM_AND_SEED, FRAMEWORKS, TrialConfig
 
 
 def base_config(options: Mapping[str, Any], *, elsewhere: bool = False, **given: Any) -> TrialConfig:
@@ -22,7 +19,8 @@ def base_config(options: Mapping[str, Any], *, elsewhere: bool = False, **given:
     Raises:
         ValueError: As `resolve_device`.
     """
-    fields = {field.name for field in dataclasses.fields(TrialConfig)} - set(_OF_EACH_TRIAL)
+    # Arm and seed a command gives each trial itself, whatever its options of these names mean.
+    fields = {field.name for field in dataclasses.fields(TrialConfig)} - ARM_AND_SEED
     values = {name: value for name, value in options.items() if name in fields} | given
     framework = values.get("framework", TrialConfig.framework)
     if values.get("backbone") is None:

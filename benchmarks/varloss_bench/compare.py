@@ -104,9 +104,7 @@ def compare(  # noqa: PLR0917  (typer calls it, by name)
         epochs, steps = _length(context, epochs, steps)
         methods = arguments.items("--method", method, str)
         control_temperatures = arguments.items("--control-temperature", control_temperature, float, allow_empty=True)
-        base = arguments.base_config(
-            {**context.params, "epochs": epochs or 0, "steps": steps or 0}, elsewhere=cluster == "slurm"
-        )
+        base = arguments.base_config(context.params, elsewhere=cluster == "slurm", epochs=epochs or 0, steps=steps or 0)
         checks.check_methods(methods)
         checks.check_choices(base, methods)
         jobs = checks.check_cluster(cluster, slurm, base)

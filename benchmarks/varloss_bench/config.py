@@ -218,6 +218,10 @@ class Arm:
         )
 
 
+# Fields of a trial that are not common to all trials of a sweep.
+ARM_AND_SEED = frozenset({field.name for field in dataclasses.fields(Arm)} | {"seed"})
+
+
 def grid(
     base: TrialConfig,
     *,

@@ -9,14 +9,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from varloss_bench import report_origins, report_text, report_verdict, same_data, stats
-from varloss_bench.config import PROTOCOL, Arm, TrialConfig
+from varloss_bench.config import ARM_AND_SEED, PROTOCOL, Arm, TrialConfig
 from varloss_bench.figure_style import METHOD_NAMES, equal_words, split_words
 from varloss_bench.measures import ACCURACIES, METRICS
 from varloss_bench.messages import counted
 from varloss_bench.report_heat import SCORE, tuned
 from varloss_bench.report_panel import Panel
 from varloss_bench.report_pictures import Figure, controls, pictures
-from varloss_bench.report_records import WITHIN, Found, Group
+from varloss_bench.report_records import Found, Group
 from varloss_bench.summary import EFFECT_POINTS, Summary, grid_pairs, summarise
 
 # Columns of the table of arms; the others are in rows.csv.
@@ -101,7 +101,7 @@ _IN_TITLE = frozenset({"data", "evaluate_on", "epochs", "steps", "backbone"})
 
 def _differences(groups: Sequence[Group]) -> list[tuple[tuple[str, str], ...]]:
     """For each group the options, and the protocol, that are not the same in all groups, as they are in this one."""
-    names = [field.name for field in fields(TrialConfig) if field.name not in WITHIN]
+    names = [field.name for field in fields(TrialConfig) if field.name not in ARM_AND_SEED]
     values = [{name: _option(group, name) for name in names} | {"protocol": str(group.protocol)} for group in groups]
     differing = [name for name in [*names, "protocol"] if len({of_group[name] for of_group in values}) > 1]
     return [tuple((name, of_group[name]) for name in differing) for of_group in values]

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from varloss_bench import planned
-from varloss_bench.config import PROTOCOL, Arm, TrialConfig, untrained
+from varloss_bench.config import ARM_AND_SEED, PROTOCOL, Arm, TrialConfig, untrained
 from varloss_bench.measures import HISTOGRAM_BINS
 from varloss_bench.planned import Planned
 from varloss_bench.store import Store
 
-# What differs within a group: the arm and the seed. All other fields must be equal, or rows would be compared that differ
-# in more than their arm.
-WITHIN = {field.name for field in dataclasses.fields(Arm)} | {"seed"}
 # Not columns of a table of trials: pictures, curves and the text of an exception.
 _NO_COLUMNS = ("drawn", "epoch_losses", "traceback", "schema")
 
@@ -194,6 +191,7 @@ def _is_number(value: Any) -> bool:
 def _group(trials: Sequence[Trial]) -> list[Group]:
     """Groups of the arms with VRN, and with each all rows that belong beside them.
 
+    All fields but arm and seed must be equal, or rows would be compared that differ in more than their arm.
     An arm without VRN has choices that only concern VRN at their defaults (`TrialConfig.canonical`), so that several
     groups can share it.
     """
@@ -201,7 +199,7 @@ def _group(trials: Sequence[Trial]) -> list[Group]:
     trained = [trial for trial in trials if trial.config.arm.trained]
     for trial in sorted(trained, key=lambda t: not t.config.weight):  # stable: those with VRN first
         if not any(_belongs(trial, *group) for group in shared.values()):
-            common = {name: value for name, value in trial.config.to_dict().items() if name not in WITHIN}
+            common = {name: value for name, value in trial.config.to_dict().items() if name not in ARM_AND_SEED}
             shared[json.dumps([trial.protocol, common], sort_keys=True)] = trial.protocol, common
     groups = []
     for protocol, common in shared.values():

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from varloss_bench.config import TrialConfig
+from varloss_bench.config import ARM_AND_SEED, TrialConfig
 from varloss_bench.measures import METRICS
 from varloss_bench.tune_search import Outcome, best
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WITH_VRN, BASELINE = "with VRN", "without VRN"
 TEST_SEEDS = 10
 # Not options of the command under their own names, or given by the choice, or always said.
-_NOT_COPIED = ("method", "seed", "batch_size", "temperature", "weight", "evaluate_on", "device")
+_NOT_COPIED = ARM_AND_SEED | {"evaluate_on", "device"}
 
 
 def table(title: str, outcomes: Sequence[Outcome], costs: Sequence[int]) -> Table:
