@@ -192,7 +192,7 @@ def test_a_corrupt_result_is_named_and_made_again(undisturbed):
     code, output = run(*TINY, folder=folder)
     assert code == 0
     assert f"corrupt result, will be run again: {broken}" in output
-    assert "1 trials run" in output
+    assert "1 trial run" in output
     assert json.loads(broken.read_text())["metrics"] == good["metrics"]
     assert results(folder) == expected
 
