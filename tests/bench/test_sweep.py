@@ -139,7 +139,16 @@ def test_kill_9_at_any_moment_and_resume_give_the_undisturbed_table(undisturbed,
     assert len(table(tmp_path).splitlines()) > 40
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """A shell's background jobs are deaf to Ctrl-C, and so would the sweeps be that they start: a sweep keeps what it inherits."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @needs_proc
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     process = start(*TINY, "--epochs", "200", folder=tmp_path)
     wait_for(lambda: len(trial_files(tmp_path)) >= 2)  # the untrained rows
