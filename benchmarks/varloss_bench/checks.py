@@ -22,6 +22,7 @@ from varloss_bench.config import (
     queue_length,
 )
 from varloss_bench.measures import FEW_LABELS
+from varloss_bench.messages import counted
 
 if TYPE_CHECKING:
     from varloss_bench.cluster import Cluster
@@ -202,7 +203,7 @@ def check_fresh(folder: Path) -> None:
     found = sum(1 for _ in folder.glob("trials/*.json"))
     if found:
         raise ValueError(
-            f"--fresh: {folder} holds {found} trials already. Name another folder (--name, --output) or move this one away; "
+            f"--fresh: {folder} holds {counted(found, 'trial')} already. Name another folder (--name, --output) or move this one away; "
             "without --fresh what it holds is kept and only what is missing is run"
         )
 

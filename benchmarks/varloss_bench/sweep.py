@@ -154,7 +154,7 @@ def present(
     write_atomically(store.folder / "table.txt", "\n".join([f"$ {shlex.join(command)}\n", *above, text]))
     write_atomically(store.folder / "figure.png", figure.draw(result, trained))
     if alarm:
-        console.print(Text("\n".join(alarm), style="bold red"), soft_wrap=True)
+        messages.say(console, "\n".join(alarm), "bold red")
     if preface:
         console.print(Text(preface))
     console.print(report_text.render(result, trained))

@@ -305,7 +305,7 @@ def test_fresh_refuses_a_folder_with_results(tmp_path):
     record.write_text("{}")
     result = compare("--fresh", "--output", tmp_path)
     assert result.exit_code == 2
-    assert "holds 1 trials already" in result.output.replace("\n", " ")
+    assert "holds 1 trial already" in result.output.replace("\n", " ")
     assert record.exists()
     checks.check_fresh(tmp_path / "empty")
 

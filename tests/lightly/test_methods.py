@@ -8,6 +8,8 @@ from pytorch_lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from varloss_lightly import methods
+
 # lightly, Lightning and their dependencies speak up while they are imported and used; what they say is not ours.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -16,8 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`.*"),
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\).*"),
 ]
-
-methods = pytest.importorskip("varloss_lightly.methods")
 
 FEATURES, CLASSES, SAMPLES, BATCH = 8, 4, 24, 8
 NAMES = ("simclr", "dcl", "dhel", "mocov2")
