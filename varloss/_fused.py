@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from varloss import _checks
+from varloss import _checks, _formulas
 from varloss._kernels import closed_vrn, gathered, tiles, whole
 from varloss._kernels.common import Problem
 from varloss._numerics import ieee_products, products_are_ieee
@@ -206,21 +206,5 @@ def _differentiable(upstream: Tensor, inputs: Inputs, dense: Dense) -> Gradients
 
 
 def _dense(problem: Problem, offset: int, inputs: Inputs) -> Tensor:
-    # The formulas live above this file, which they use for all but this.
-    from varloss import _vrn, functional  # noqa: PLC0415
-
     z0, z1, k0, k1 = inputs
-    value = functional.nt_xent(
-        z0,
-        z1,
-        temperature=problem.temperature,
-        negatives=problem.negatives,
-        decoupled=problem.decoupled,
-        keys=None if k0 is None or k1 is None else (k0, k1),
-        offset=offset,
-        form="dense",
-    )
-    if problem.has_vrn:
-        penalty = _vrn.by_autograd(z0, z1, problem.target, 2, problem.pairs, closed=False)
-        value = value + problem.vrn_weight * penalty
-    return value
+    return _formulas.of_problem(problem, offset, z0, z1, None if k0 is None or k1 is None else (k0, k1))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from varloss import _checks, _fused
+from varloss import _checks, _formulas, _fused
 from varloss._checks import Negatives
 from varloss._fused import Form
-from varloss._hard import count_of_hard, mask_easy
 from varloss._kernels.common import Problem
 from varloss._numerics import (
     group_sizes,
@@ -24,12 +22,6 @@ from varloss._numerics import (
 )
 
 Positives = Literal["inside", "outside"]
-
-
-def _excess(log_negatives: Tensor, positive: Tensor, decoupled: bool) -> Tensor:
-    """``psi(x)`` with ``x = log(sum of negatives) - positive``: x itself, or log(1 + e^x) without cancellation."""
-    x = log_negatives - positive
-    return x if decoupled else torch.logaddexp(x, torch.zeros_like(x))
 
 
 def nt_xent(
@@ -116,47 +108,23 @@ def nt_xent(
         # The loss is affine in the weight. Widened once: half-precision gradients are summed before they are rounded.
         z0, z1 = wide(z0), wide(z1)
         loss = _fused.nt_xent(z0, z1, problem, form, keys=keys, offset=offset)
-        return loss + _lighter(positive_weight, (unit(z0) * unit(z1)).sum(dim=1) / temperature).mean()
+        return loss + _formulas.lighter(positive_weight, (unit(z0) * unit(z1)).sum(dim=1) / temperature).mean()
     if form == "tiled":
         reasons = [name for name, needed in needs_dense.items() if needed]
         raise ValueError(f"form='tiled' does not go with {' and '.join(reasons)}; use form='dense' or 'auto'.")
 
-    u, v = unit(z0), unit(z1)
-    key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
-    rows, total = u.shape[0], key_u.shape[0]
-    own = own_columns(rows, total, offset, u.device)
-    hard = count_of_hard((total - 1) * (2 if negatives == "both" else 1), hard_fraction, hard_count)
-    positive = ((u * v).sum(dim=1) / temperature).expand(2, rows)
-
-    # log_negatives: (2, N), for the anchors of view 0 and of view 1.
-    if negatives == "both":
-        logits = products(torch.cat([u, v]) / temperature, torch.cat([key_u, key_v]))
-        logits = logits.masked_fill(own.repeat(2, 2), -math.inf)
-        log_negatives = mask_easy(logits, hard, 1).logsumexp(dim=1).view(2, rows)
-    elif negatives == "cross" and keys is None:
-        logits = products(u / temperature, v).masked_fill(own, -math.inf)
-        log_negatives = torch.stack([mask_easy(logits, hard, dim).logsumexp(dim=dim) for dim in (1, 0)])
-    else:
-        own_view = torch.stack([key_u, key_v])
-        logits = products(torch.stack([u, v]) / temperature, own_view if negatives == "within" else own_view.flip(0))
-        log_negatives = mask_easy(logits.masked_fill(own, -math.inf), hard, 2).logsumexp(dim=2)
-
-    loss = _excess(log_negatives, positive, decoupled)
-    if positive_weight is not None:
-        loss = loss + _lighter(positive_weight, positive[0])
-    return loss.mean()
-
-
-def _lighter(weight: float | Tensor, positive: Tensor) -> Tensor:
-    """What a weight on the positive logits, (N,), adds to the anchors' losses: (2, N), or (N,) where both views' are alike."""
-    if not isinstance(weight, Tensor):
-        return (1 - _checks.real("positive_weight", weight)) * positive
-    rows = positive.shape[0]
-    if weight.shape not in ((), (rows,), (2, rows)):
-        raise ValueError(
-            f"positive_weight must be a number or have shape ({rows},) or (2, {rows}); got {tuple(weight.shape)}."
-        )
-    return (1 - wide(weight)) * positive
+    return _formulas.nt_xent(
+        z0,
+        z1,
+        temperature=temperature,
+        negatives=negatives,
+        decoupled=decoupled,
+        positive_weight=positive_weight,
+        hard_fraction=hard_fraction,
+        hard_count=hard_count,
+        keys=keys,
+        offset=offset,
+    )
 
 
 def nt_xent_indexed(
@@ -237,7 +205,7 @@ def nt_xent_indexed(
     log_negatives, has_negative = masked_logsumexp(logits, rows.negative)
     log_positives, has_positive = masked_logsumexp(logits, rows.positive)
     if positives == "inside":
-        loss = _excess(log_negatives, log_positives, decoupled)
+        loss = _formulas.excess(log_negatives, log_positives, decoupled)
     else:
         count = rows.positive.sum(dim=1).clamp_min(1)
         mean_positive = logits.masked_fill(~rows.positive, 0).sum(dim=1) / count

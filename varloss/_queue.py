@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varloss import _checks
-from varloss._nt_xent import _excess
+from varloss import _checks, _formulas
 from varloss._numerics import masked_logsumexp, products, unit, wide
 from varloss._vrn import valid_slots
 
@@ -69,7 +68,7 @@ def queue_info_nce(
     positive = (q * k).sum(dim=1) / temperature
     logits = products(q / temperature, wide(queue.detach()).to(q.dtype))
     log_negatives, some = masked_logsumexp(logits, keep.expand_as(logits))
-    return _excess(log_negatives, positive, decoupled=False).masked_fill(~some, 0).mean()
+    return _formulas.excess(log_negatives, positive, decoupled=False).masked_fill(~some, 0).mean()
 
 
 class MemoryBank(nn.Module):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from varloss import _checks, _fused
+from varloss import _checks, _formulas, _fused
 from varloss._checks import Form, Negatives
 from varloss._kernels.common import Problem
 from varloss._nt_xent import IndexedRows, nt_xent
-from varloss._numerics import own_columns, products, unit, wide, widest
+from varloss._numerics import products, unit, wide, widest
 
 
 def vrn(
@@ -83,42 +83,11 @@ def vrn(
     if p == 2 and keys is None and not torch.compiler.is_compiling():
         dense = partial(_of_inputs, delta, pairs, closed)
         return _fused.vrn(z0, z1, Problem(1.0, pairs, True, 1.0, delta, pairs), closed=closed, dense=dense)
-    return by_autograd(z0, z1, delta, p, pairs, closed=closed, keys=keys, offset=offset)
+    return _formulas.vrn(z0, z1, delta, p, pairs, closed=closed, keys=keys, offset=offset)
 
 
 def _of_inputs(delta: float, pairs: Negatives, closed: bool, inputs: _fused.Inputs) -> Tensor:
-    return by_autograd(inputs[0], inputs[1], delta, 2, pairs, closed=closed)
-
-
-def by_autograd(
-    z0: Tensor,
-    z1: Tensor,
-    delta: float,
-    p: float,
-    pairs: Negatives,
-    *,
-    closed: bool,
-    keys: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
-) -> Tensor:
-    """VRN as a formula that autograd differentiates, of checked inputs."""
-    u, v = unit(z0), unit(z1)
-    key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
-    rows, total = u.shape[0], key_u.shape[0]
-
-    def mean(a: Tensor, own: Tensor, b: Tensor) -> Tensor:
-        if closed:
-            return _closed_mean(a, own, b, delta)
-        gap = products(a, b) - delta
-        gap = gap.masked_fill(own_columns(rows, total, offset, u.device), 0)
-        return _power(gap, p).sum() / (rows * (total - 1))
-
-    terms = []
-    if pairs != "within":
-        terms.append(mean(u, v, key_v))
-    if pairs != "cross":
-        terms.append((mean(u, u, key_u) + mean(v, v, key_v)) / 2)
-    return torch.stack(terms).mean()
+    return _formulas.vrn(inputs[0], inputs[1], delta, 2, pairs, closed=closed)
 
 
 def nt_xent_with_vrn(
@@ -205,40 +174,6 @@ def _closed_is_cheaper(rows: int, columns: int, dim: int) -> bool:
     return (rows + columns) * dim < rows * columns
 
 
-def _power(gap: Tensor, p: float) -> Tensor:
-    return gap.square() if p == 2 else gap.abs().pow(p)
-
-
-def _closed_mean(a: Tensor, own: Tensor, b: Tensor, delta: float) -> Tensor:
-    """Mean of ``(a_i . b_j - delta)^2`` over i and j but for the pairs ``(a_i, own_i)``, without the products."""
-    left, right = _Moments.of(a), _Moments.of(b)
-    skipped = widest((a * own).sum(dim=1) - delta).square().sum()
-    total = left.squared_gaps(right, delta) - skipped
-    mean: Tensor = total / (a.shape[0] * (b.shape[0] - 1))
-    return mean.to(a.dtype)
-
-
-class _Moments(NamedTuple):
-    """What the closed form needs of a set of rows: Gram matrix (D, D), sum (D,), count."""
-
-    gram: Tensor
-    sum: Tensor
-    rows: Tensor | int
-
-    @classmethod
-    def of(cls, z: Tensor, rows: Tensor | int | None = None) -> _Moments:
-        return cls(products(z.mT, z.mT), z.sum(dim=0), z.shape[0] if rows is None else rows)
-
-    def squared_gaps(self, other: _Moments, delta: float) -> Tensor:
-        """Sum of ``(a_i . b_j - delta)^2`` over all pairs of the two sets, in float64 where the device has it."""
-        fourth = (widest(self.gram) * widest(other.gram)).sum()
-        second = (widest(self.sum) * widest(other.sum)).sum()
-        pairs = self.rows * other.rows
-        if isinstance(pairs, Tensor):
-            pairs = widest(pairs)
-        return fourth - 2 * delta * second + delta**2 * pairs
-
-
 def vrn_moments(z0: Tensor, z1: Tensor, *, pairs: Negatives = "cross") -> Tensor:
     """Sums over this rank's rows from which :func:`vrn_from_moments` computes VRN: add them over ranks.
 
@@ -260,7 +195,7 @@ def vrn_moments(z0: Tensor, z1: Tensor, *, pairs: Negatives = "cross") -> Tensor
         raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
     _checks.one_of(pairs, _checks.KINDS, "pairs")
     u, v = unit(z0), unit(z1)
-    first, second = _Moments.of(u), _Moments.of(v)
+    first, second = _formulas.Moments.of(u), _formulas.Moments.of(v)
     cross = (u * v).sum(dim=1)
     within = torch.cat([u, v]).square().sum(dim=1)
     skipped = torch.stack([cross.sum(), cross.square().sum(), within.sum(), within.square().sum()])
@@ -300,7 +235,7 @@ def vrn_from_moments(
         raise ValueError(f"moments of dimension {dim} have shape ({sum(sizes)},); got {tuple(moments.shape)}.")
     gram0, gram1, sum0, sum1, skipped, count = torch.split(widest(moments), sizes)
     n = count.squeeze(0)
-    first, second = _Moments(gram0, sum0, n), _Moments(gram1, sum1, n)
+    first, second = _formulas.Moments(gram0, sum0, n), _formulas.Moments(gram1, sum1, n)
 
     def without(total: Tensor, one: Tensor, square: Tensor, terms: Tensor) -> Tensor:
         return total - (square - 2 * delta * one + delta**2 * terms)
@@ -374,7 +309,7 @@ def vrn_indexed(
     if check:
         _checks.rows_are_sound(z=z)
     u = unit(z)
-    cost = _power(products(u, u if keys is None else unit(keys)) - delta, p)
+    cost = _formulas.power(products(u, u if keys is None else unit(keys)) - delta, p)
     terms = [rows.mean_over_pairs(cost.masked_fill(~rows.negative, 0).sum()) for rows in ids]
     return torch.stack(terms).mean()
 
@@ -424,10 +359,10 @@ def vrn_queue(
     pairs = q.shape[0] * keep.sum().clamp_min(1)
     if p == 2 and _closed_is_cheaper(*query.shape[:1], *queue.shape):
         kept = memory * keep.unsqueeze(1)
-        total = _Moments.of(q).squared_gaps(_Moments.of(kept, keep.sum()), delta)
+        total = _formulas.Moments.of(q).squared_gaps(_formulas.Moments.of(kept, keep.sum()), delta)
         return (total / pairs).to(q.dtype)
     gap = (products(q, memory) - delta).masked_fill(~keep, 0)
-    return _power(gap, p).sum() / pairs
+    return _formulas.power(gap, p).sum() / pairs
 
 
 def valid_slots(valid: Tensor | None, queue: Tensor) -> Tensor:
