@@ -1,7 +1,7 @@
 """Runs tests against the INSTALLED varloss, in a folder that holds the tests and nothing else of the checkout.
 
 python .github/test_wheel.py                          # the core: what needs torch, numpy and scipy only
-python .github/test_wheel.py tests/lightly -x         # or pytest's arguments
+python .github/test_wheel.py tests/integrations/lightly -x         # or pytest's arguments
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CORE = ["additive", "conventions", "fused", "memory_bank", "metrics", "nt_xent", "theory", "vrn"]
+CORE = ["additive", "conventions", "fused", "memory_bank", "metrics", "nt_xent", "vrn"]
 WHERE = "import varloss; print(varloss.__file__, varloss.__version__)"
 
 
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
             )
             return 2
         if not any(argument.startswith("tests/") for argument in arguments):
-            arguments = [*(f"tests/test_{name}.py" for name in CORE), *arguments]
+            arguments = [*(f"tests/core/test_{name}.py" for name in CORE), *arguments]
         return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=folder, check=False).returncode
 
 

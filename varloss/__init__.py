@@ -3,7 +3,7 @@
 The losses are functions in :mod:`varloss.functional` and modules here. Imports torch and nothing else.
 """
 
-from varloss import distributed, functional, metrics, theory
+from varloss import distributed, functional, metrics
 from varloss._named_modules import DCLLoss, InfoNCELoss, KCLLoss, SigmoidLoss, SimpleLoss, SpectralLoss
 from varloss._queue import MemoryBank
 from varloss.modules import DHELLoss, NTXentLoss, QueueInfoNCELoss, VRNLoss, VRNRegularizer, WithVRN
@@ -28,5 +28,4 @@ __all__ = [
     "distributed",
     "functional",
     "metrics",
-    "theory",
 ]

@@ -6,13 +6,13 @@ like inside the function that needs them, so that `--help` answers at once and a
 
 import typer
 
-from varloss_bench.compare import compare
-from varloss_bench.report import report
-from varloss_bench.simulate import simulate
-from varloss_bench.speed import speed
-from varloss_bench.theory import theory
-from varloss_bench.trends import trends
-from varloss_bench.tune import tune
+from varloss_bench.compare.command import compare
+from varloss_bench.report.command import report
+from varloss_bench.studies.simulate.command import simulate
+from varloss_bench.studies.speed.command import speed
+from varloss_bench.studies.theory.command import theory
+from varloss_bench.studies.trends.command import trends
+from varloss_bench.tune.command import tune
 
 app = typer.Typer(
     name="varloss-bench",

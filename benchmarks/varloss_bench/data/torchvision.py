@@ -1,0 +1,88 @@
+"""CIFAR-10, CIFAR-100 and STL-10 by torchvision: its files, its checksums, its download where there is a network."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varloss_bench.data.types import DataError, Request, Source, Split
+
+# The part of an image's area that a crop keeps, as in SimCLR.
+CROP_AREA = (0.08, 1.0)
+
+
+def download_folder() -> Path:
+    """Where downloads go that no `--data-dir` was given for."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "varloss-bench"
+
+
+def cifar10(request: Request) -> Source:
+    """50000 training images of 32 x 32, of which 5000 / 2000 / 2000 are drawn for every seed; 10000 test images."""
+    return _cifar("CIFAR10", 10, request)
+
+
+def cifar100(request: Request) -> Source:
+    """As CIFAR-10, with 100 classes (the fine labels)."""
+    return _cifar("CIFAR100", 100, request)
+
+
+def stl10(request: Request) -> Source:
+    """The 5000 labelled training images of 96 x 96, drawn 3000 / 1000 / 1000 for every seed; 8000 test images.
+
+    The 100000 images without labels are not used: everything here is evaluated on the images it was trained on.
+    """
+    from torchvision.datasets import STL10  # noqa: PLC0415  (each loader imports its own needs)
+
+    def read(split: str) -> Split:
+        found = _fetch("stl10", STL10, request, split=split)
+        return _to_split(np.ascontiguousarray(found.data), found.labels)
+
+    test = read("test") if request.official_test else None
+    train = read("train")
+    return _source(train, 10, (3000, 1000, 1000), test)
+
+
+def _cifar(name: str, num_classes: int, request: Request) -> Source:
+    from torchvision import datasets  # noqa: PLC0415
+
+    def read(train: bool) -> Split:
+        found = _fetch(name.lower(), getattr(datasets, name), request, train=train)
+        return _to_split(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)), found.targets)
+
+    return _source(read(True), num_classes, (5000, 2000, 2000), read(False) if request.official_test else None)
+
+
+def _source(train: Split, num_classes: int, sizes: tuple[int, int, int], test: Split | None) -> Source:
+    return Source(train.images, train.labels, num_classes, sizes, 0.0, CROP_AREA, flip=True, official_test=test)
+
+
+def _to_split(images: "np.ndarray[Any, np.dtype[np.uint8]]", labels: Any) -> Split:
+    targets: Tensor = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    return Split(torch.from_numpy(images), targets)
+
+
+def _fetch(name: str, dataset: Callable[..., Any], request: Request, **part: Any) -> Any:
+    """The data set by torchvision, from its files if they are complete, else downloaded.
+
+    Raises:
+        DataError: Neither the files nor a network are there.
+    """
+    folder = request.folder or download_folder()
+    try:
+        return dataset(folder, download=False, **part)
+    except RuntimeError:  # torchvision's word for files that are missing or not what they should be
+        pass
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return dataset(folder, download=True, **part)
+    except (URLError, OSError, RuntimeError) as error:
+        raise DataError(
+            f"{name} is not in {folder}, and it could not be downloaded: {error}. With a network, run the same command "
+            f"again; without one, put {getattr(dataset, 'filename', name)} "
+            f"({getattr(dataset, 'url', 'from its authors')}) into that folder, or name another one with --data-dir"
+        ) from error

@@ -1,0 +1,245 @@
+"""Trials side by side as jobs, through submitit: on this machine, or in the queue of a Slurm cluster.
+
+A job runs `runner.execute`, as a worker does, and results meet in the sweep's folder. submitit pickles what it submits into
+`jobs/` and reads that in the job, as the same user; nothing is ever unpickled here, where results are read as JSON.
+"""
+
+import difflib
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from varloss_bench.config import TrialConfig
+from varloss_bench.execution import workers as runner
+from varloss_bench.execution.workers import Event
+from varloss_bench.records.store import DONE, Store, write_atomically
+from varloss_bench.training import ranks
+
+CLUSTERS = ("local", "slurm")
+# Ours -> submitit's; every other name is submitit's own (partition, account, qos, constraint, exclude, ...).
+_ALIASES = {"gpus": "gpus_per_node", "cpus": "cpus_per_task"}
+_WHOLE_NUMBERS = ("gpus_per_node", "cpus_per_task", "array_parallelism")
+_ACTIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED")
+_LOOK_AGAIN_SECONDS = 0.5
+# A local job would else be ended after submitit's two minutes.
+_LOCAL_MINUTES = 60 * 24 * 30
+_ONE_THREAD = [f"export {name}=1" for name in runner.THREAD_VARIABLES]
+
+
+def parse_slurm(text: str) -> dict[str, Any]:
+    """`partition=gpu,time=2:00:00,gpus=1,mem=16GB` as submitit's parameters, the time in minutes.
+
+    Raises:
+        ValueError: Not `key=value`, an unknown key, or a value that is not of its kind.
+    """
+    from submitit.slurm.slurm import _get_default_parameters  # noqa: PLC0415  (what update_parameters checks against)
+
+    known = {*_get_default_parameters(), *_ALIASES}
+    found: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise ValueError(f"--slurm takes key=value separated by commas, got {part!r}")
+        name = _ALIASES.get(key, key).replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(key, sorted(known))
+            hint = f"; close to it: {', '.join(close)}" if close else ""
+            raise ValueError(f"--slurm: unknown key {key!r}{hint}")
+        found[name] = _minutes(value) if name == "time" else _whole(key, value) if name in _WHOLE_NUMBERS else value
+    return found
+
+
+def _whole(key: str, value: str) -> int:
+    if not value.isdecimal():
+        raise ValueError(f"--slurm {key} must be a whole number, got {value!r}")
+    return int(value)
+
+
+def _minutes(value: str) -> int:
+    """Slurm's time formats: minutes, H:MM:SS, D-HH:MM:SS; seconds are rounded up."""
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d+):(\d+)|(\d+))", value)
+    if match is None:
+        raise ValueError(f"--slurm time must be minutes, H:MM:SS or D-HH:MM:SS, got {value!r}")
+    days, hours, minutes, seconds, plain = (int(group or 0) for group in match.groups())
+    total = plain or days * 24 * 60 + hours * 60 + minutes + -(-seconds // 60)
+    if total < 1:
+        raise ValueError(f"--slurm time must be at least a minute, got {value!r}")
+    return total
+
+
+def job(values: dict[str, Any], folder: str, command: list[str]) -> None:
+    """Body of a job, on each of its nodes. Only the first makes a record; a trial that is there already is not run."""
+    import torch  # noqa: PLC0415
+    from submitit import JobEnvironment  # noqa: PLC0415
+
+    from varloss_bench.training import trial as train  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    train.quieten()
+    config = TrialConfig.from_dict(values)
+    if config.nodes == 1:
+        runner.execute(config, Path(folder), command, wait_for_others=True)
+        return
+    environment = JobEnvironment()
+    # Any port will do that two jobs on a machine are unlikely to share: the nodes know it without asking each other. Where it
+    # is taken all the same, the trial crashes, and the job that tries again has another number.
+    address, port = environment.hostnames[0], 20000 + int(environment.raw_job_id) % 20000
+    if environment.node == 0:
+        status, reason = runner.execute(config, Path(folder), command, wait_for_others=True, rendezvous=(address, port))
+        if status == "crashed":
+            raise SystemExit(reason)  # so that srun ends the other nodes, which would wait for this one half an hour
+    elif (
+        not Store(Path(folder)).load([config]).done(config)
+    ):  # else the first node has nothing to do and comes to no meeting
+        ranks.run_trial(config, node=environment.node, address=address, port=port)
+
+
+class Cluster:
+    """Where jobs go.
+
+    Args:
+        kind: One of `CLUSTERS`.
+        slurm: What `parse_slurm` returned.
+
+    Raises:
+        ValueError: Slurm was asked for where it is not, or with parameters it does not take.
+    """
+
+    def __init__(self, kind: str, slurm: dict[str, Any]) -> None:
+        if kind not in CLUSTERS:
+            raise ValueError(f"--cluster must be one of {', '.join(CLUSTERS)}, got {kind!r}")
+        if slurm and kind != "slurm":
+            raise ValueError(f"--slurm goes with --cluster slurm, got --cluster {kind}")
+        if kind == "slurm":
+            from submitit import SlurmExecutor  # noqa: PLC0415
+
+            if SlurmExecutor.affinity() < 0:
+                raise ValueError("--cluster slurm: there is no srun on this machine; run this on a login node")
+        self.kind = kind
+        self.slurm = slurm
+
+    def run(self, configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
+        """As `runner.run_trials`, at most `workers` jobs at a time.
+
+        Closing the iterator, as Ctrl-C does, ends local jobs. Slurm's stay in the queue and write their results; the next
+        call finds them there and waits for them instead of submitting them again.
+        """
+        store, jobs_folder = Store(folder), folder / "jobs"
+        jobs_folder.mkdir(parents=True, exist_ok=True)
+        submitted = dict(self._adopted(configs, jobs_folder)) if self.kind == "slurm" else {}
+        waiting = [config for config in configs if config not in submitted]
+        for config, found in submitted.items():
+            yield Event(config, 0.0, reason=f"is job {found.job_id} already")
+        try:
+            while waiting or submitted:
+                room = len(waiting) if self.kind == "slurm" else max(0, workers - len(submitted))
+                now, waiting = waiting[:room], waiting[room:]
+                # An array's jobs are all of one size, and the rows without training that come first need one process each.
+                for size in dict.fromkeys((config.devices, config.nodes) for config in now):
+                    alike = [config for config in now if (config.devices, config.nodes) == size]
+                    submitted |= self._submit(alike, folder, command, workers, after=submitted.values())
+                for config in [config for config, running in submitted.items() if self._ended(store, config, running)]:
+                    yield _event(store, config, submitted.pop(config))
+                if submitted:
+                    time.sleep(_LOOK_AGAIN_SECONDS)
+        finally:
+            if self.kind == "local":
+                for running in submitted.values():
+                    with suppress(OSError):
+                        running.cancel()
+
+    def _ended(self, store: Store, config: TrialConfig, running: Any) -> bool:
+        # Slurm is asked for the state of its jobs rarely, the folder tells at once; a local process must have exited.
+        there = self.kind == "slurm" and store.load([config]).done(config)
+        return there or bool(running.done())
+
+    def pending(self, configs: Sequence[TrialConfig], folder: Path) -> list[str]:
+        """Slurm's ids of the jobs of these trials that are still in its queue."""
+        if self.kind == "local":
+            return []
+        return [found.job_id for _config, found in self._adopted(configs, folder / "jobs")]
+
+    def _submit(
+        self, configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int, after: Iterable[Any] = ()
+    ) -> dict[TrialConfig, Any]:
+        executor = self._executor(configs[0], folder / "jobs", workers, after)
+        arguments = (
+            [config.to_dict() for config in configs],
+            [str(folder.resolve())] * len(configs),
+            [command] * len(configs),
+        )
+        with runner.one_thread_each():
+            jobs = executor.map_array(job, *arguments)
+        if self.kind == "slurm":
+            ledger = folder / "jobs" / "submitted.json"
+            ids = {config.key(): found.job_id for config, found in zip(configs, jobs, strict=True)}
+            write_atomically(ledger, json.dumps({**_read(ledger), **ids}, indent=1) + "\n")
+        return dict(zip(configs, jobs, strict=True))
+
+    def _executor(self, config: TrialConfig, folder: Path, workers: int, after: Iterable[Any]) -> Any:
+        from submitit import LocalExecutor, SlurmExecutor  # noqa: PLC0415
+
+        if self.kind == "local":
+            import torch  # noqa: PLC0415
+
+            executor = LocalExecutor(folder=folder / "%j")
+            # submitit hides all GPUs from a job that asks for none.
+            executor.update_parameters(timeout_min=_LOCAL_MINUTES, gpus_per_node=torch.cuda.device_count())
+            return executor
+        executor = SlurmExecutor(folder=folder / "%j")
+        # An array's limit is its own: two at once would run twice as many jobs. So each waits for those before it.
+        arrays = dict.fromkeys(found.job_id.partition("_")[0] for found in after)
+        dependencies = [f"afterany:{':'.join(arrays)}"] if arrays else []
+        if "dependency" in self.slurm:
+            dependencies.append(self.slurm["dependency"])
+        executor.update_parameters(
+            **{
+                "job_name": "varloss-bench",
+                "time": 60,
+                "array_parallelism": workers,
+                "cpus_per_task": config.devices,
+                **({"gpus_per_node": config.devices} if config.device == "cuda" else {}),
+                "nodes": config.nodes,
+                "ntasks_per_node": 1,
+                # A rank that waits for one that has died would hold its node until the time is over.
+                "srun_args": ["--kill-on-bad-exit=1"],
+                "setup": _ONE_THREAD,
+                **self.slurm,
+                **({"dependency": ",".join(dependencies)} if dependencies else {}),
+            }
+        )
+        return executor
+
+    @staticmethod
+    def _adopted(configs: Sequence[TrialConfig], folder: Path) -> list[tuple[TrialConfig, Any]]:
+        """Trials that an earlier call submitted and whose jobs wait or run still."""
+        from submitit import SlurmJob  # noqa: PLC0415
+
+        ids = _read(folder / "submitted.json")
+        jobs = [(config, SlurmJob(folder / "%j", ids[config.key()])) for config in configs if config.key() in ids]
+        return [(config, found) for config, found in jobs if found.watcher.get_state(found.job_id, "force") in _ACTIVE]
+
+
+def _read(ledger: Path) -> dict[str, str]:
+    """Trial key -> job id; a ledger that is missing or broken costs at most a job that finds its trial done."""
+    try:
+        content = json.loads(ledger.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _event(store: Store, config: TrialConfig, ended: Any) -> Event:
+    """What has become of a job: what its record says, or the end of what it wrote to stderr."""
+    record = store.load([config]).records.get(config.key())
+    if record is not None and (record["status"] in DONE or record["reason"]):
+        return Event(config, 1.0, record["status"], record["reason"])
+    try:
+        said = ended.paths.stderr.read_text(errors="replace").strip().splitlines()[-1:]
+    except OSError:
+        said = []
+    return Event(config, 1.0, "crashed", f"job {ended.job_id} left no result ({ended.paths.stderr}): {' '.join(said)}")

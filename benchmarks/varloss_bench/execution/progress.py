@@ -1,0 +1,79 @@
+"""Progress of a sweep: a bar with the time left on a terminal, one line per trial anywhere else."""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from varloss_bench.config import TrialConfig
+from varloss_bench.execution.workers import Event
+from varloss_bench.messages import say
+
+# Rough cost of an epoch against SimCLR's: MoCo encodes the keys as well. Only the estimate of the time left uses it.
+_COST = {"moco": 1.4, "raw-pixels": 0.05, "random-init": 0.05}
+
+
+def cost(config: TrialConfig) -> float:
+    """How long a trial takes, in units that compare within one sweep: a step costs as much as 64 images and its own."""
+    factor = _COST.get(config.method, 1.0)
+    if config.steps:
+        return config.steps / 100 * factor * (config.batch_size + 64)
+    return max(1, config.epochs) * factor * (1 + 64 / config.batch_size)
+
+
+class SweepProgress:
+    """Context manager that shows events of `runner.run_trials`."""
+
+    def __init__(self, console: Console, configs: Sequence[TrialConfig]) -> None:
+        self._console = console
+        self._total = len(configs)
+        self._fractions = {config.key(): 0.0 for config in configs}
+        self._costs = {config.key(): cost(config) for config in configs}
+        self._finished = 0
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[finished]} trials"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            # The recent speed over this many seconds: workers start, and trials differ.
+            speed_estimate_period=60,
+        )
+        self._task = self._progress.add_task("training", total=sum(self._costs.values()), finished=f"0/{self._total}")
+
+    def __enter__(self) -> "SweepProgress":
+        """Show the bar."""
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def update(self, event: Event) -> None:
+        """Show one event."""
+        key, arm = event.config.key(), event.config.arm.label()
+        self._fractions[key] = event.fraction
+        if event.status:
+            self._finished += 1
+        if event.reason:
+            say(self._console, f"{arm}, seed {event.config.seed}: {event.status or 'note'}: {event.reason}")
+        elif event.status and not self._console.is_terminal:
+            say(self._console, f"{self._finished}/{self._total} {arm}, seed {event.config.seed}")
+        done = sum(self._fractions[k] * self._costs[k] for k in self._fractions)
+        self._progress.update(self._task, completed=done, finished=f"{self._finished}/{self._total}", description=arm)

@@ -1,0 +1,257 @@
+"""Trials side by side in worker processes of one thread each. A worker may die; no finished trial is lost."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from varloss_bench.config import TrialConfig
+
+if TYPE_CHECKING:
+    from varloss_bench.records import store
+
+# A trial whose worker died is tried once more (the machine may have been short of memory), then given up.
+MAX_ATTEMPTS = 2
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Status of a trial that another process is running; there is no record of it yet.
+ELSEWHERE = "elsewhere"
+# How often it is looked whether that process has finished, or died.
+_LOOK_AGAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to tell: a part of a trial is done (`fraction`), or its record is written (`status`, `reason`)."""
+
+    config: TrialConfig
+    fraction: float
+    status: str | None = None
+    reason: str | None = None
+
+
+def execute(
+    config: TrialConfig,
+    folder: Path,
+    command: list[str],
+    report: Callable[[float], None] = lambda _: None,
+    *,
+    wait_for_others: bool = False,
+    rendezvous: tuple[str, int] | None = None,
+) -> tuple[str, str | None]:
+    """Run one trial in this process and store its record, whatever becomes of it. Returns status and reason.
+
+    This is all an executor needs to call; it takes and leaves plain values and files. A trial that another process runs
+    at the moment is not run a second time: the status is then `ELSEWHERE`, or, with `wait_for_others`, the other's.
+
+    Args:
+        config: What to run.
+        folder: Where results meet.
+        command: What the user typed, for the record.
+        report: Called with the fraction done.
+        wait_for_others: Return only when there is a record.
+        rendezvous: Address and port of rank 0, where several nodes share the trial and this is the first of them.
+    """
+    from varloss_bench.records import claims, store  # noqa: PLC0415
+
+    kept = store.Store(folder)
+    try:
+        with claims.claim(kept.path(config), wait=wait_for_others) as ours:
+            if not ours:
+                return ELSEWHERE, None
+            loaded = kept.load([config])
+            if loaded.done(config):  # another process was quicker
+                record = loaded.records[config.key()]
+                return record["status"], record["reason"]
+            record = _run(config, kept, command, report, rendezvous)
+            kept.write(config, record)
+            return record["status"], record["reason"]
+    except (OSError, ValueError) as error:  # disk full, or a metric that is NaN
+        return "crashed", f"the result could not be stored: {type(error).__name__}: {error}"
+
+
+def _run(
+    config: TrialConfig,
+    kept: "store.Store",
+    command: list[str],
+    report: Callable[[float], None],
+    rendezvous: tuple[str, int] | None,
+) -> dict[str, Any]:
+    """The record of a trial that is run now, in this process or, where several share it, in their own."""
+    from varloss_bench.records import provenance  # noqa: PLC0415
+    from varloss_bench.training import ranks  # noqa: PLC0415
+    from varloss_bench.training import trial as train  # noqa: PLC0415
+    from varloss_bench.training.methods import TrainingDivergedError  # noqa: PLC0415
+
+    outcome: dict[str, Any] = {}
+    try:
+        if config.ranks > 1:
+            address, port = rendezvous or (ranks.LOCALHOST, None)
+            outcome = ranks.run_trial(config, report, address=address, port=port)
+        else:
+            outcome = train.run_trial(config, report, log=kept.path(config).with_suffix(".log"))
+        status, reason = "finished", None
+    except TrainingDivergedError as error:
+        status, reason = "diverged", str(error)
+    except Exception as error:
+        status, reason = "crashed", f"{type(error).__name__}: {error}"
+        outcome = {"traceback": traceback.format_exc()}
+    return {**provenance.record_of(config, command), "status": status, "reason": reason, **outcome}
+
+
+class Worker:
+    """A process that runs the trials sent to it."""
+
+    def __init__(self, folder: Path, command: list[str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(
+            target=_work, args=(theirs, folder, command), daemon=True, name="varloss-bench-worker"
+        )
+        with one_thread_each(), deaf_to_ctrl_c():
+            self.process.start()
+        theirs.close()
+        self.config: TrialConfig | None = None
+
+    def give(self, config: TrialConfig) -> None:
+        """Start a trial. A worker that died while idle is noticed where its answer is awaited."""
+        self.config = config
+        with suppress(OSError):
+            self.connection.send(config)
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
+    """Run trials in worker processes, in the given order, and yield what happens.
+
+    A worker that dies (killed, out of memory) is replaced and its trial tried once more. Closing the iterator, as an
+    exception in the caller's loop does, ends the workers; trials that were finished by then are on disk. Trials that other
+    processes run in the same folder are left to them and their results taken; where such a process dies they are run here.
+    """
+    waiting = deque((config, 1) for config in configs)
+    attempts: dict[Worker, int] = {}
+    # Trials that other processes run, with the time to look again. They are asked for last: each may be there by then.
+    elsewhere: dict[TrialConfig, float] = {}
+    told: set[TrialConfig] = set()
+    pool = [Worker(folder, command) for _ in range(min(workers, len(configs)))]
+    try:
+        while waiting or attempts or elsewhere:
+            for worker in pool:
+                if worker.config is None and (waiting or _due(elsewhere)):
+                    if waiting:
+                        config, attempts[worker] = waiting.popleft()
+                    else:
+                        config, attempts[worker] = _due(elsewhere)[0], 1
+                        del elsewhere[config]
+                    worker.give(config)
+            ready = wait([worker.connection for worker in attempts], _LOOK_AGAIN_SECONDS if elsewhere else None)
+            for worker in [worker for worker in attempts if worker.connection in ready]:
+                running = worker.config
+                assert running is not None
+                try:
+                    message = worker.connection.recv()
+                except (EOFError, OSError):
+                    worker.stop()
+                    reason = f"worker process died (exit code {worker.process.exitcode})"
+                    attempt = attempts.pop(worker)
+                    pool[pool.index(worker)] = Worker(folder, command)
+                    if attempt < MAX_ATTEMPTS:
+                        waiting.appendleft((running, attempt + 1))
+                        yield Event(running, 0.0, reason=f"{reason}; trying once more")
+                    else:
+                        yield Event(running, 1.0, "crashed", f"{reason}, {attempt} times")
+                    continue
+                if isinstance(message, float):
+                    yield Event(running, message)
+                    continue
+                del attempts[worker]
+                worker.config = None
+                if message[0] != ELSEWHERE:
+                    yield Event(running, 1.0, *message)
+                    continue
+                elsewhere[running] = time.monotonic() + _LOOK_AGAIN_SECONDS
+                if running not in told:
+                    told.add(running)
+                    yield Event(running, 0.0, reason="another process is running it; its result will be taken")
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+def _due(elsewhere: dict[TrialConfig, float]) -> list[TrialConfig]:
+    """Trials of other processes that it is time to look at again."""
+    return [config for config, at in elsewhere.items() if at <= time.monotonic()]
+
+
+def _work(connection: Connection, folder: Path, command: list[str]) -> None:
+    """Body of a worker process."""
+    die_with_parent()
+    import torch  # noqa: PLC0415
+
+    from varloss_bench.training import trial as train  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    train.quieten()
+    while True:
+        try:
+            config: TrialConfig = connection.recv()
+        except EOFError:
+            return
+        connection.send(execute(config, folder, command, connection.send))
+
+
+def die_with_parent() -> None:
+    """End this process when the parent is gone, even by kill -9: nobody would know of an orphan that computes on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C from their first moment on: it reaches them too, and the parent decides.
+
+    Done in the worker it would come late: until torch is imported there, Ctrl-C would print a traceback for each.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that one may, and only that one gets Ctrl-C
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Environment of a worker: BLAS and OpenMP read it once, at import, so it must be there before the process starts."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,275 @@
+"""The records of a folder, read as what they are: files that anybody may have written. Checked, grouped, as rows."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varloss_bench.config import ARM_AND_SEED, PROTOCOL, Arm, TrialConfig, untrained
+from varloss_bench.measures import HISTOGRAM_BINS
+from varloss_bench.records import planned
+from varloss_bench.records.planned import Planned
+from varloss_bench.records.store import Store
+
+# Not columns of a table of trials: pictures, curves and the text of an exception.
+_NO_COLUMNS = ("drawn", "epoch_losses", "traceback", "schema")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One record and the file it stands in.
+
+    Attributes:
+        protocol: The harness's protocol that its key was made under.
+    """
+
+    file: str
+    config: TrialConfig
+    record: Mapping[str, Any]
+    protocol: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has metrics."""
+        return bool(self.record["status"] == "finished")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that may be compared: equal in everything but arm and seed, under one protocol.
+
+    Attributes:
+        trials: Those that there are records of.
+        plan: Of the sweep whose trials these are, and no others; some of them may be missing. None for whatever lies in the
+            folder.
+        beyond_plan: Whether the folder's last sweep is a part of these, and has a group of its own.
+    """
+
+    protocol: int
+    trials: tuple[Trial, ...]
+    plan: Planned | None = None
+    beyond_plan: bool = False
+
+    @property
+    def sample(self) -> TrialConfig:
+        """A trained trial's configuration, for what all have in common; one with VRN, whose choices others do not have."""
+        return max((config for config in self.configs if config.arm.trained), key=lambda config: bool(config.weight))
+
+    @property
+    def configs(self) -> list[TrialConfig]:
+        """All configurations: those of the records, and those that a plan asks for as well."""
+        return list(self.plan.configs) if self.plan else [trial.config for trial in self.trials]
+
+    @property
+    def missing(self) -> list[TrialConfig]:
+        """What was planned and has no readable record."""
+        records = self.records
+        return [config for config in self.configs if config.key() not in records]
+
+    @property
+    def records(self) -> dict[str, Mapping[str, Any]]:
+        """By the key that `TrialConfig.key` gives now, which `summary` looks them up by."""
+        return {trial.config.key(): trial.record for trial in self.trials}
+
+    def of(self, arm: Arm) -> list[Trial]:
+        """Finished trials of an arm, by seed."""
+        return sorted((t for t in self.trials if t.config.arm == arm and t.finished), key=lambda t: t.config.seed)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        groups: Of comparable trials: the folder's last sweep, then all others in the order of their first file.
+        left_out: File name -> why it is in no group.
+    """
+
+    groups: tuple[Group, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Of all groups; an untrained row that belongs to several is there once."""
+        return list({trial.file: trial for group in self.groups for trial in group.trials}.values())
+
+
+def read(folder: Path) -> Found:
+    """Read `folder/trials/*.json`.
+
+    Raises:
+        ValueError: There is no such folder, or no record in it.
+    """
+    files = sorted((folder / "trials").glob("*.json"))
+    if not files:
+        raise ValueError(
+            f"no trial records in {folder / 'trials'}; `varloss-bench compare --output {folder}` writes them"
+            if folder.is_dir()
+            else f"there is no folder {folder}"
+        )
+    trials, left_out = [], {}
+    for file in files:
+        trial = _read_or_reason(file)
+        if isinstance(trial, str):
+            left_out[file.name] = trial
+        else:
+            trials.append(trial)
+    groups = _group(trials)
+    try:
+        plan = planned.read(folder)
+    except ValueError as error:
+        left_out[planned.FILE] = str(error)
+    else:
+        groups = _sweep_first(trials, groups, plan) if plan else groups
+    grouped = {trial.file for group in groups for trial in group.trials}
+    for trial in trials:
+        if trial.file not in grouped:
+            left_out[trial.file] = _why_alone(trial.config)
+    return Found(tuple(groups), left_out)
+
+
+def _why_alone(config: TrialConfig) -> str:
+    """Why a row without training belongs to no trained one."""
+    if config.raw_pixels_side != untrained(config, config.method, config.seed).raw_pixels_side:
+        return "made before large images were averaged for the row of raw pixels; running the sweep's command again makes it"
+    return "without training, and no trained row of its data, split, backbone and protocol is here"
+
+
+def _read_or_reason(file: Path) -> Trial | str:
+    try:
+        return _read(file)
+    # What an arbitrary file can raise on its way, as in `Store.load`.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        return f"corrupt: {type(error).__name__}: {error}"
+
+
+def _read(file: Path) -> Trial:
+    record = json.loads(file.read_text())
+    if not isinstance(record, dict):
+        raise ValueError("not a table of names")
+    config = TrialConfig.from_dict(record["config"])
+    planned.check_config(config)
+    Store.check(record, config)
+    _check_drawn(record)
+    _flat(record)  # nested too deeply to be walked: found out here, where it is named
+    protocols = [protocol for protocol in range(1, PROTOCOL + 1) if record["key"] == config.key(protocol)]
+    if not protocols:
+        raise ValueError(
+            "the key inside is not that of the configuration inside, under any protocol up to this version's"
+        )
+    return Trial(file.name, config, record, protocols[0])
+
+
+def _check_drawn(record: Mapping[str, Any]) -> None:
+    """The parts that figures are drawn from: absent, as in older records, or whole."""
+    losses = record.get("epoch_losses", [])
+    if not isinstance(losses, list) or not all(_is_number(loss) for loss in losses):
+        raise ValueError("epoch_losses is not a list of numbers")
+    if not isinstance(record.get("command", []), list):
+        raise ValueError("command is not a list")
+    if "drawn" not in record:
+        return
+    histograms, components = record["drawn"]["similarity_histograms"], record["drawn"]["principal_components"]
+    for name in ("positives", "negatives"):
+        counts = histograms[name]
+        if len(counts) != HISTOGRAM_BINS or not all(_is_number(count) and count >= 0 for count in counts):
+            raise ValueError(f"the histogram of {name} is not {HISTOGRAM_BINS} counts")
+    points, labels = components["points"], components["labels"]
+    if len(points) != len(labels) or not all(isinstance(label, int) for label in labels):
+        raise ValueError("principal components and their labels do not match")
+    if not all(len(point) == 2 and all(_is_number(value) for value in point) for point in points):
+        raise ValueError("principal components are not points in the plane")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _group(trials: Sequence[Trial]) -> list[Group]:
+    """Groups of the arms with VRN, and with each all rows that belong beside them.
+
+    All fields but arm and seed must be equal, or rows would be compared that differ in more than their arm.
+    An arm without VRN has choices that only concern VRN at their defaults (`TrialConfig.canonical`), so that several
+    groups can share it.
+    """
+    shared: dict[str, tuple[int, dict[str, Any]]] = {}
+    trained = [trial for trial in trials if trial.config.arm.trained]
+    for trial in sorted(trained, key=lambda t: not t.config.weight):  # stable: those with VRN first
+        if not any(_belongs(trial, *group) for group in shared.values()):
+            common = {name: value for name, value in trial.config.to_dict().items() if name not in ARM_AND_SEED}
+            shared[json.dumps([trial.protocol, common], sort_keys=True)] = trial.protocol, common
+    groups = []
+    for protocol, common in shared.values():
+        members = [trial for trial in trials if _belongs(trial, protocol, common)]
+        members.sort(key=_by_arm)
+        groups.append(Group(protocol, tuple(members)))
+    return groups
+
+
+def _sweep_first(trials: Sequence[Trial], groups: Sequence[Group], plan: Planned) -> list[Group]:
+    """The planned sweep, whatever is left of it, then all groups that hold more than a part of it."""
+    keys = plan.keys
+    members = sorted((trial for trial in trials if trial.record["key"] in keys), key=_by_arm)
+    sweep = {trial.file for trial in members}
+    others = [group for group in groups if not sweep.issuperset(trial.file for trial in group.trials)]
+    return [
+        Group(plan.protocol, tuple(members), plan),
+        *(
+            dataclasses.replace(group, beyond_plan=bool(sweep) and sweep.issubset(trial.file for trial in group.trials))
+            for group in others
+        ),
+    ]
+
+
+def _by_arm(trial: Trial) -> tuple[bool, Arm, int]:
+    return not trial.config.arm.trained, trial.config.arm, trial.config.seed
+
+
+def _belongs(trial: Trial, protocol: int, common: Mapping[str, Any]) -> bool:
+    config = trial.config
+    if trial.protocol != protocol:
+        return False
+    if not config.arm.trained:
+        return config == untrained(TrialConfig(**common), config.method, config.seed)
+    return config in (moved := dataclasses.replace(config, **common), moved.canonical())
+
+
+def rows(found: Found) -> list[dict[str, Any]]:
+    """One flat row per trial: configuration, metrics, seconds, environment, confounds, where it stands.
+
+    Names of nested values are joined by points. Lists (the command) are JSON. A value that a record lacks is missing.
+    """
+    return [
+        {
+            "file": trial.file,
+            "protocol": trial.protocol,
+            **_flat({name: value for name, value in trial.record.items() if name not in _NO_COLUMNS}),
+            **({"final_loss": losses[-1]} if (losses := trial.record.get("epoch_losses")) else {}),
+        }
+        for trial in found.trials
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def tables(found: Found) -> tuple[str, bytes]:
+    """The rows as CSV and as Parquet. A column of several kinds of values, as records by hand may have, is text."""
+    import pandas as pd  # noqa: PLC0415  (its import takes a second, which a crash before should not cost)
+    import pyarrow  # noqa: F401, PLC0415  (pandas would not say which package it lacks in a way that `__main__` understands)
+
+    frame = pd.DataFrame(rows(found)).convert_dtypes()
+    for column in frame:
+        if frame[column].dtype == object:
+            frame[column] = frame[column].map(str, na_action="ignore").astype("string")
+    return str(frame.to_csv(index=False)), bytes(frame.to_parquet(index=False, engine="pyarrow"))

@@ -1,0 +1,168 @@
+"""Runs what `varloss-bench speed` was asked for and keeps each figure as a row that says where it comes from."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from varloss_bench.messages import say
+from varloss_bench.records import provenance
+from varloss_bench.studies.speed import measure as speed_measure
+from varloss_bench.studies.speed.losses import Contender, Loss, contenders, disagreement
+
+# Rows at which the implementations are compared before they are timed.
+CHECKED_ROWS = 48
+FLOOR = "floor"
+
+Built = tuple[Contender, Loss]
+
+
+class DisagreementError(Exception):
+    """Two implementations of one loss differ: their times say nothing about each other."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    sizes: list[int]
+    dims: list[int]
+    groups: list[str]
+    threads: int
+    device: str
+    dtype: torch.dtype
+    seconds: float
+    memory: bool
+    clock: str = "wall"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that make no sense."""
+        for name, values, least in (
+            ("--sizes", self.sizes, 2),
+            ("--dims", self.dims, 1),
+            ("--threads", [self.threads], 1),
+        ):
+            if min(values) < least:
+                raise ValueError(f"{name} takes numbers of at least {least}, got {min(values)}")
+        if self.clock not in ("wall", "thread"):
+            raise ValueError(f"--clock must be wall or thread, got {self.clock!r}")
+        if self.clock == "thread" and (self.device != "cpu" or self.threads != 1):
+            raise ValueError(f"--clock thread is for one thread on the CPU, got {self.threads} on {self.device}")
+
+
+def run(plan: Plan, path: Path, console: Console) -> None:
+    """Measures and appends rows to ``path``, each as soon as it is known."""
+    source = _source(plan)
+    for d in plan.dims:
+        for group in plan.groups:
+            built = {c.name: (c, c.build()) for c in contenders(group, plan.device)}
+            worst = _check(group, built, d, plan.device, console)
+            if not worst:
+                console.print(f"{group}: nobody to compare with on {plan.device}", style="dim")
+            for n in plan.sizes:
+                console.print(f"{group}, N = {n}, d = {d} ...", style="dim")
+                for row in _measure(plan, group, built, n, d):
+                    _append(path, {**source, **row, "largest_difference": worst.get(str(row["loss"]), "")})
+
+
+def _check(group: str, built: dict[str, Built], d: int, device: str, console: Console) -> dict[str, float]:
+    """Differences from ours. Those that cannot run here are taken out of ``built``, with a word on why."""
+    (_, (_, ours)), *others = built.items()
+    worst: dict[str, float] = {}
+    for name, (who, theirs) in others:
+        if who.is_reference:
+            continue
+        try:
+            worst[name] = disagreement(ours, theirs, CHECKED_ROWS, d, device)
+        except Exception as error:
+            # Another package's, of any kind: its kernels may not know this device or size.
+            if who.needs is None:
+                raise
+            say(console, f"{group}: {name} is left out at d = {d}: {type(error).__name__}: {error}", "yellow")
+            del built[name]
+            continue
+        if not worst[name] <= who.tolerance:
+            raise DisagreementError(f"{group}: {name} differs from varloss by {worst[name]:.1e}, relative, at d = {d}")
+    return worst
+
+
+def _measure(plan: Plan, group: str, built: dict[str, Built], n: int, d: int) -> list[dict[str, Any]]:
+    inputs = speed_measure.views(n, d, plan.device, plan.dtype)
+    actions: dict[str, Callable[[], None]] = {
+        name: partial(speed_measure.step, loss, *inputs) for name, (who, loss) in built.items() if n <= who.largest
+    }
+    actions[FLOOR] = speed_measure.floor(n, d, plan.device)
+    found = speed_measure.interleaved(
+        list(actions.values()), plan.seconds, plan.device, of_thread=plan.clock == "thread"
+    )
+    times = dict(zip(actions, found, strict=True))
+    medians = {name: speed_measure.quartiles(seconds) for name, seconds in times.items()}
+    rows = []
+    for name, (low, middle, high) in medians.items():
+        peak: float | None = None
+        if plan.memory and name != FLOOR:
+            if plan.device == "cuda":
+                peak = speed_measure.peak_memory_cuda(built[name][1], *inputs)
+            else:
+                peak = speed_measure.peak_memory(group, name, n, d, plan.threads)
+        rows.append(
+            {
+                "group": group,
+                "loss": name,
+                "n": n,
+                "d": d,
+                "dtype": str(plan.dtype).removeprefix("torch."),
+                "calls": len(times[name]),
+                "median_s": f"{middle:.4g}",
+                "lower_quartile_s": f"{low:.4g}",
+                "upper_quartile_s": f"{high:.4g}",
+                "over_varloss": f"{middle / medians['varloss'][1]:.3f}",
+                "over_floor": f"{middle / medians[FLOOR][1]:.3f}",
+                "peak_extra_mib": "" if peak is None else f"{peak:.1f}",
+            }
+        )
+    return rows
+
+
+def _source(plan: Plan) -> dict[str, Any]:
+    """The part of every row that says where it comes from."""
+    environment = provenance.environment()
+    machine, git = environment["machine"], environment["git"] or {}
+    gpu = machine["gpu"] if plan.device == "cuda" else None
+    names = ("varloss", "torch", "lightly", "pytorch-metric-learning", "inf-cl", "memeff")
+    versions = {"python": environment["versions"]["python"]}
+    versions |= {name: _version(name) for name in names}
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": gpu or machine["cpu"],
+        "threads": plan.threads,
+        "versions": " ".join(f"{name}={version}" for name, version in versions.items() if version),
+        "commit": f"{git.get('commit', '')}{'+changes' if git.get('dirty') else ''}",
+        "command": " ".join(provenance.command_line()),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

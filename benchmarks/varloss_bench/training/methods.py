@@ -1,0 +1,210 @@
+"""The contrastive methods as LightningModules: encoders, schedule and losses put together, no mathematics of their own."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead
+from lightly.models.utils import update_momentum
+from lightly.utils.scheduler import CosineWarmupScheduler
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+import varloss
+from varloss import functional
+from varloss_bench.config import TrialConfig, queue_length
+from varloss_bench.training.backbones import Backbone
+
+# Each is one cell of losses that differ in their negatives and in whether the positive stands in the denominator.
+TWO_VIEW_LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "simclr": partial(varloss.NTXentLoss, negatives="both"),
+    "dcl": partial(varloss.NTXentLoss, negatives="both", decoupled=True),
+    "dhel": partial(varloss.NTXentLoss, negatives="within", decoupled=True),
+}
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss, or what the trained net puts out, became NaN or infinite."""
+
+
+class ContrastiveModule(LightningModule):
+    """What all methods share: backbone and head, VRN term, optimiser, schedules, and the watch for NaN.
+
+    Args:
+        config: The trial.
+        backbone: A fresh encoder.
+        head: A fresh projection head.
+        num_samples: Size n of the training split, of which VRN's target -1/(n-1) is made.
+    """
+
+    def __init__(self, config: TrialConfig, backbone: nn.Module, head: nn.Module, num_samples: int) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.head = head
+        # At weight 0 the term is left out, not multiplied by 0: the baseline is the plain method, in time as well.
+        self.regularizer = (
+            varloss.VRNRegularizer(weight=config.weight, num_samples=num_samples, gather_distributed=config.ranks > 1)
+            if config.weight
+            else None
+        )
+        self.epoch_losses: list[float] = []
+        self._loss_sum = torch.zeros(())
+        self._loss_count = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Projections (N, D) of images."""
+        return cast(Tensor, self.head(self.backbone(images)))
+
+    def encode_views(self, encoder: Callable[[Tensor], Tensor], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+        """Both views through one forward pass (BatchNorm sees both) or through one each."""
+        if self.config.fused:
+            z0, z1 = encoder(torch.cat([x0, x1])).chunk(2)
+            return z0, z1
+        return encoder(x0), encoder(x1)
+
+    def contrastive_loss(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The method's own loss, and the two views' projections by the trained encoder that VRN is taken between."""
+        raise NotImplementedError
+
+    def own_loss(self, z0: Tensor, z1: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
+        """The method's own loss of two views' projections, and of their keys where there is a momentum encoder."""
+        raise NotImplementedError
+
+    def vrn_term(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """The weighted VRN term of two views' projections by the trained encoder."""
+        assert self.regularizer is not None
+        return cast(Tensor, self.regularizer(z0, z1))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One batch of two views."""
+        loss, z0, z1 = self.contrastive_loss(*batch)
+        if self.regularizer is not None:
+            if self.config.weight_warmup:
+                ramp = self.config.weight_warmup * int(self.trainer.estimated_stepping_batches)
+                self.regularizer.weight = self.config.weight * min(1.0, self.global_step / ramp)
+            loss = loss + self.vrn_term(z0, z1)
+        # Summed on the device and read once an epoch: reading every step would make the host wait for a GPU.
+        self._loss_sum = self._loss_sum.to(loss.device) + loss.detach()
+        self._loss_count += 1
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Note the epoch's mean loss; stop the trial when it is not finite."""
+        mean = float(self._loss_sum) / self._loss_count
+        if self.config.ranks > 1:  # each rank's is that of its own rows; all must agree on whether it is finite
+            mean = float(
+                cast(Tensor, self.trainer.strategy.reduce(self._loss_sum / self._loss_count, reduce_op="mean"))
+            )
+        self._loss_sum, self._loss_count = torch.zeros(()), 0
+        self.epoch_losses.append(mean)
+        if not torch.isfinite(torch.tensor(mean)):
+            raise TrainingDivergedError(f"mean training loss of epoch {self.current_epoch + 1} is {mean}")
+
+    def configure_optimizers(self) -> Any:
+        """SGD, linear warm-up, cosine to zero; biases and BatchNorm without weight decay."""
+        trained = [p for module in (self.backbone, self.head) for p in module.parameters()]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD(
+            groups,
+            lr=self.config.learning_rate,
+            momentum=0.9,
+            weight_decay=self.config.weight_decay,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = CosineWarmupScheduler(optimizer, warmup_epochs=int(self.config.warmup * steps), max_epochs=steps)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class TwoViewModule(ContrastiveModule):
+    """SimCLR, DCL, DHEL: one loss of the two views' projections, negatives from the batch."""
+
+    def __init__(self, config: TrialConfig, backbone: Backbone, num_samples: int) -> None:
+        head = SimCLRProjectionHead(
+            backbone.features, config.hidden_dim, config.output_dim, batch_norm=config.has_head_batch_norm
+        )
+        super().__init__(config, backbone.net, head, num_samples)
+        chosen = {"negatives": config.negatives} if config.negatives else {}
+        self.criterion = TWO_VIEW_LOSSES[config.method](
+            temperature=config.temperature, gather_distributed=config.ranks > 1, **chosen
+        )
+
+    def contrastive_loss(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of the projections."""
+        z0, z1 = self.encode_views(self, x0, x1)
+        return self.own_loss(z0, z1, z0, z1), z0, z1
+
+    def own_loss(self, z0: Tensor, z1: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
+        """The loss of the projections; there are no keys."""
+        return cast(Tensor, self.criterion(z0, z1))
+
+
+class MoCoModule(ContrastiveModule):
+    """Symmetric MoCo v2: each view queries the other's momentum key, negatives from the queue.
+
+    VRN is taken between the two views' queries, both of which carry gradient. Against keys, which carry none, it
+    collapsed in 2 of 4 runs; `vrn_against="queue"` takes it against the queue all the same, for those who want to see. The
+    keys enter the queue after both directions, or the second would meet its own sample there. Batches are not shuffled for
+    BatchNorm: in one process a shuffle changes nothing, and several share their statistics (`train.make_trainer`).
+    """
+
+    def __init__(self, config: TrialConfig, backbone: Backbone, num_samples: int) -> None:
+        head = MoCoProjectionHead(
+            backbone.features, config.hidden_dim, config.output_dim, batch_norm=config.has_head_batch_norm
+        )
+        super().__init__(config, backbone.net, head, num_samples)
+        self.key_encoder = copy.deepcopy(nn.Sequential(self.backbone, self.head)).requires_grad_(False)
+        self.criterion = varloss.QueueInfoNCELoss(
+            memory_bank_size=(queue_length(config.queue_size, num_samples), config.output_dim),
+            temperature=config.temperature,
+            gather_distributed=config.ranks > 1,
+        )
+        # The queue as the queries of this step met it: (K, D) and (K,). Only for VRN against the queue.
+        self._met: tuple[Tensor, Tensor] | None = None
+
+    def contrastive_loss(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean of the two directions."""
+        q0, q1 = self.encode_views(self, x0, x1)
+        with torch.no_grad():
+            update_momentum(self.backbone, self.key_encoder[0], self.config.key_momentum)
+            update_momentum(self.head, self.key_encoder[1], self.config.key_momentum)
+            k0, k1 = self.encode_views(self.key_encoder, x0, x1)
+        loss = self.own_loss(q0, q1, k0, k1)
+        if self.config.vrn_against == "queue":
+            bank = self.criterion.memory_bank
+            self._met = bank.bank.clone(), bank.valid()
+        if self.config.ranks > 1:  # one view after the other: the ring's order is then that of a single process
+            self.criterion.enqueue(k0)
+            self.criterion.enqueue(k1)
+        else:
+            self.criterion.enqueue(torch.cat([k0, k1]))
+        return loss, q0, q1
+
+    def own_loss(self, z0: Tensor, z1: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
+        """Mean of the two directions."""
+        loss: Tensor = (self.criterion(z0, k1, update=False) + self.criterion(z1, k0, update=False)) / 2
+        return loss
+
+    def vrn_term(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Between the two views' queries, or, where asked for, the mean of each against the queue they met."""
+        if self.config.vrn_against == "queries":
+            return super().vrn_term(z0, z1)
+        assert self.regularizer is not None
+        assert self._met is not None
+        queue, valid = self._met
+        terms = [
+            functional.vrn_queue(z, queue, num_samples=self.regularizer.num_samples, valid=valid) for z in (z0, z1)
+        ]
+        return self.regularizer.weight * (terms[0] + terms[1]) / 2
+
+
+def build_method(config: TrialConfig, backbone: Backbone, num_samples: int) -> ContrastiveModule:
+    """The module of a trial, its weights drawn from torch's current random state."""
+    if config.method == "moco":
+        return MoCoModule(config, backbone, num_samples)
+    return TwoViewModule(config, backbone, num_samples)

@@ -1,0 +1,267 @@
+"""One trial trained by solo-learn: files for it, main_pretrain.py in a process of its own, and what it left."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from varloss_bench.config import TrialConfig
+from varloss_bench.data.types import Source, Split
+from varloss_bench.training.methods import TrainingDivergedError
+from varloss_bench.training.solo import config as solo_config
+from varloss_bench.training.solo import guard as solo_guard
+from varloss_bench.training.solo import net as solo_net
+from varloss_bench.training.solo.install import SoloLearn, environment
+
+_POLL_SECONDS = 1.0
+_LOG_LINES = 6
+_VRN_LINE = re.compile(r"^varloss: VRN on, method=\S+, weight=(?P<weight>[^,]+), n=(?P<n>\d+) .*$", re.MULTILINE)
+
+
+class SoloLearnError(RuntimeError):
+    """solo-learn failed, or did something else than was asked for."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The files of one run.
+
+    Attributes:
+        folder: For images, configuration and checkpoint; taken away afterwards.
+        log: What solo-learn printed; stays.
+    """
+
+    folder: Path
+    log: Path
+
+    @property
+    def metrics(self) -> Path | None:
+        """The logged numbers, once there are some; solo-learn writes no CSV where TensorBoard is installed."""
+        return next((self.folder / "out").rglob("metrics.csv"), None)
+
+
+@contextmanager
+def workplace(log: Path | None) -> Iterator[Workplace]:
+    """A fresh folder beside the log, or for no log a temporary one with a log in it.
+
+    Beside it, not in /tmp, which may be memory: a checkpoint takes some 90 MB. What a killed run left there is removed.
+    """
+    if log is None:
+        with tempfile.TemporaryDirectory(prefix="varloss-solo-") as scratch:
+            yield Workplace(Path(scratch) / "run", Path(scratch) / "run.log")
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    folder = log.with_suffix(".solo")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield Workplace(folder, log)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def train(
+    config: TrialConfig, split: Split, source: Source, report: Callable[[float], None], log: Path | None = None
+) -> tuple[solo_net.SoloEncoder, dict[str, Any]]:
+    """Train a trial with solo-learn; returns the trained net and what is to be stored of its training.
+
+    Args:
+        config: The trial.
+        split: Its training split.
+        source: The data set.
+        report: Called with the fraction done.
+        log: Where to keep what solo-learn prints.
+
+    Raises:
+        SoloLearnError: It ended with an error, or not with what was asked for; the message ends with its last lines.
+        TrainingDivergedError: The loss became NaN or infinite.
+    """
+    solo = SoloLearn.from_variables()
+    with workplace(log) as place:
+        arguments = prepare(config, split, source, place)
+        steps = len(split) // config.batch_size * config.epochs
+        launch(solo, arguments, place, lambda: report(min(1.0, _logged_steps(place) / steps)))
+        ran = _ran_with(place, config, len(split))
+        checkpoint = _checkpoint(place, config)
+        losses = _losses(place, config)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    told = {
+        "backbone_changed": f"nothing; images enlarged to a side of {solo_config.image_side(source)}",
+        "learning_rate": config.learning_rate,
+        "steps": steps,
+        "solo_learn": {**solo.described(), **ran, "overrides": solo_config.overrides(config)},
+        **losses,
+    }
+    encoder = solo_net.rebuild(config, source, state)
+    return encoder, {**told, "parameters": sum(p.numel() for p in encoder.backbone.parameters())}
+
+
+def measure(config: TrialConfig, split: Split, source: Source, short: int = 5, long: int = 25) -> tuple[float, float]:
+    """Seconds until the first step and seconds per step, from two short runs on this machine now."""
+    solo = SoloLearn.from_variables()
+    seconds = {}
+    with workplace(None) as place:
+        arguments = prepare(config, split, source, place)
+        for steps in (short, long):
+            started = time.perf_counter()
+            launch(solo, [*arguments, f"+max_steps={steps}", "checkpoint.enabled=False"], place, lambda: None)
+            seconds[steps] = time.perf_counter() - started
+    per_step = max(0.0, seconds[long] - seconds[short]) / (long - short)
+    return max(0.0, seconds[short] - short * per_step), per_step
+
+
+def prepare(config: TrialConfig, split: Split, source: Source, place: Workplace) -> list[str]:
+    """Write images and configuration; returns the arguments of main_pretrain.py."""
+    images = solo_net.export_images(split, source, place.folder / "images")
+    made = solo_config.configuration(
+        config,
+        source,
+        images=images.resolve(),
+        output=(place.folder / "out").resolve(),
+        num_train=len(split),
+    )
+    # JSON is YAML; Hydra wants the other name.
+    (place.folder / "trial.yaml").write_text(json.dumps(made, indent=1))
+    return [
+        *("--config-path", str(place.folder.resolve()), "--config-name", "trial.yaml"),
+        *solo_config.overrides(config),
+    ]
+
+
+def launch(solo: SoloLearn, arguments: list[str], place: Workplace, tick: Callable[[], None]) -> None:
+    """Run main_pretrain.py to its end, calling `tick` about once a second.
+
+    Raises:
+        SoloLearnError: Its exit status was not 0.
+    """
+    command = [sys.executable, "-I", "-S", solo_guard.__file__, *solo.command(*arguments)]
+    with place.log.open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=solo.root,
+            env=environment(torch.get_num_threads()),
+            stdin=subprocess.PIPE,  # closes with this process: see solo_guard
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while True:
+                try:
+                    status = process.wait(_POLL_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    tick()
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+    if status:
+        raise _failure(f"solo-learn ended with exit status {status}", place)
+
+
+def _failure(message: str, place: Workplace) -> SoloLearnError:
+    lines = [line.rstrip() for line in place.log.read_text(errors="replace").splitlines() if line.strip()]
+    # Hydra ends with advice about HYDRA_FULL_ERROR, which is not the cause.
+    last = [line for line in lines if "HYDRA_FULL_ERROR" not in line][-_LOG_LINES:]
+    return SoloLearnError("\n  ".join([f"{message}; last lines of {place.log}:", *last]))
+
+
+def _logged_steps(place: Workplace) -> int:
+    """Steps of which the log tells so far, to within the rows that are means of an epoch."""
+    if place.metrics is None:
+        return 0
+    with place.metrics.open() as file:
+        return max(0, sum(1 for _ in file) - 1)
+
+
+def _checkpoint(place: Workplace, config: TrialConfig) -> Path:
+    """The checkpoint of the last epoch."""
+    found = list((place.folder / "out").rglob(f"*-ep={config.epochs - 1}.ckpt"))
+    if len(found) != 1:
+        raise _failure(f"solo-learn left {len(found)} checkpoints of epoch {config.epochs - 1}", place)
+    return found[0]
+
+
+def _ran_with(place: Workplace, config: TrialConfig, num_train: int) -> dict[str, Any]:
+    """What solo-learn says it ran with, from its own record and from varloss's line, held against the trial.
+
+    A flag that nobody reads is no error there: without this look a run without VRN would count as one with it.
+    """
+    told = next((place.folder / "out").rglob("args.json"), None)
+    if told is None:
+        raise _failure("solo-learn left no args.json", place)
+    args = json.loads(told.read_text())
+    said = list(_VRN_LINE.finditer(place.log.read_text(errors="replace")))
+    weights = [float(line["weight"]) for line in said]
+    expected = [float(f"{config.weight:g}")] if config.weight else []
+    if weights != expected or any(int(line["n"]) != num_train for line in said):
+        found = said[0][0] if said else "no line of varloss"
+        raise _failure(f"asked for VRN {config.weight:g} with n={num_train}, solo-learn ran with: {found}", place)
+    ran: dict[str, Any] = {
+        "method": args["method"],
+        "objective": args.get("objective"),
+        "temperature": args["method_kwargs"]["temperature"],
+        "batch_size": args["optimizer"]["batch_size"],
+        "learning_rate": args["optimizer"]["lr"],
+        "seed": args["seed"],
+        "vrn": said[0][0] if said else None,
+    }
+    asked = {"temperature": config.temperature, "batch_size": config.batch_size, "seed": config.seed}
+    wrong = [f"{name}={ran[name]} for {value}" for name, value in asked.items() if ran[name] != value]
+    if not math.isclose(ran["learning_rate"], config.learning_rate):
+        wrong.append(f"learning_rate={ran['learning_rate']} for {config.learning_rate}")
+    if wrong:
+        raise _failure(f"solo-learn ran with {', '.join(wrong)}", place)
+    return ran
+
+
+@dataclass(frozen=True)
+class Step:
+    """One logged step: solo-learn's own loss, and what was trained on, the weighted VRN included."""
+
+    epoch: int
+    own: float
+    total: float
+
+
+def logged_steps(metrics: Path, config: TrialConfig) -> list[Step]:
+    """The steps in solo-learn's log."""
+    steps = []
+    with metrics.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if not row["train_nce_loss_step"]:
+                continue  # the means of an epoch stand in rows of their own
+            total = own = float(row["train_nce_loss_step"])
+            if config.weight:
+                weight = float(row["train_vrn_weight_step"]) if config.weight_warmup else config.weight
+                total += weight * float(row["train_vrn_step"])
+            steps.append(Step(int(row["epoch"]), own, total))
+    return steps
+
+
+def _losses(place: Workplace, config: TrialConfig) -> dict[str, Any]:
+    """Mean loss of each epoch and evidence of pairing; nothing where solo-learn logged elsewhere.
+
+    Its own loss at the first step, before any update, is equal for the arms of a seed, method and temperature: they began
+    with the same weights and the same images.
+    """
+    steps = logged_steps(place.metrics, config) if place.metrics else []
+    if not steps:
+        return {}
+    means = [fmean(step.total for step in steps if step.epoch == epoch) for epoch in range(config.epochs)]
+    for epoch, mean in enumerate(means, 1):
+        if not math.isfinite(mean):
+            raise TrainingDivergedError(f"mean training loss of epoch {epoch} is {mean}")
+    return {"epoch_losses": means, "paired": {"first_own_loss": repr(steps[0].own)}}

@@ -1,0 +1,114 @@
+"""How fast a trial trained, and how much of that went into the loss. Measured, recorded, and in no trial's numbers."""
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varloss_bench.config import Arm, TrialConfig
+from varloss_bench.training.augment import TwoViewLoader, two_views
+from varloss_bench.training.methods import ContrastiveModule
+
+# The loss is timed this often, or until the seconds are over: at N = 4096 on a CPU one pass takes seconds.
+_REPEATS, _MAX_SECONDS = 9, 1.0
+# Images that the augmentation is timed on, in one call as in training, or fewer where that takes fewer at once.
+_AUGMENTED = 512
+
+
+def of_training(
+    module: ContrastiveModule, loader: TwoViewLoader, config: TrialConfig, steps: int, train_seconds: float
+) -> dict[str, float]:
+    """What a finished training says of its speed: plain values, for the record.
+
+    Images per second count each training image once, though two views of it are encoded; a step is a whole one, with
+    augmentation, both views, loss, backward pass and optimiser. With several ranks the loss is not timed: it waits for
+    them.
+    """
+    found = {
+        "seconds_per_step": train_seconds / steps,
+        "images_per_second": steps * config.batch_size / train_seconds,
+        "augmented_images_per_second": augmented_images_per_second(loader),
+    }
+    if config.ranks == 1:
+        seconds = loss_seconds(module, config)
+        found |= {"loss_seconds": seconds, "loss_share": seconds / found["seconds_per_step"]}
+    return found
+
+
+def augmented_images_per_second(loader: TwoViewLoader) -> float:
+    """Images of which the augmentation alone makes both views in a second, each counted once."""
+    images = loader.split.images[: min(_AUGMENTED, loader.block)]
+    return len(images) / augmentation_seconds(images, loader.augmentation)
+
+
+def augmentation_seconds(images: Tensor, augmentation: nn.Module) -> float:
+    """Seconds in which both views of all these images are made, in one call."""
+    for _ in range(2):  # the first time pays for lazy imports and allocation
+        _wait(images.device)
+        started = time.perf_counter()
+        two_views(images, augmentation, seed=0)
+        _wait(images.device)
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def loss_seconds(module: ContrastiveModule, config: TrialConfig) -> float:
+    """Median seconds of loss and VRN, forwards and backwards to the projections, at the trial's batch size.
+
+    On random unit vectors from a generator of its own: the time does not depend on values, and nothing else may.
+    """
+    parameter = next(module.parameters())
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2 * config.batch_size, config.output_dim, generator=generator)
+    views = nn.functional.normalize(rows, dim=1).to(parameter.device).chunk(2)
+    seconds: list[float] = []
+    started = time.perf_counter()
+    while not seconds or (len(seconds) <= _REPEATS and time.perf_counter() - started < _MAX_SECONDS):
+        seconds.append(_once(module, *views))
+    # The first pass pays for allocation and lazy imports.
+    return median(seconds[1:] or seconds)
+
+
+def _once(module: ContrastiveModule, *views: Tensor) -> float:
+    z0, z1 = (view.detach().clone().requires_grad_() for view in views)
+    _wait(z0.device)
+    started = time.perf_counter()
+    loss = module.own_loss(z0, z1, z0.detach(), z1.detach())
+    if module.regularizer is not None:
+        loss = loss + module.vrn_term(z0, z1)
+    torch.autograd.backward(loss)
+    _wait(z0.device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_words(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One line per arm: median throughput and share of the loss over its seeds, of those records that have them."""
+    lines = []
+    for arm in dict.fromkeys(trial.arm for trial in trials if trial.arm.trained):
+        timings = [
+            record["timing"]
+            for trial in trials
+            if trial.arm == arm and (record := records.get(trial.key())) and isinstance(record.get("timing"), dict)
+        ]
+        if timings:
+            lines.append(f"  {_line(arm, timings)}")
+    return ["Speed (each image counted once; medians over seeds):", *lines] if lines else []
+
+
+def _line(arm: Arm, timings: Sequence[Mapping[str, float]]) -> str:
+    speed = median(timing["images_per_second"] for timing in timings)
+    shares = [timing["loss_share"] for timing in timings if "loss_share" in timing]
+    augmented = [found["augmented_images_per_second"] for found in timings if "augmented_images_per_second" in found]
+    return (
+        f"{arm.label()}: {speed:.0f} images/s"
+        + (f", loss {median(shares):.1%} of a step" if shares else "")
+        + (f", augmentation alone {median(augmented):.0f} images/s" if augmented else "")
+    )

@@ -1,0 +1,152 @@
+"""`varloss-bench speed`: what it times is right, and what it writes can be read again."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+
+import pytest
+import torch
+from support import oracles
+from typer.testing import CliRunner
+
+from varloss_bench.cli import app
+from varloss_bench.studies.speed import losses as speed_losses
+from varloss_bench.studies.speed import measure as speed_measure
+from varloss_bench.studies.speed import report as speed_report
+from varloss_bench.studies.speed.losses import GROUPS, NUM_SAMPLES, TEMPERATURE, WEIGHT
+
+
+def test_papers_mask_and_solo_learns_formula_equal_the_loops():
+    z = oracles.views(6, 4)
+    delta = -1 / (NUM_SAMPLES - 1)
+    torch.testing.assert_close(speed_losses.mask_vrn(*z), oracles.vrn(*z, delta, "cross", 2))
+    expected = oracles.nt_xent(*z, TEMPERATURE, "both", False)
+    torch.testing.assert_close(speed_losses.indexed_formula(*z), expected)
+    ours, without, lightly = (who.build()(*z) for who in GROUPS["NT-Xent + VRN"])
+    torch.testing.assert_close(without, expected)
+    torch.testing.assert_close(ours, expected + WEIGHT * oracles.vrn(*z, delta, "cross", 2))
+    torch.testing.assert_close(lightly, ours)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_all_that_are_here_agree(group):
+    first, *others = speed_losses.contenders(group, "cpu")
+    assert first.name == "varloss"
+    for other in others:
+        if not other.is_reference:
+            assert speed_losses.disagreement(first.build(), other.build(), 17, 8, "cpu") < 1e-4, other.name
+
+
+def test_disagreement_sees_a_wrong_gradient():
+    right = GROUPS["VRN"][1].build()
+    wrong = [lambda a, b: right(a, b).detach() + 0 * a.sum() + 0 * b.sum(), lambda a, b: right(a, b) * 1.01]
+    for other in wrong:
+        assert speed_losses.disagreement(right, other, 9, 4, "cpu") > 5e-3
+
+
+def test_a_disagreement_stops_the_run(monkeypatch, tmp_path):
+    wrong = speed_losses.Contender("wrong", lambda: lambda a, b: 2 * speed_losses.mask_vrn(a, b))
+    monkeypatch.setitem(GROUPS, "VRN", [GROUPS["VRN"][0], wrong])
+    result = CliRunner().invoke(app, ["speed", "--groups", "VRN", "--output", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "VRN: wrong differs from varloss by" in result.output.replace("\n", " ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--groups", "Triplet"], "unknown group 'Triplet'; there are NT-Xent + VRN"),
+        (["--sizes", "8,x"], "--sizes takes int values separated by commas, got '8,x'"),
+        (["--sizes", "1"], "--sizes takes numbers of at least 2, got 1"),
+        (["--threads", "0"], "--threads takes numbers of at least 1, got 0"),
+        (["--dtype", "int8"], "--dtype must be float32, bfloat16 or float16, got 'int8'"),
+        (["--clock", "sun"], "--clock must be wall or thread, got 'sun'"),
+        (["--clock", "thread", "--threads", "2", "--device", "cpu"], "for one thread on the CPU, got 2 on cpu"),
+        (["--full", "--sizes", "8"], "give --full or --sizes, not both"),
+    ],
+)
+def test_bad_options_are_named(arguments, message):
+    result = CliRunner().invoke(app, ["speed", *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_floor_does_the_products_it_says(monkeypatch):
+    monkeypatch.setattr(speed_measure, "FLOOR_ROWS", 4)
+    seen = []
+    genuine = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: seen.append((*a.shape, b.shape[1])) or genuine(a, b, out=out))
+    speed_measure.floor(5, 3, "cpu")()
+    assert seen == [(4, 3, 10), (4, 10, 3)] * 2 + [(2, 3, 10), (2, 10, 3)]
+
+
+def test_actions_take_turns_and_the_first_of_a_block_is_not_counted(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(speed_measure.time, "perf_counter", lambda: next(clock) / 1000)
+    order = []
+    first, second = speed_measure.interleaved([lambda: order.append("a"), lambda: order.append("b")], 0.05, "cpu")
+    # One call takes a millisecond of this clock: 20 to a block of 20 ms, and one before them.
+    assert "".join(order[4:]).startswith("a" * 21 + "b" * 21 + "a" * 21)
+    assert len(first) == len(second) == 60
+
+
+def test_clock_of_the_thread_leaves_waiting_out():
+    ((waited, *_),) = speed_measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu", of_thread=True)
+    assert waited < 0.01
+    ((waited, *_),) = speed_measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu")
+    assert waited >= 0.03
+
+
+def test_a_long_action_is_timed_once(monkeypatch):
+    clock = iter(range(0, 10**6, 30))
+    monkeypatch.setattr(speed_measure.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert speed_measure.interleaved([lambda: calls.append(1)] * 2, 5.0, "cpu") == [[30], [30]]
+    assert len(calls) == 2
+
+
+def test_a_package_that_cannot_run_here_is_left_out_and_named(monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError("no kernel for this device")
+
+    broken = speed_losses.Contender("broken", lambda: fail, needs="torch")
+    monkeypatch.setitem(GROUPS, "VRN", [GROUPS["VRN"][0], broken])
+    arguments = ["speed", "--groups", "VRN", "--sizes", "4", "--dims", "4", "--seconds", "0.001", "--no-memory"]
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    output = " ".join(result.output.split())
+    assert "VRN: broken is left out at d = 4: RuntimeError: no kernel for this device" in output
+    with (tmp_path / "rows.csv").open() as file:
+        assert [row["loss"] for row in csv.DictReader(file)] == ["varloss", "floor"]
+
+
+@pytest.mark.slow
+def test_rows_table_and_picture(tmp_path):
+    arguments = ["speed", "--sizes", "8,16", "--dims", "4", "--groups", "VRN,NT-Xent + VRN", "--seconds", "0.01"]
+    for extra in ([], ["--no-memory"]):
+        result = CliRunner().invoke(app, [*arguments, *extra, "--output", str(tmp_path)], catch_exceptions=False)
+        assert result.exit_code == 0
+    with (tmp_path / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * (3 + 4)
+    ours = [row for row in rows if row["loss"] == "varloss"]
+    assert all(float(row["over_varloss"]) == 1 for row in ours)
+    assert all(float(row["over_floor"]) == 1 for row in rows if row["loss"] == "floor")
+    assert f"torch={torch.__version__.partition('+')[0]}" in rows[0]["versions"]
+    assert {"date", "device", "threads", "command"} <= {key for key, value in rows[0].items() if value}
+    assert "commit" in rows[0]  # empty for a varloss that is installed and not run from its checkout
+    assert all((row["peak_extra_mib"] != "") == (i < 4) for i, row in enumerate(ours))
+    # The second run's rows have replaced the first's.
+    assert len(speed_report.latest(tmp_path / "rows.csv")) == 14
+    assert (tmp_path / "speed-d4.png").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM from /proc/self/status")
+def test_memory_of_a_matrix_is_seen():
+    """The mask keeps several N x N matrices of 16 MiB; the closed form none."""
+    ours, mask = (speed_measure.peak_memory("VRN", who.name, 2048, 16, 1) for who in GROUPS["VRN"])
+    assert ours < 16
+    assert mask > 64

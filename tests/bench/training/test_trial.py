@@ -1,0 +1,379 @@
+"""One trial: pairing, determinism, evaluation, divergence, and what is recorded of it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from varloss_bench import measures
+from varloss_bench.config import TrialConfig, grid, queue_length
+from varloss_bench.data import sets as data
+from varloss_bench.execution import workers as runner
+from varloss_bench.records import provenance, store
+from varloss_bench.training import augment, backbones, evaluate, methods
+from varloss_bench.training import trial as train
+
+TINY = TrialConfig(epochs=1, batch_size=128)
+ARMS = [
+    dataclasses.replace(TINY, method=method, weight=weight, temperature=temperature)
+    for method in ("simclr", "moco")
+    for weight, temperature in ((0.0, 0.5), (3.0, 0.5), (0.0, 0.2))
+]
+
+pytestmark = pytest.mark.usefixtures("trains")
+
+
+@pytest.fixture
+def first_steps(monkeypatch):
+    """What each trial really starts from: backbone weights and batch at its first training step."""
+    seen = []
+    step = methods.ContrastiveModule.training_step
+
+    def spy(self, batch, batch_idx):
+        if batch_idx == 0 and self.current_epoch == 0:
+            seen.append(([p.detach().clone() for p in self.backbone.parameters()], batch))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(methods.ContrastiveModule, "training_step", spy)
+    return seen
+
+
+def test_arms_of_a_seed_start_from_the_same_weights_and_pixels(first_steps):
+    records = [train.run_trial(config) for config in ARMS]
+    other = train.run_trial(dataclasses.replace(TINY, seed=1))
+    (weights, batch), *rest = first_steps
+    for other_weights, other_batch in rest[:-1]:
+        assert all(map(torch.equal, weights, other_weights))
+        assert all(map(torch.equal, batch, other_batch))
+    assert not torch.equal(weights[0], rest[-1][0][0])
+    assert not torch.equal(batch[0], rest[-1][1][0])
+    # The record's own evidence says so too, and is of what was trained on.
+    assert all(record["paired"] == records[0]["paired"] for record in records)
+    assert records[0]["paired"]["first_batch"] == train._digest(*batch)
+    assert not set(other["paired"].values()) & set(records[0]["paired"].values())
+    # Arms differ in what comes out.
+    assert len({record["metrics"]["negative_variance"] for record in records}) == len(records)
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco", "raw-pixels", "random-init"])
+def test_same_seed_same_numbers(method):
+    config = dataclasses.replace(TINY, method=method, weight=3.0 if method in ("simclr", "moco") else 0.0)
+    first = train.run_trial(config)
+    torch.manual_seed(12345)  # nothing may hang on the global state
+    second = train.run_trial(config)
+    assert first["metrics"] == second["metrics"]
+    assert first.get("epoch_losses") == second.get("epoch_losses")
+
+
+def test_weight_zero_is_the_plain_method():
+    source = data.load("digits")
+    splits = data.split(source, 0)
+    plain, _, _ = train.build(TINY, splits, source)
+    regularised, loader, _ = train.build(dataclasses.replace(TINY, weight=3.0), splits, source)
+    assert plain.regularizer is None
+    assert regularised.regularizer.num_samples == len(splits.train) == 997
+    assert regularised.regularizer.weight == 3.0
+    batch = next(iter(loader))
+    loss, *_ = regularised.contrastive_loss(*batch)
+    plain_loss, *_ = plain.contrastive_loss(*batch)
+    assert torch.equal(loss, plain_loss)
+
+
+def test_moco_takes_vrn_between_two_query_views_and_enqueues_once():
+    source = data.load("digits")
+    module, loader, _ = train.build(
+        dataclasses.replace(TINY, method="moco", weight=3.0, batch_size=64), data.split(source, 0), source
+    )
+    bank = module.criterion.memory_bank
+    assert bank.bank.shape == (256, TrialConfig.output_dim)
+    _, q0, q1 = module.contrastive_loss(*next(iter(loader)))
+    assert q0.requires_grad
+    assert q1.requires_grad
+    assert not torch.equal(q0, q1)
+    assert int(bank.valid().sum()) == 128  # 64 keys of each view, once
+    assert all(not p.requires_grad for p in module.key_encoder.parameters())
+
+
+def test_fused_and_split_differ_only_through_batch_norm():
+    source = data.load("digits")
+    splits = data.split(source, 0)
+    outputs = []
+    for fused in (True, False):
+        module, loader, _ = train.build(dataclasses.replace(TINY, fused=fused), splits, source)
+        batch = next(iter(loader))
+        module.train()
+        in_training = torch.cat(module.encode_views(module, *batch))
+        module.eval()
+        outputs.append((in_training, torch.cat(module.encode_views(module, *batch))))
+    assert not torch.allclose(outputs[0][0], outputs[1][0])
+    # Running statistics have seen different passes by now; with fresh ones the two are the same.
+    fresh, _, _ = train.build(TINY, splits, source)
+    fresh.eval()
+    fused = torch.cat(fresh.encode_views(fresh, *batch))
+    fresh.config = dataclasses.replace(TINY, fused=False)
+    torch.testing.assert_close(torch.cat(fresh.encode_views(fresh, *batch)), fused)
+
+
+def test_weight_warm_up_rises_to_the_weight(monkeypatch):
+    weights = []
+    step = methods.ContrastiveModule.training_step
+
+    def spy(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        weights.append(self.regularizer.weight)
+        return loss
+
+    monkeypatch.setattr(methods.ContrastiveModule, "training_step", spy)
+    train.run_trial(dataclasses.replace(TINY, epochs=2, weight=3.0, weight_warmup=0.5))
+    assert len(weights) == 14
+    assert weights == pytest.approx([3.0 * min(1.0, i / 7) for i in range(14)])
+
+
+def test_diverged_training_is_recorded_and_raises_nothing(tmp_path):
+    config = dataclasses.replace(TINY, base_lr=1e30)
+    status, reason = runner.execute(config, tmp_path, ["varloss-bench"])
+    assert status == "diverged"
+    assert "epoch 1 is nan" in reason or "epoch 1 is inf" in reason
+    record = json.loads(store.Store(tmp_path).path(config).read_text())
+    assert (record["status"], record["reason"]) == (status, reason)
+    assert store.Store(tmp_path).load([config]).done(config)
+
+
+@pytest.mark.parametrize(("part", "outputs"), [("backbone", "features"), ("head", "projections")])
+def test_a_last_step_that_ruins_the_weights_is_divergence_and_no_crash(tmp_path, monkeypatch, part, outputs):
+    """The loss of a step is from before its update, so every loss of such a trial is finite."""
+    note_loss = methods.ContrastiveModule.on_train_epoch_end
+
+    def ruin(self):
+        note_loss(self)
+        with torch.no_grad():
+            next(getattr(self, part).parameters()).fill_(float("inf"))
+
+    monkeypatch.setattr(methods.ContrastiveModule, "on_train_epoch_end", ruin)
+    status, reason = runner.execute(TINY, tmp_path, [])
+    assert (status, reason) == ("diverged", f"{outputs} after the last step are not finite")
+    assert store.Store(tmp_path).load([TINY]).done(TINY)
+
+
+def test_a_failing_trial_is_recorded_with_its_traceback(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(evaluate, "feature_metrics", broken)
+    config = dataclasses.replace(TINY, method="raw-pixels")
+    assert runner.execute(config, tmp_path, []) == ("crashed", "RuntimeError: out of luck")
+    record = json.loads(store.Store(tmp_path).path(config).read_text())
+    assert "out of luck" in record["traceback"]
+    assert not store.Store(tmp_path).load([config]).done(config)
+
+
+def test_a_full_disk_is_a_reason_and_not_the_end(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "write_atomically", full)
+    status, reason = runner.execute(dataclasses.replace(TINY, method="raw-pixels"), tmp_path, [])
+    assert status == "crashed"
+    assert "could not be stored" in reason
+    assert "No space left on device" in reason
+
+
+def test_record_says_what_made_the_row(tmp_path):
+    config = dataclasses.replace(TINY, weight=3.0)
+    runner.execute(config, tmp_path, ["varloss-bench", "compare"])
+    record = json.loads(store.Store(tmp_path).path(config).read_text())
+    assert record["config"] == config.to_dict()
+    assert record["command"] == ["varloss-bench", "compare"]
+    assert record["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert record["confounds"]["forward"] == "both views in one pass"
+    assert record["confounds"]["head_batch_norm"] is True
+    assert (record["steps"], record["parameters"]) == (997 // 128, 92896)
+    assert set(measures.METRICS) <= set(record["metrics"])
+    assert record["data_digest"] == train.load_source(config).digest
+
+
+def test_images_are_hashed_on_rank_0_only(monkeypatch):
+    class Fitted:
+        def fit(self, module, train_dataloaders):
+            pass
+
+    def hashed(source):
+        raise AssertionError("hashed by a rank whose outcome is dropped")
+
+    monkeypatch.setattr(train, "make_trainer", lambda *_, **__: Fitted())
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(data.Source, "digest", property(hashed))
+    assert train.run_trial(dataclasses.replace(TINY, devices=2), rank=1) == {}
+
+
+def test_record_says_which_source_made_it(tmp_path):
+    """All of the harness that a trial runs, and nothing that only shows results."""
+    code = (
+        "import sys, varloss_bench.training.trial, varloss_bench.training.ranks\n"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('varloss_bench.')))"
+    )
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    packages = {str(path) for path in provenance.PACKAGE.rglob("__init__.py")}
+    assert set(imported) - packages <= {str(path) for path in provenance.trial_sources()}
+    digest = provenance.environment()["varloss_bench_source"]
+    for number, source in enumerate(provenance.trial_sources()):
+        (tmp_path / f"{number:03}.py").write_bytes(source.read_bytes())
+    copies = sorted(tmp_path.iterdir())
+    assert provenance._digest(copies) == digest
+    copies[0].write_text("# other code")
+    assert provenance._digest(copies) != digest
+
+
+def test_confounds_of_a_sweep_are_told_by_method():
+    base = TrialConfig(data="imagefolder:x", image_size=224, vrn_against="queue")
+    axes = {
+        "batch_sizes": [16],
+        "weights": [3.0],
+        "temperatures": [0.5],
+        "control_temperatures": [0.2],
+        "seeds": [0, 1],
+    }
+    told = provenance.confounds_by_method(grid(base, methods=["simclr", "moco"], **axes))
+    assert {method: confounds.get("head_batch_norm") for method, confounds in told.items()} == {
+        "raw-pixels": None,
+        "simclr": True,
+        "moco": False,
+    }
+    assert [told[method]["negatives"] for method in ("simclr", "moco")] == ["both", "queue"]
+    assert told["moco"]["vrn_between"] == "query and queue"  # without VRN a trial says the default
+    assert set(told["raw-pixels"]) == {"raw_pixels"}
+
+
+def test_record_says_how_long_its_probes_took(monkeypatch):
+    config = dataclasses.replace(TINY, method="raw-pixels", epochs=0)
+    found = train.run_trial(config)["probe_iterations"]
+    assert found.keys() == {"few_label_probe", "fewest_label_probe", "linear_probe"}
+    assert all(1 < count < measures.PROBE_ITERATIONS for count in found.values())
+    monkeypatch.setattr(evaluate, "PROBE_ITERATIONS", 7)
+    cut_off = train.run_trial(config)
+    assert set(cut_off["probe_iterations"].values()) == {7}
+
+
+def test_collapse_is_flagged(monkeypatch):
+    monkeypatch.setattr(methods.ContrastiveModule, "forward", _collapsed)
+    record = train.run_trial(TINY)
+    assert record["collapsed"] is True
+    assert record["metrics"]["negative_variance"] < 0.05
+
+
+def _collapsed(module, images):
+    return module.head(module.backbone(images)) * 1e-3 + torch.ones(TrialConfig.output_dim)
+
+
+def test_evaluation_leaves_the_mode_and_counts_right():
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5))
+    images = torch.eye(4).reshape(4, 1, 2, 2)
+    encoded = evaluate.encode(net.train(), images)
+    assert torch.equal(encoded, torch.eye(4))
+    assert net.training
+    labels = torch.tensor([0, 0, 1, 1])
+    moved = encoded * 3.0 + 0.01
+    assert evaluate.knn_accuracy(encoded, labels, moved, labels, num_classes=2) == 100.0
+    assert evaluate.probe_accuracy(encoded, labels, moved, labels) == 100.0
+    assert evaluate.probe_accuracy(encoded, labels, moved, 1 - labels) == 0.0
+
+
+def test_knn_is_by_angle():
+    bank = torch.tensor([[1.0, 0.0]] * 20 + [[0.0, 1.0]] * 20)
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    queries = torch.tensor([[100.0, 1.0], [0.01, 0.02], [3.0, 4.0], [4.0, 3.0]])
+    assert evaluate.knn_accuracy(bank, labels, queries, torch.tensor([0, 1, 1, 1]), 2) == 75.0
+
+
+def test_similarities_are_of_held_out_pairs():
+    """An encoder that ignores its input has mean 1 and variance 0; pixels as embeddings have neither."""
+    source = data.load("digits")
+    splits = data.split(source, 0)
+
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.ones(len(x), 4)
+
+    constant, _ = evaluate.projection_metrics(Constant(), source, splits.train, splits.test, 0)
+    assert constant["negative_mean"] == pytest.approx(1.0)
+    assert constant["negative_variance"] == pytest.approx(0.0, abs=1e-10)
+    pixels, drawn = evaluate.projection_metrics(nn.Flatten(), source, splits.train, splits.test, 0)
+    u, v = (
+        nn.functional.normalize(view.flatten(1).double(), dim=1)
+        for view in augment.two_views(
+            splits.test.images, augment.build_augmentation(source), augment.epoch_seed(0, 9999)
+        )
+    )
+    negatives = (u @ v.T)[~torch.eye(500, dtype=torch.bool)]
+    assert pixels["negative_variance"] == pytest.approx(float(negatives.var(correction=0)), rel=1e-4)
+    assert pixels["positive_mean"] == pytest.approx(float((u * v).sum(1).mean()), rel=1e-4)
+    hits = sum(int((v @ row).argmax()) == i for i, row in enumerate(u))
+    assert pixels["retrieval"] == pytest.approx(100 * hits / 500)
+    assert 0 < hits < 500
+    expected = {"positives": (u * v).sum(1), "negatives": negatives}
+    for kind, values in expected.items():
+        counts, _ = np.histogram(values.numpy(), bins=measures.HISTOGRAM_BINS, range=(-1, 1))
+        # A similarity on the edge of a bin may round into the next one.
+        assert np.abs(np.subtract(drawn["similarity_histograms"][kind], counts)).sum() <= 1e-4 * len(values) + 2
+    points = torch.tensor(drawn["principal_components"]["points"])
+    clean = nn.functional.normalize(splits.test.images.flatten(1).double(), dim=1)
+    variances = torch.linalg.svdvals(clean - clean.mean(0)).square()[:2]
+    torch.testing.assert_close(points.double().square().sum(0), variances, rtol=1e-2, atol=0)
+    assert drawn["principal_components"]["labels"] == splits.test.labels.tolist()
+
+
+def test_a_few_images_of_as_many_classes_are_evaluated_without_tolerance():
+    """It crashed, at the end of the training."""
+    z, generator = torch.eye(10), torch.Generator().manual_seed(0)
+    split = data.Split(torch.randn(10, 1, generator=generator), torch.arange(10))
+    measured = evaluate.embedding_metrics(z, z, (z, z.flip(0)), split, split)
+    assert "tolerance" not in measured
+    twice = dataclasses.replace(split, labels=torch.arange(10) // 2)
+    assert measured.keys() | {"tolerance"} == evaluate.embedding_metrics(z, z, (z, z.flip(0)), twice, twice).keys()
+
+
+def test_dead_features_have_rank_zero():
+    splits = data.split(data.load("digits"), 0)
+    dead = torch.zeros(len(splits.train), 8), torch.zeros(len(splits.test), 8)
+    measured = evaluate.feature_metrics(*dead, splits.train, splits.test, 0)
+    assert measured["feature_rank"] == 0
+    assert measured["linear_probe"] == pytest.approx(10, abs=4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_timm_backbones_take_small_images(name):
+    backbone = backbones.build(name, (1, 28, 28))
+    assert backbone.net(torch.zeros(2, 1, 28, 28)).shape == (2, backbone.features)
+    if name == "resnet18":
+        assert backbone.net.conv1.stride == (1, 1)
+        assert isinstance(backbone.net.maxpool, nn.Identity)
+        assert "no max pool" in backbone.changed
+    if name.startswith("vit"):
+        assert "patches of 3 pixels" in backbone.changed
+
+
+def test_small_backbone_is_the_one_described():
+    backbone = backbones.build("small", (1, 8, 8))
+    assert (sum(p.numel() for p in backbone.net.parameters()), backbone.features) == (92896, 512)
+    assert backbone.changed == "nothing"
+
+
+def test_unknown_backbone_names_its_neighbours():
+    with pytest.raises(backbones.BackboneError, match=r"unknown backbone 'resnet19'.*resnet18"):
+        backbones.build("resnet19", (1, 8, 8))
+
+
+@pytest.mark.parametrize(("asked", "length"), [(0, 256), (100, 100), (498, 498)])
+def test_queue_length(asked, length):
+    assert queue_length(asked, 997) == length
+
+
+def test_queue_of_more_than_half_the_data_is_refused():
+    with pytest.raises(ValueError, match="at most half of the 997 training samples, got 499"):
+        queue_length(499, 997)

@@ -1,0 +1,226 @@
+"""Several ranks with different rows, and different numbers of them, are one process with all of them."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from support import oracles, ranks
+
+import varloss
+
+ROWS = 12
+SPLITS = {
+    1: {"even": [12], "uneven": [12]},
+    2: {"even": [6, 6], "uneven": [5, 7]},
+    3: {"even": [4, 4, 4], "uneven": [7, 1, 4]},
+    4: {"even": [3, 3, 3, 3], "uneven": [1, 5, 2, 4]},
+}
+BATCH = tuple(z.detach() for z in oracles.views(ROWS, 5))
+LABELS = torch.arange(ROWS) % 3
+
+
+@pytest.fixture(scope="module", params=SPLITS)
+def processes(request, tmp_path_factory):
+    """The number of ranks, what each of them found, and what they were told when rank 1 died in the end."""
+    world = request.param
+    folder = tmp_path_factory.mktemp("ranks")
+    finale = ranks.rank_1_dies if world > 1 else None
+    results = ranks.run(world, folder, ranks.everything, *BATCH, LABELS, SPLITS[world], finale=finale)
+    return world, results, ranks.told(folder)
+
+
+@pytest.fixture
+def found(processes):
+    return processes[:2]
+
+
+@functools.cache
+def one_process(name):
+    return ranks.one_step(name, *BATCH, None)
+
+
+def assert_is_one_process(world, results, truth):
+    value = torch.stack([result["value"] for result in results]).mean()
+    torch.testing.assert_close(value, truth["value"], rtol=1e-12, atol=1e-14)
+    for key, expected in truth.items():
+        if key.startswith("grad"):
+            whole = torch.cat([result[key] for result in results])
+            torch.testing.assert_close(whole, world * expected, rtol=1e-10, atol=1e-13)
+        elif key.startswith("parameter"):
+            # Learned in fp32. DistributedDataParallel averages it.
+            mean = torch.stack([result[key] for result in results]).mean(dim=0)
+            torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-7)
+    for result in results:
+        torch.testing.assert_close(result["weight"], truth["weight"], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("split", ["even", "uneven"])
+@pytest.mark.parametrize("name", ranks.losses())
+def test_ranks_equal_one_process(name, split, found):
+    """Mean of values; input gradient times the number of ranks; parameter gradient through DistributedDataParallel."""
+    world, results = found
+    assert_is_one_process(world, [result["losses"][split][name] for result in results], one_process(name))
+
+
+@pytest.mark.parametrize("name", ["queue", "lightly-queue"])
+def test_gathered_bank_is_the_same_on_every_rank_and_that_of_one_process(name, found):
+    _, results = found
+    loss_fn = ranks.losses()[name]()
+    for step in range(3):
+        loss_fn.memory_bank.enqueue(BATCH[0][:, :4] + step)
+    for result in results:
+        for key, value in loss_fn.memory_bank.state_dict().items():
+            torch.testing.assert_close(result["banks"][name][key], value)
+
+
+def test_collectives_differentiate_twice(found):
+    world, results = found
+    whole = BATCH[0].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(world * (whole.pow(3).sum() + whole.sum().pow(3)), whole, create_graph=True)
+    expected = torch.autograd.grad(grad.sum(), whole)[0]
+    # In one process nothing is summed over ranks: no factor on the second derivative either.
+    torch.testing.assert_close(torch.cat([r["second order"] for r in results]), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_half_precision_rows_are_summed_in_fp32(dtype, found):
+    """One ulp, whatever the number of ranks."""
+    world, results = found
+    exact = [z.to(dtype).double().requires_grad_() for z in BATCH]
+    value = varloss.WithVRN(varloss.NTXentLoss(), weight=2, num_samples=50)(*exact)
+    truth = torch.stack(torch.autograd.grad(2**8 * world * value, exact))
+    ours = torch.cat([result["half"][str(dtype)] for result in results], dim=1)
+    ulp = truth.abs().max() * torch.finfo(dtype).eps
+    assert (ours.double() - truth).abs().max() <= ulp
+
+
+def test_metrics_are_those_of_all_samples(found):
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+    from support import metric_ranks
+
+    world, results = found
+    batches = [
+        part
+        for rows in zip(*(z.split(SPLITS[world]["uneven"]) for z in (*BATCH, LABELS)), strict=True)
+        for part in zip(*(z.split(metric_ranks.batches(len(z))) for z in rows), strict=True)
+    ]
+    for name, metric in metric_ranks.all_metrics(5).items():
+        for batch in batches:
+            metric_ranks.update(metric, *batch)
+        value = metric.compute()
+        value = torch.stack(list(value.values())) if isinstance(value, dict) else value
+        for result in results:
+            torch.testing.assert_close(result["metrics"][name], value, rtol=1e-10, atol=1e-13)
+
+
+def test_ranks_that_do_not_fit_together_are_told(found):
+    world, results = found
+    for result in results:
+        told = result["errors"]
+        assert told["views"] == "z0 and z1 must have the same shape; got (3, 4) and (2, 4)."
+        assert told["none"] == ""
+        if world == 1:  # nobody to disagree with
+            assert told["empty"].startswith("z0 and z1 are empty")
+            assert told["width"] == told["dtype"] == told["half"] == ""
+            continue
+        sizes = ", ".join(["0"] + ["3"] * (world - 1))
+        assert told["empty"] == f"every rank needs at least one sample; got, in rank order, batches of {sizes}."
+        widths, dtypes = (", ".join(each) for each in (map(str, range(4, 4 + world)), ["torch.float32"] * world))
+        assert told["width"].endswith(f"one dtype; got, in rank order, {widths} numbers a row of {dtypes}.")
+        for key, first, others in (("dtype", "float32", "float64"), ("half", "float16", "bfloat16")):
+            dtypes = ", ".join([f"torch.{first}"] + [f"torch.{others}"] * (world - 1))
+            assert told[key].endswith(f" numbers a row of {dtypes}.")
+
+
+def test_promise_of_equal_batches_saves_the_exchange_of_sizes(found):
+    world, results = found
+    for result in results:
+        seen = result["without sizes"]
+        torch.testing.assert_close(seen["value"], seen["usual value"], rtol=0, atol=0)
+        names = [[name for name, _ in seen[key]] for key in ("usual", "promised")]
+        assert names == ([["allgather_"] * 2, ["allgather_"]] if world > 1 else [[], []])
+
+
+def test_sizes_cross_between_hosts_where_the_group_takes_no_cpu_tensors(found):
+    world, results = found
+    for result in results:
+        assert result["group of hosts"] == [[2 + rank for rank in range(world)]] * 2
+
+
+def test_gram_matrices_are_what_crosses_the_wire(found):
+    """2 D² + 2 D + 5 numbers whatever the batch, forwards and backwards; rows of both views otherwise."""
+    world, results = found
+    n, d = ranks.PAYLOAD_ROWS, ranks.PAYLOAD_DIM
+    gram, rows = 4 * (2 * d * d + 2 * d + 5), 4 * 2 * n * d
+    for result in results:
+        if world == 1:
+            assert not any(result["payload"].values())
+            continue
+        assert result["payload"]["gram"] == [("allreduce_", gram)] * 2
+        sizes, *of_rows = result["payload"]["rows"]
+        assert sizes == ("allgather_", 3 * 8)
+        assert of_rows == [("allgather_", rows), ("allreduce_", world * rows)]
+
+
+def test_queue_that_is_evaluated_waits_for_nobody(found):
+    """A rank may evaluate by itself."""
+    for result in found[1]:
+        assert result["payload"]["queue"] == result["payload"]["lightly-queue"] == []
+
+
+def test_collectives_are_part_of_a_compiled_graph(found):
+    world, results = found
+    for result in results:
+        assert bool(result["compiled"]) == (world == 2)
+        for rows in (ROWS, ROWS - 1) if result["compiled"] else ():
+            graph, eager = (result["compiled"][f"{how} {rows}"] for how in ("graph", "eager"))
+            torch.testing.assert_close(graph, eager)
+
+
+def assert_all_were_told(told, others, least, most):
+    assert sorted(told) == others
+    for text in told.values():
+        seconds, reason = text.split("\n", 1)
+        assert least <= float(seconds) < most
+        assert reason
+
+
+def test_others_are_told_at_once_when_a_rank_dies(processes):
+    """Long before the process group's timeout of three minutes: the connection breaks."""
+    world, _, told = processes
+    assert_all_were_told(told, [rank for rank in range(world) if rank != 1 and world > 1], 0, 60)
+
+
+def test_others_are_told_after_the_timeout_when_a_rank_hangs(tmp_path):
+    """Five seconds here."""
+    ranks.rank_1_hangs(2, tmp_path)
+    assert_all_were_told(ranks.told(tmp_path), [0], 4, 60)
+
+
+def test_without_a_process_group_gathering_is_the_identity():
+    z = torch.randn(3, 2, requires_grad=True)
+    assert varloss.distributed.gather(z) is z
+    assert varloss.distributed.all_reduce_sum(z) is z
+    assert varloss.distributed.gather_two_views(z, z) == (None, 0, 1)
+    assert varloss.distributed.sizes(z) == (3,)
+    assert (varloss.distributed.rank(), varloss.distributed.world_size()) == (0, 1)
+    gathered, local = (varloss.NTXentLoss(gather_distributed=flag)(z, z) for flag in (True, False))
+    assert torch.equal(gathered, local)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: varloss.NTXentLoss(gather_distributed=True),
+        lambda: varloss.DHELLoss(gather_distributed=True),
+        lambda: varloss.VRNLoss(num_samples=9, gather_distributed=True),
+        lambda: varloss.QueueInfoNCELoss(memory_bank_size=(4, 2), gather_distributed=True),
+    ],
+)
+def test_gathering_needs_a_build_with_distributed_support(build, monkeypatch):
+    build()
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"torch\.distributed is not available"):
+        build()

@@ -1,0 +1,78 @@
+"""Precision and hostile input: the table of docs/numerics.md is what is measured, and what stands around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import numerics, oracles
+
+import varloss
+from varloss import functional as vf
+from varloss._numerics import unit
+
+
+def test_table_is_what_is_measured():
+    """All losses, all precisions, all conditions: ``PYTHONPATH=tests python -m support.numerics`` writes the table anew."""
+    assert numerics.MARKED.findall(numerics.PAGE.read_text()) == [numerics.table()]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exponents"),
+    [(torch.float32, (-37, -30, -20, 0, 20, 30, 37)), (torch.float64, (-150, -100, 0, 100, 150))],
+)
+def test_rows_of_any_length_keep_their_direction_and_gradient(dtype, exponents):
+    directions = torch.nn.functional.normalize(oracles.views(len(exponents), 5, grad=False)[0], dim=1)
+    lengths = torch.tensor([[10.0**e] for e in exponents], dtype=torch.float64)
+    z = (directions * lengths).to(dtype).requires_grad_()
+    u = unit(z)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(u.double(), directions, rtol=0, atol=4 * eps)
+    upstream = torch.linspace(-1, 1, 5, dtype=torch.float64).expand_as(directions)
+    (grad,) = torch.autograd.grad((u * upstream.to(dtype)).sum(), z)
+    expected = upstream - (upstream * directions).sum(1, keepdim=True) * directions
+    torch.testing.assert_close(grad.double() * lengths, expected, rtol=0, atol=20 * eps)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0])
+def test_check_says_what_the_value_hides(bad):
+    z0, z1 = (z.detach() for z in oracles.views(4, 3, torch.float32))
+    z0[1] = bad
+    message = "1 of 4 rows of length zero" if bad == 0 else "1 of 4 rows with NaN or infinite entries"
+    with pytest.raises(ValueError, match=message):
+        vf.nt_xent(z0, z1, check=True)
+
+
+def gradient_error(function, dtype):
+    """Norm of the error over that of the gradient, over 20 draws, scaled against underflow as GradScaler does."""
+    errors, norms = 0.0, 0.0
+    exact_loss = varloss.WithVRN(varloss.NTXentLoss(), weight=30, num_samples=50_000)
+    for seed in range(20):
+        rounded = [z.detach().to(dtype).requires_grad_() for z in oracles.views(32, 64, seed=seed)]
+        exact = [z.detach().double().requires_grad_() for z in rounded]
+        truth = torch.stack(torch.autograd.grad(2.0**14 * exact_loss(*exact), exact))
+        ours = torch.stack(torch.autograd.grad(2.0**14 * function(*rounded), rounded)).double()
+        errors += (ours - truth).square().sum().item()
+        norms += truth.square().sum().item()
+    return (errors / norms) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("dtype", "once", "twice"), [(torch.float16, 2.1e-4, 3.0e-4), (torch.bfloat16, 1.7e-3, 2.4e-3)]
+)
+def test_two_terms_added_by_hand_are_rounded_twice(dtype, once, twice):
+    """The figures of docs/numerics.md."""
+    base, term = varloss.NTXentLoss(), varloss.VRNRegularizer(weight=30, num_samples=50_000)
+    hard = varloss.NTXentLoss(hard_fraction=1.0)
+
+    def by_hand(z0, z1):
+        return base(z0, z1) + term(z0, z1)
+
+    ways = {
+        "WithVRN": varloss.WithVRN(base, weight=30, num_samples=50_000),
+        "not in one pass": varloss.WithVRN(hard, weight=30, num_samples=50_000),
+        "widened first": lambda a, b: by_hand(a.float(), b.float()),
+        "by hand": by_hand,
+    }
+    errors = {name: gradient_error(function, dtype) for name, function in ways.items()}
+    assert errors.pop("by hand") == pytest.approx(twice, rel=0.05)
+    assert list(errors.values()) == pytest.approx([once] * 3, rel=0.05)

@@ -1,0 +1,185 @@
+"""VRN against loops, its identity with mean and variance, and the closed form against the direct one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import oracles
+from support.agreement import assert_same
+from support.cases import INDEX, KINDS, VIEWS
+
+from varloss import functional as vf
+from varloss._vrn import _closed_is_cheaper
+
+
+@pytest.mark.parametrize("form", ["dense", "closed"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d"), [(2, 3), (5, 2), (9, 4)])
+def test_squared_equals_the_loops(kind, form, n, d):
+    z = oracles.views(n, d)
+    ours = vf.vrn(*z, num_samples=40, pairs=kind, form=form)
+    assert_same(ours, oracles.vrn(*z, -1 / 39, kind, 2), z)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_exponents_equal_the_loops(kind, p):
+    z = oracles.views(5, 3)
+    assert_same(vf.vrn(*z, target=0.1, pairs=kind, exponent=p), oracles.vrn(*z, 0.1, kind, p), z)
+
+
+@pytest.mark.parametrize("p", [2, 1.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_indexed_equals_the_loops(kind, p):
+    z = torch.cat(oracles.views(5, 4)).detach()[:9].requires_grad_()
+    ours = vf.vrn_indexed(z, torch.tensor(INDEX), views=torch.tensor(VIEWS), num_samples=40, pairs=kind, exponent=p)
+    assert_same(ours, oracles.vrn_indexed(z, INDEX, VIEWS, -1 / 39, kind, p), [z])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gathered_indexed_rows_average_to_the_whole_when_ranks_differ(kind):
+    z = torch.cat(oracles.views(5, 4)).detach()[:8]
+    index, views = torch.tensor([0, 0, 0, 1, 2, 0, 3, 4]), torch.tensor(VIEWS[:8])
+    parts = [
+        vf.vrn_indexed(
+            z[rows],
+            index[rows],
+            views=views[rows],
+            num_samples=40,
+            pairs=kind,
+            keys=z,
+            keys_index=index,
+            keys_views=views,
+            offset=rows.start,
+        )
+        for rows in (slice(0, 4), slice(4, 8))
+    ]
+    whole = vf.vrn_indexed(z, index, views=views, num_samples=40, pairs=kind)
+    torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("form", ["dense", "closed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_local_rows_against_gathered_keys_average_to_the_whole(kind, form):
+    z0, z1 = (z.detach() for z in oracles.views(6, 4))
+    options = {"num_samples": 40, "pairs": kind, "form": form}
+    parts = [vf.vrn(z0[i : i + 1], z1[i : i + 1], keys=(z0, z1), offset=i, **options) for i in range(6)]
+    torch.testing.assert_close(sum(parts) / 6, vf.vrn(z0, z1, **options), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("form", ["dense", "closed"])
+def test_is_variance_plus_squared_distance_of_the_mean(form):
+    z0, z1 = (z.detach() for z in oracles.views(8, 5))
+    u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
+    negatives = (u @ v.T)[~torch.eye(8, dtype=torch.bool)]
+    identity = negatives.var(unbiased=False) + (negatives.mean() - 0.2) ** 2
+    torch.testing.assert_close(vf.vrn(z0, z1, target=0.2, form=form), identity)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closed_form_error_is_absolute_and_small(kind):
+    """Near-orthogonal rows: the value is 1e-8 or less, the closed form a difference of numbers near 1/N."""
+    torch.manual_seed(0)
+    n, d = 400, 512
+    basis = torch.linalg.qr(torch.randn(d, n, dtype=torch.float64)).Q.T
+    z0, z1 = ((basis + 1e-5 * torch.randn(n, d, dtype=torch.float64)).float() for _ in range(2))
+    exact = vf.vrn(z0.double(), z1.double(), num_samples=50_000, pairs=kind, form="dense")
+    closed = vf.vrn(z0, z1, num_samples=50_000, pairs=kind, form="closed")
+    assert exact < 1e-8
+    assert abs(closed.item() - exact.item()) < 20 * torch.finfo(torch.float32).eps / (n - 1)
+    assert closed.item() != 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_closed_form_is_right_to_a_few_eps_where_it_is_chosen(shift):
+    """Many more rows than dimensions, spread out and all in one corner."""
+    torch.manual_seed(0)
+    z0, z1 = torch.randn(2, 4096, 16) + shift
+    assert _closed_is_cheaper(4096, 4096, 16)
+    exact = vf.vrn(z0.double(), z1.double(), num_samples=50_000, form="dense")
+    closed = vf.vrn(z0, z1, num_samples=50_000)
+    assert closed.item() == pytest.approx(exact.item(), rel=20 * torch.finfo(torch.float32).eps)
+
+
+def test_form_is_chosen_by_cost():
+    assert not _closed_is_cheaper(256, 256, 128)
+    assert _closed_is_cheaper(257, 257, 128)
+    assert not _closed_is_cheaper(32, 65536, 128)
+    torch.manual_seed(0)
+    z0, z1 = torch.randn(2, 300, 8)
+    auto, direct, closed = (vf.vrn(z0, z1, num_samples=500, form=form) for form in ("auto", "dense", "closed"))
+    assert auto.item() == closed.item()
+    torch.testing.assert_close(closed, direct)
+    cubed = vf.vrn(z0, z1, num_samples=500, exponent=3)
+    torch.testing.assert_close(cubed, vf.vrn(z0, z1, num_samples=500, exponent=3, form="dense"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moments_of_unequal_ranks_add_up_to_the_whole(kind):
+    z = oracles.views(9, 4)
+    parts = [vf.vrn_moments(z[0][rows], z[1][rows], pairs=kind) for rows in (slice(0, 1), slice(1, 6), slice(6, 9))]
+    ours = vf.vrn_from_moments(sum(parts), 4, num_samples=40, pairs=kind)
+    assert_same(ours, oracles.vrn(*z, -1 / 39, kind, 2), z)
+
+
+def test_moments_of_one_sample_give_an_attached_zero_and_bad_ones_raise():
+    z = torch.randn(1, 4, dtype=torch.float64, requires_grad=True)
+    loss = vf.vrn_from_moments(vf.vrn_moments(z, z.detach()), 4, num_samples=10)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert z.grad.abs().max() < 1e-12
+    with pytest.raises(ValueError, match=r"moments of dimension 4 have shape \(45,\); got \(44,\)"):
+        vf.vrn_from_moments(torch.zeros(44), 4, num_samples=10)
+
+
+@pytest.mark.parametrize("exponent", [2, 3])
+@pytest.mark.parametrize("slots", [2, 200])
+def test_queue_equals_the_loops(exponent, slots):
+    """200 slots of dimension 2 take the closed form, 2 the direct one."""
+    query = oracles.views(7, 2)[0]
+    queue = torch.nn.functional.normalize(torch.randn(slots, 2, dtype=torch.float64), dim=1)
+    assert _closed_is_cheaper(7, slots, 2) == (slots == 200)
+    ours = vf.vrn_queue(query, queue, num_samples=40, exponent=exponent)
+    assert_same(ours, oracles.vrn_queue(query, queue, -1 / 39, exponent), [query])
+    valid = torch.arange(slots) % 3 != 0
+    ours = vf.vrn_queue(query, queue, num_samples=40, exponent=exponent, valid=valid)
+    assert_same(ours, oracles.vrn_queue(query, queue[valid], -1 / 39, exponent), [query])
+
+
+@pytest.mark.parametrize("slots", [2, 200])
+def test_empty_queue_gives_an_attached_zero(slots):
+    query = torch.randn(7, 2, requires_grad=True)
+    loss = vf.vrn_queue(query, torch.zeros(slots, 2), num_samples=9, valid=torch.zeros(slots, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(query.grad, torch.zeros(7, 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_that_do_not_occur_give_an_attached_zero(kind):
+    z = torch.randn(4, 3, requires_grad=True)
+    loss = vf.vrn_indexed(z, torch.zeros(4, dtype=torch.long), views=torch.arange(4), num_samples=9, pairs=kind)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(z.grad, torch.zeros(4, 3))
+
+
+def test_collapse_is_finite_and_not_zero():
+    z = torch.ones(6, 4)
+    assert vf.vrn(z, z, num_samples=11).item() == pytest.approx((1 + 0.1) ** 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_target(dtype):
+    """Rows whose similarities are 1e-5, against a target of -2e-5: half-precision similarities would round both away."""
+    n = 50_000
+    angle = torch.tensor(1e-5, dtype=torch.float64)
+    z0 = torch.eye(4, 8, dtype=torch.float64)
+    z1 = torch.eye(4, 8, dtype=torch.float64)
+    z1[:, :4] += angle * (1 - torch.eye(4, dtype=torch.float64))
+    z0, z1 = z0.to(dtype), z1.to(dtype)
+    for kind in KINDS:
+        exact = oracles.vrn(z0.double(), z1.double(), -1 / (n - 1), kind, 2)
+        ours = vf.vrn(z0, z1, num_samples=n, pairs=kind, form="dense")
+        assert ours.item() == pytest.approx(exact.item(), rel=1e-5)
+        assert ours.item() != pytest.approx(oracles.vrn(z0.double(), z1.double(), 0.0, kind, 2).item(), rel=1e-2)

@@ -1,0 +1,111 @@
+"""Who may import whom: read from the source, and seen in a fresh interpreter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STANDARD = sys.stdlib_module_names
+# Folder -> top-level packages it may import, beside the standard library and itself.
+ALLOWED = {
+    "varloss": {"torch"},
+    "integrations/varloss_lightly": {"torch", "varloss", "lightly", "torchvision", "pytorch_lightning"},
+    "integrations/varloss_lightning": {"torch", "varloss", "torchmetrics", "lightning", "pytorch_lightning"},
+    "integrations/varloss_metric_learning": {"torch", "varloss", "pytorch_metric_learning"},
+    "integrations/varloss_solo": {
+        "torch",
+        "varloss",
+        "hydra",
+        "omegaconf",
+        "lightning",
+        "solo",
+        "numpy",
+        "PIL",
+    },
+    "integrations/hydra_plugins": {"hydra", "varloss_solo"},
+}
+# One file is there for those who have Triton; nothing imports it before a half-precision batch on a GPU asks for it.
+EXCEPTIONS = {"varloss/_kernels/triton_tiles.py": {"triton"}}
+# The harness may use any third-party library, but of ours only these; solo-learn is driven as a subprocess.
+HARNESS = "benchmarks/varloss_bench"
+HARNESS_OURS = {"varloss", "varloss_lightly", "varloss_lightning", "varloss_bench"}
+OURS = {"varloss", "varloss_bench", "hydra_plugins"} | {
+    f"varloss_{name}" for name in ("lightly", "lightning", "metric_learning", "solo")
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names that a file imports, wherever in the file the import stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+def sources(folder: str) -> list[Path]:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files, f"{folder} has no source: this test looks in the wrong place"
+    return files
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_imports_follow_the_arrows(folder):
+    own = {Path(folder).name} if Path(folder).name != "hydra_plugins" else set()
+    for path in sources(folder):
+        name = path.relative_to(ROOT)
+        assert imported(path) - STANDARD - own <= ALLOWED[folder] | EXCEPTIONS.get(str(name), set()), name
+
+
+def test_harness_imports_of_ours_only_what_it_compares():
+    for path in sources(HARNESS):
+        assert (imported(path) & OURS) <= HARNESS_OURS, path.relative_to(ROOT)
+        assert "solo" not in imported(path), path.relative_to(ROOT)
+
+
+def test_nothing_imports_the_tests():
+    test_modules = {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    for folder in (*ALLOWED, HARNESS):
+        for path in sources(folder):
+            assert not imported(path) & (test_modules | {"tests"}), path.relative_to(ROOT)
+
+
+def names_torch_distributed(path: Path) -> bool:
+    """Whether code, not prose, speaks of torch.distributed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import) and any(alias.name.startswith("torch.distributed") for alias in node.names):
+            return True
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.distributed"):
+            return True
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+            return True
+    return False
+
+
+def test_only_one_file_names_torch_distributed():
+    assert [path.name for path in sources("varloss") if names_torch_distributed(path)] == ["distributed.py"]
+
+
+def test_core_loads_torch_and_nothing_else():
+    code = (
+        "import sys, torch; before = set(sys.modules); import varloss; "
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(result.stdout)) - set(STANDARD)
+    assert loaded <= {"varloss", "torch"}, loaded
+
+
+def test_adapter_folders_are_not_named_after_their_framework():
+    """A folder called ``lightly`` or ``solo`` on sys.path would hide the framework."""
+    names = {path.name for path in (ROOT / "integrations").iterdir() if path.is_dir()}
+    assert not names & {"lightly", "solo", "lightning", "pytorch_lightning", "pytorch_metric_learning", "hydra"}
+    assert not (ROOT / "integrations" / "hydra_plugins" / "__init__.py").exists()
+    assert not (ROOT / "integrations" / "__init__.py").exists()

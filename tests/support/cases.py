@@ -1,0 +1,87 @@
+"""Every two-view loss of the package under one name each: the conventions are tested over this table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from varloss import functional
+
+TwoViewLoss = Callable[[Tensor, Tensor], Tensor]
+KINDS = ("cross", "within", "both")
+# Nine crops: sample and view of each, with repeats within a view and a sample that stands alone.
+INDEX = [7, -2, 10**12, 5, 7, -2, 10**12, 7, -2]
+VIEWS = [0, 1, 0, 0, 1, 0, 2, 2, 2]
+# Fake tensors have no data on any device, so that .item(), nonzero and boolean indexing fail on them. On a machine without a
+# GPU torch before 2.6 crashes the interpreter on fake CUDA tensors.
+FAKE_DEVICE = "cuda" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6) else "cpu"
+
+
+def _indexed(function: Callable[..., Tensor], **options: object) -> TwoViewLoss:
+    def loss(z0: Tensor, z1: Tensor) -> Tensor:
+        n = z0.shape[0]
+        index = torch.arange(n, device=z0.device).repeat(2)
+        views = torch.arange(2, device=z0.device).repeat_interleave(n)
+        return function(torch.cat([z0, z1]), index, views=views, **options)
+
+    return loss
+
+
+def _queue(function: Callable[..., Tensor], with_key: bool, **options: object) -> TwoViewLoss:
+    """The queue holds fixed unit rows, a third of them not valid."""
+
+    def loss(z0: Tensor, z1: Tensor) -> Tensor:
+        d = z0.shape[1]
+        slots = torch.sin(torch.arange(12 * d, device=z0.device, dtype=torch.float64)).view(12, d)
+        slots = torch.nn.functional.normalize(slots, dim=1)
+        slots = slots.to(torch.promote_types(z0.dtype, torch.float32))
+        valid = torch.arange(12, device=z0.device) < 8
+        return (
+            function(z0, z1, slots, valid=valid, **options) if with_key else function(z0, slots, valid=valid, **options)
+        )
+
+    return loss
+
+
+def _dclw(z0: Tensor, z1: Tensor) -> Tensor:
+    return functional.nt_xent(z0, z1, decoupled=True, positive_weight=functional.dclw_weights(z0, z1))
+
+
+def table() -> dict[str, TwoViewLoss]:
+    cases: dict[str, TwoViewLoss] = {"dclw": _dclw}
+    for kind in KINDS:
+        for decoupled in (False, True):
+            name = f"nt_xent-{kind}-{'decoupled' if decoupled else 'coupled'}"
+            cases[name] = lambda a, b, k=kind, d=decoupled: functional.nt_xent(a, b, negatives=k, decoupled=d)
+        cases[f"nt_xent_indexed-{kind}"] = _indexed(functional.nt_xent_indexed, negatives=kind)
+        for form in ("dense", "closed"):
+            cases[f"vrn-{kind}-{form}"] = lambda a, b, k=kind, f=form: functional.vrn(
+                a, b, num_samples=100, pairs=k, form=f
+            )
+        cases[f"vrn-{kind}-p3"] = lambda a, b, k=kind: functional.vrn(a, b, num_samples=100, pairs=k, exponent=3)
+        for name in ("sigmoid_loss", "spectral_loss", "simple_loss"):
+            cases[f"{name}-{kind}"] = partial(getattr(functional, name), negatives=kind)
+        for name in ("nt_xent", "simple_loss"):
+            cases[f"{name}-{kind}-hard"] = partial(getattr(functional, name), negatives=kind, hard_fraction=0.5)
+        cases[f"vrn_indexed-{kind}"] = _indexed(functional.vrn_indexed, num_samples=100, pairs=kind)
+        cases[f"nt_xent-{kind}-tiled"] = lambda a, b, k=kind: functional.nt_xent(a, b, negatives=k, form="tiled")
+        cases[f"nt_xent-{kind}-dense"] = lambda a, b, k=kind: functional.nt_xent(a, b, negatives=k, form="dense")
+        for form in ("auto", "tiled"):
+            cases[f"nt_xent_with_vrn-{kind}-{form}"] = lambda a, b, k=kind, f=form: functional.nt_xent_with_vrn(
+                a, b, weight=3, num_samples=100, pairs=k, form=f
+            )
+    cases["nt_xent_indexed-outside"] = _indexed(functional.nt_xent_indexed, positives="outside")
+    for scale in ("paper", "official"):
+        cases[f"dhel-{scale}"] = lambda a, b, s=scale: functional.dhel(a, b, scale=s)
+    cases["kcl"] = functional.kcl
+    cases["queue_info_nce"] = _queue(functional.queue_info_nce, with_key=True)
+    cases["vrn_queue"] = _queue(functional.vrn_queue, with_key=False, num_samples=100)
+    return cases
+
+
+CASES = table()
+# Losses that read the views in turn: exchanging the views changes nothing. The others take queries and keys.
+SYMMETRIC = [name for name in CASES if "queue" not in name]

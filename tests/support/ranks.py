@@ -1,0 +1,423 @@
+"""Workers for several ranks on one machine: real process groups over gloo, a spawned process a rank.
+
+They live outside the test modules because a spawned child imports them by name.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import socket
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import varloss
+from varloss import distributed, functional
+
+TIMEOUT = datetime.timedelta(seconds=180)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _start(rank: int, world: int, port: int, timeout: datetime.timedelta = TIMEOUT) -> None:
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, world, rank == 0, TIMEOUT)
+    # A short timeout must not count the time that processes take to start.
+    store.set(f"started/{rank}", "")
+    store.wait([f"started/{other}" for other in range(world)])
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timeout)
+
+
+def _enter(
+    rank: int,
+    world: int,
+    port: int,
+    folder: str,
+    worker: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    finale: Callable[[Path], None] | None,
+) -> None:
+    _start(rank, world, port)
+    torch.save(worker(*arguments), Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    if finale is not None:
+        finale(Path(folder))
+    # Not destroy_process_group(): before torch 2.5 gloo's teardown can deadlock with the interpreter's lock.
+    os._exit(0)
+
+
+def run(
+    world: int,
+    folder: Path,
+    worker: Callable[..., Any],
+    *arguments: Any,
+    finale: Callable[[Path], None] | None = None,
+) -> list[Any]:
+    """What ``worker(*arguments)`` returns on each of ``world`` ranks, in rank order. ``finale`` may leave ranks dead."""
+    mp.spawn(_enter, (world, free_port(), str(folder), worker, arguments, finale), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def shares(z: Tensor, sizes: list[int]) -> Tensor:
+    """This rank's rows of the whole batch."""
+    return z.split(sizes)[dist.get_rank()]
+
+
+ON = {"gather_distributed": True}
+
+
+class ByHand(nn.Module):
+    """A function of gathered rows, called as somebody calls it who gathers for himself."""
+
+    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
+        super().__init__()
+        self.function, self.options = function, options
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        keys, offset, share = distributed.gather_two_views(z0, z1)
+        return share * self.function(z0, z1, keys=keys, offset=offset, **self.options)
+
+
+class ByIndex(nn.Module):
+    """A function of rows by index, gathered as solo-learn does: rows, indices and views of all ranks.
+
+    Sample 3 is sample 0 once more, sample 4 has one view only: ranks differ in how many anchors and pairs they have.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
+        super().__init__()
+        self.function, self.options = function, options
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        n, rows = z0.shape[0], distributed.sizes(z0)
+        samples = torch.arange(sum(rows))
+        samples[3] = 0
+        index = torch.stack([samples, samples])
+        index[1, 4] = 99
+        before = sum(rows[: distributed.rank()])
+        mine = index[:, before : before + n].flatten()
+        views = torch.arange(2).repeat_interleave(n)
+        z = torch.cat([z0, z1])
+        if distributed.world_size() == 1:
+            return self.function(z, mine, views=views, **self.options)
+        rows = distributed.sizes(z)
+        return distributed.share(rows) * self.function(
+            z,
+            mine,
+            views=views,
+            keys=distributed.gather(z, rows),
+            keys_index=distributed.gather(mine),
+            keys_views=distributed.gather(views),
+            offset=2 * before,
+            **self.options,
+        )
+
+
+def _queue(build: Callable[[], nn.Module]) -> nn.Module:
+    """A loss with a bank that holds the same keys on all ranks from the start, as after DistributedDataParallel's broadcast."""
+    torch.manual_seed(5)
+    loss_fn = build()
+    loss_fn.memory_bank.double()
+    loss_fn.memory_bank.enqueue(torch.randn(4, 4))
+    return loss_fn
+
+
+def losses() -> dict[str, Callable[[], nn.Module]]:
+    """Every loss that looks across ranks, ready to be built inside a process group."""
+    import varloss_lightly
+
+    vrn = {"vrn_weight": 3, "num_samples": 50}
+    table: dict[str, Callable[[], nn.Module]] = {
+        "info_nce-learnable": lambda: varloss.InfoNCELoss(learnable_temperature=True, **ON),
+        "dcl": lambda: varloss.DCLLoss(**ON),
+        "dhel-paper": lambda: varloss.DHELLoss(**ON),
+        "dhel-official": lambda: varloss.DHELLoss(scale="official", **ON),
+        "kcl": lambda: varloss.KCLLoss(**ON),
+        "queue": lambda: _queue(lambda: varloss.QueueInfoNCELoss(memory_bank_size=(19, 4), **ON)),
+        "with-vrn": lambda: varloss.WithVRN(varloss.NTXentLoss(**ON), weight=2, num_samples=50, pairs="both", **ON),
+        "with-vrn-kcl": lambda: varloss.WithVRN(varloss.KCLLoss(**ON), weight=2, num_samples=50, exponent=1, **ON),
+        "lightly-ntxent": lambda: varloss_lightly.NTXentLoss(0.3, 0, True),
+        "lightly-ntxent-vrn": lambda: varloss_lightly.NTXentLoss(0.5, 0, True, **vrn),
+        "lightly-queue": lambda: _queue(lambda: varloss_lightly.NTXentLoss(0.2, (19, 4), True)),
+        "lightly-dcl": lambda: varloss_lightly.DCLLoss(gather_distributed=True, **vrn),
+        "lightly-dcl-weighted": lambda: varloss_lightly.DCLLoss(0.2, lambda a, b: (a * b).sum(1).detach(), True),
+        "lightly-dclw": lambda: varloss_lightly.DCLWLoss(0.2, 0.5, True, vrn_pairs="both", **vrn),
+        "lightly-dhel": lambda: varloss_lightly.DHELLoss(0.3, True, scale="official", vrn_pairs="within", **vrn),
+        "lightly-vrn": lambda: varloss_lightly.VRNRegularizer(3, True, num_samples=50),
+        "indexed-outside": lambda: ByIndex(functional.nt_xent_indexed, positives="outside"),
+    }
+    for kind in ("cross", "within", "both"):
+        for decoupled in (False, True):
+            cell = {"negatives": kind, "decoupled": decoupled}
+            table[f"nt_xent-{kind}-{decoupled}"] = lambda c=cell: varloss.NTXentLoss(**c, **ON)
+            for form in ("tiled", "dense"):
+                table[f"nt_xent-{kind}-{decoupled}-{form}"] = lambda c=cell, f=form: ByHand(
+                    functional.nt_xent, form=f, **c
+                )
+        # Exponentials of 1/0.001 overflow float64 without a shift.
+        table[f"nt_xent-{kind}-cold"] = lambda k=kind: varloss.NTXentLoss(temperature=0.001, negatives=k, **ON)
+        table[f"nt_xent-{kind}-hard"] = lambda k=kind: varloss.NTXentLoss(negatives=k, hard_fraction=0.4, **ON)
+        table[f"sigmoid-{kind}"] = lambda k=kind: varloss.SigmoidLoss(negatives=k, learnable=True, **ON)
+        table[f"spectral-{kind}"] = lambda k=kind: varloss.SpectralLoss(negatives=k, **ON)
+        table[f"simple-{kind}"] = lambda k=kind: varloss.SimpleLoss(negatives=k, **ON)
+        table[f"simple-{kind}-hard"] = lambda k=kind: varloss.SimpleLoss(negatives=k, hard_count=3, **ON)
+        for p in (1, 2, 3):
+            table[f"vrn-{kind}-p{p}"] = lambda k=kind, e=p: varloss.VRNLoss(num_samples=50, pairs=k, exponent=e, **ON)
+        for form in ("dense", "closed"):
+            table[f"vrn-{kind}-{form}"] = lambda k=kind, f=form: ByHand(functional.vrn, form=f, num_samples=50, pairs=k)
+        table[f"nt_xent_indexed-{kind}"] = lambda k=kind: ByIndex(functional.nt_xent_indexed, negatives=k)
+        table[f"vrn_indexed-{kind}"] = lambda k=kind: ByIndex(functional.vrn_indexed, num_samples=50, pairs=k)
+    return table
+
+
+@functools.cache
+def _model(replicated: bool) -> nn.Module:
+    """The encoder. Made once: it costs a replicated one more than a step does."""
+    torch.manual_seed(3)
+    encoder = nn.Linear(5, 4, dtype=torch.float64)
+    return nn.parallel.DistributedDataParallel(encoder) if replicated else encoder
+
+
+def one_step(name: str, x0: Tensor, x1: Tensor, sizes: list[int] | None) -> dict[str, Tensor]:
+    """Value, input gradient through a bare loss, and parameter gradient through DistributedDataParallel.
+
+    Without ``sizes`` on the whole batch, in one process.
+    """
+    loss_fn = losses()[name]()
+    mine = [x if sizes is None else shares(x, sizes) for x in (x0, x1)]
+    # Momentum keys carry no gradient.
+    z = [x[:, :4].clone().requires_grad_("queue" not in name or i == 0) for i, x in enumerate(mine)]
+    value = loss_fn(*z)
+    value.backward()
+    of_loss = {f"parameter {key}": p.grad.clone() for key, p in loss_fn.named_parameters()}
+    model = _model(sizes is not None)
+    z0, z1 = model(torch.cat(mine)).chunk(2)
+    loss_fn(z0, z1.detach() if "queue" in name else z1).backward()
+    (weight,) = (p.grad.clone() for name, p in model.named_parameters() if name.endswith("weight"))
+    model.zero_grad()
+    grads = {f"grad{i}": x.grad for i, x in enumerate(z) if x.grad is not None}
+    return {"value": value.detach(), **grads, "weight": weight, **of_loss}
+
+
+def every_loss(x0: Tensor, x1: Tensor, splits: dict[str, list[int]]) -> dict[str, dict[str, dict[str, Tensor]]]:
+    return {split: {name: one_step(name, x0, x1, sizes) for name in losses()} for split, sizes in splits.items()}
+
+
+def everything(x0: Tensor, x1: Tensor, labels: Tensor, splits: dict[str, list[int]]) -> dict[str, Any]:
+    """All that the tests want to know of one number of ranks, so that its processes are started once."""
+    uneven = splits["uneven"]
+    metrics = {}
+    if find_spec("torchmetrics"):
+        from support import metric_ranks
+
+        metrics = metric_ranks.synchronised(x0, x1, labels, uneven)
+    return {
+        "losses": every_loss(x0, x1, splits),
+        "banks": {name: bank_after_steps(name, x0[:, :4], uneven) for name in ("queue", "lightly-queue")},
+        "second order": second_order(x0, uneven),
+        "half": half_precision(x0, x1, uneven),
+        "metrics": metrics,
+        "errors": errors(),
+        "without sizes": without_sizes(x0, x1, splits["even"]),
+        "group of hosts": group_of_hosts(),
+        "payload": payload(),
+        # Dynamo takes as long as all the rest: once is enough.
+        "compiled": compiled(x0.float(), x1.float()) if dist.get_world_size() == 2 else {},
+    }
+
+
+def bank_after_steps(name: str, x: Tensor, sizes: list[int]) -> dict[str, Tensor]:
+    """Three steps, enough to wrap around."""
+    loss_fn = losses()[name]()
+    for step in range(3):
+        key = shares(x + step, sizes)
+        loss_fn(key.clone().requires_grad_(), key)
+    return dict(loss_fn.memory_bank.state_dict())
+
+
+def second_order(x: Tensor, sizes: list[int]) -> Tensor:
+    """The gradient's gradient through both collectives."""
+    z = shares(x, sizes).clone().requires_grad_()
+    loss = distributed.gather(z).pow(3).sum() + distributed.all_reduce_sum(z.sum()).pow(3)
+    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+    return torch.autograd.grad(grad.sum(), z)[0]
+
+
+def half_precision(x0: Tensor, x1: Tensor, sizes: list[int]) -> dict[str, Tensor]:
+    """Input gradients of half-precision rows, scaled as GradScaler does so that none is subnormal."""
+    results = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        z = [shares(x, sizes).to(dtype).requires_grad_() for x in (x0, x1)]
+        value = varloss.WithVRN(varloss.NTXentLoss(**ON), weight=2, num_samples=50, **ON)(*z)
+        (2**8 * value).backward()
+        results[str(dtype)] = torch.stack([x.grad for x in z])
+    return results
+
+
+def message(call: Callable[[], Any]) -> str:
+    """What the ValueError of ``call`` says; nothing where it raises none."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def errors() -> dict[str, str]:
+    """What ranks that do not fit together are told: each of them, and none waits for the others."""
+    me = dist.get_rank()
+    loss_fn = varloss.NTXentLoss(**ON)
+    z = torch.ones(3, 4, requires_grad=True)
+    wide, double = torch.ones(3, 4 + me), torch.ones(3, 4, dtype=torch.float64 if me else torch.float32)
+    half = torch.ones(3, 4, dtype=torch.bfloat16 if me else torch.float16)
+    return {
+        "empty": message(lambda: loss_fn(z[: 3 * min(me, 1)], z[: 3 * min(me, 1)])),
+        "width": message(lambda: loss_fn(wide, wide)),
+        "dtype": message(lambda: loss_fn(double, double)),
+        # Of one size in bytes: the collective itself would take each for the other.
+        "half": message(lambda: loss_fn(half, half)),
+        "views": message(lambda: loss_fn(z, z[:2])),
+        # They are in step after all that.
+        "none": message(lambda: loss_fn(z, z).backward()),
+    }
+
+
+class Collectives(TorchDispatchMode):
+    """Names of the collectives, and bytes that this rank hands to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "c10d":
+            name = function.overloadpacket.__name__
+            sent = {"allreduce_": 0, "allgather_": 1}[name]
+            self.calls.append((name, sum(x.nbytes for x in args[sent])))
+        return function(*args, **(kwargs or {}))
+
+
+def collectives(call: Callable[[], Any]) -> list[tuple[str, int]]:
+    with Collectives() as seen:
+        call()
+    return seen.calls
+
+
+def without_sizes(x0: Tensor, x1: Tensor, sizes: list[int]) -> dict[str, Any]:
+    """With the promise of equal batches: the same value, and no exchange of sizes."""
+    loss_fn = varloss.NTXentLoss(**ON)
+    z = [shares(x, sizes) for x in (x0, x1)]
+    usual = {"usual": collectives(lambda: loss_fn(*z)), "usual value": loss_fn(*z)}
+    distributed.assume_equal_batches()
+    try:
+        return {**usual, "promised": collectives(lambda: loss_fn(*z)), "value": loss_fn(*z)}
+    finally:
+        distributed.assume_equal_batches(False)
+
+
+def group_of_hosts() -> list[list[int]]:
+    """Sizes of rows on a device whose process group takes no CPU tensors, twice: over a gloo group made for them."""
+    rows = torch.empty(2 + dist.get_rank(), 3, device="meta")
+    with mock.patch.object(dist, "get_backend_config", return_value="cuda:nccl"):
+        found = [list(distributed.sizes(rows)) for _ in range(2)]
+    if dist.get_world_size() > 1:
+        made_for, group = distributed._host_group or (None, None)
+        assert made_for is dist.group.WORLD
+        assert group is not made_for
+    return found
+
+
+PAYLOAD_ROWS, PAYLOAD_DIM = 64, 16
+
+
+def payload() -> dict[str, list[tuple[str, int]]]:
+    """What each way to VRN hands to the collectives in a step: forward, then backward; and queues in an evaluation."""
+    z = [torch.randn(PAYLOAD_ROWS, PAYLOAD_DIM, requires_grad=True) for _ in range(2)]
+    ways = {
+        "gram": varloss.VRNLoss(num_samples=50, **ON),
+        "rows": ByHand(functional.vrn, num_samples=50),
+    }
+    found = {name: collectives(lambda f=loss_fn: f(*z).backward()) for name, loss_fn in ways.items()}
+    rows = torch.randn(3, 4)
+    for name in ("queue", "lightly-queue"):
+        found[name] = collectives(functools.partial(losses()[name](), rows, rows))
+    return found
+
+
+def compiled(x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
+    """One graph with the collectives inside it, for two batch sizes."""
+    loss_fn = varloss.WithVRN(varloss.NTXentLoss(**ON), weight=2, num_samples=50, **ON)
+    graph = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")
+    results = {}
+    # The second size is the first that dynamo takes for a symbol.
+    for rows in (len(x0), len(x0) - 1):
+        z = [(x[:rows] + dist.get_rank()).requires_grad_() for x in (x0, x1)]
+        for name, function in (("graph", graph), ("eager", loss_fn)):
+            value = function(*z)
+            results[f"{name} {rows}"] = torch.cat(
+                [value.detach().view(1), torch.autograd.grad(value, z[0])[0].flatten()]
+            )
+    return results
+
+
+def step_with_a_casualty(folder: Path, fate: Callable[[], Any]) -> None:
+    """A step that all take, and one in which rank 1 meets its fate between the forward and the backward pass.
+
+    What the others are told, and after how many seconds, goes into a file for each.
+    """
+    loss_fn = varloss.WithVRN(varloss.NTXentLoss(**ON), weight=2, num_samples=50, **ON)
+    z = [torch.randn(4, 3, requires_grad=True) for _ in range(2)]
+    loss_fn(*z).backward()
+    loss = loss_fn(*z)
+    if dist.get_rank() == 1:
+        fate()
+    started = time.monotonic()
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        Path(folder, f"told-{dist.get_rank()}").write_text(f"{time.monotonic() - started}\n{error}")
+
+
+def rank_1_dies(folder: Path) -> None:
+    # With success, or the others would be stopped by their parent before they notice.
+    step_with_a_casualty(folder, lambda: os._exit(0))
+
+
+def _hang(rank: int, world: int, port: int, folder: str) -> None:
+    _start(rank, world, port, datetime.timedelta(seconds=5))
+    step_with_a_casualty(Path(folder), lambda: time.sleep(TIMEOUT.total_seconds()))
+    os._exit(0)
+
+
+def rank_1_hangs(world: int, folder: Path) -> None:
+    spawn = mp.get_context("spawn")
+    arguments = (world, free_port(), str(folder))
+    processes = [spawn.Process(target=_hang, args=(rank, *arguments)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for rank, process in enumerate(processes):
+        if rank != 1:
+            process.join(TIMEOUT.total_seconds())
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def told(folder: Path) -> dict[int, str]:
+    """What the others were told when rank 1 was gone."""
+    return {int(path.name.removeprefix("told-")): path.read_text() for path in folder.glob("told-*")}
