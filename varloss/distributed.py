@@ -216,3 +216,44 @@ def gather_two_views(z0: Tensor, z1: Tensor, wanted: bool = True) -> GatheredVie
     rows = sizes(z0)
     both = gather(torch.stack([z0, z1], dim=1), rows)
     return GatheredViews((both[:, 0], both[:, 1]), sum(rows[: rank()]), share(rows))
+
+
+class Gathered(NamedTuple):
+    """The rows of both views from all ranks, as a two-view loss takes them: one argument, ``gathered``.
+
+    :func:`gather_views` makes it. Who gathers in another way makes it by hand.
+
+    Attributes:
+        keys: rows of view 0 and of view 1 of all ranks, each (M, D); this rank's (N, D) are among them, one after the other.
+        offset: row of ``keys`` where this rank's rows start.
+        share: this rank's number of rows over the mean of all ranks'; 1 where all have as many.
+    """
+
+    keys: tuple[Tensor, Tensor]
+    offset: int
+    share: float = 1.0
+
+    def scale(self, local_mean: Tensor) -> Tensor:
+        """``local_mean * share``: its mean over ranks is the mean over the rows of all ranks, and so are its gradients."""
+        return local_mean if self.share == 1 else local_mean * self.share
+
+
+def gather_views(z0: Tensor, z1: Tensor) -> Gathered | None:
+    """Rows of both views from all ranks, in one collective and with gradient; None in one process.
+
+    Half precision comes back in fp32, so that the backward pass adds the ranks' gradients in fp32.
+
+    Args:
+        z0: (N, D) projections of view 0. Ranks may differ in N.
+        z1: (N, D) projections of view 1.
+
+    Raises:
+        TypeError, ValueError: for tensors that are not the two views of one batch. ValueError on every rank where a rank
+            has no rows, or where ranks differ in D or in dtype.
+    """
+    if world_size() == 1:
+        return None
+    _checks.views(z0, z1)
+    rows = sizes(z0)
+    both = gather(torch.stack([z0, z1], dim=1), rows)
+    return Gathered((both[:, 0], both[:, 1]), sum(rows[: rank()]), share(rows))
