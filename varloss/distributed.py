@@ -221,7 +221,8 @@ def gather_two_views(z0: Tensor, z1: Tensor, wanted: bool = True) -> GatheredVie
 class Gathered(NamedTuple):
     """The rows of both views from all ranks, as a two-view loss takes them: one argument, ``gathered``.
 
-    :func:`gather_views` makes it. Who gathers in another way makes it by hand.
+    :func:`gather_views` makes it, so that ``loss(z0, z1, gathered=gather_views(z0, z1))`` is all that several ranks need:
+    the mean over ranks of the values is the value of one process on all rows. Who gathers in another way makes it by hand.
 
     Attributes:
         keys: rows of view 0 and of view 1 of all ranks, each (M, D); this rank's (N, D) are among them, one after the other.
@@ -234,7 +235,10 @@ class Gathered(NamedTuple):
     share: float = 1.0
 
     def scale(self, local_mean: Tensor) -> Tensor:
-        """``local_mean * share``: its mean over ranks is the mean over the rows of all ranks, and so are its gradients."""
+        """``local_mean * share``: its mean over ranks is the mean over the rows of all ranks; likewise for gradients.
+
+        Every loss that takes ``gathered`` applies it to its mean over this rank's anchors, so that no caller has to.
+        """
         return local_mean if self.share == 1 else local_mean * self.share
 
 
