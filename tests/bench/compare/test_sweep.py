@@ -327,6 +327,24 @@ def test_a_missing_module_of_our_own_keeps_its_traceback(tmp_path):
     assert "Traceback" in result.stderr
 
 
-def test_help_is_quick_and_imports_no_torch():
-    code = "import sys; from varloss_bench.cli import app\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+@pytest.mark.parametrize("words", [[], ["study"], ["compare"], ["tune"], ["report"]])
+def test_help_is_quick_and_imports_no_torch(words):
+    code = (
+        "import sys; from typer.testing import CliRunner; from varloss_bench.cli import app\n"
+        "result = CliRunner().invoke(app, [*sys.argv[1:], '--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=60)
+
+
+def test_help_names_what_a_user_needs_and_keeps_the_studies_behind_one_word():
+    from typer.testing import CliRunner
+
+    from varloss_bench.cli import COMMANDS, STUDIES, app
+
+    listed = CliRunner().invoke(app, ["--help"]).output
+    assert all(re.search(rf"^│ {name} ", listed, re.MULTILINE) for name in (*COMMANDS, "study"))
+    assert not any(re.search(rf"^│ {name} ", listed, re.MULTILINE) for name in STUDIES)
+    listed = CliRunner().invoke(app, ["study", "--help"]).output
+    assert all(re.search(rf"^│ {name} ", listed, re.MULTILINE) for name in STUDIES)

@@ -153,7 +153,9 @@ def test_rank_floor_holds_for_any_aligned_views(dim: int) -> None:
 
 class TestCommand:
     def test_green_run_writes_rows_and_figure(self, tmp_path) -> None:
-        result = CliRunner().invoke(app, ["theory", "--only", "rank-floor,temperature", "--output", str(tmp_path)])
+        result = CliRunner().invoke(
+            app, ["study", "theory", "--only", "rank-floor,temperature", "--output", str(tmp_path)]
+        )
         assert result.exit_code == 0, result.output
         assert "all within tolerance" in result.output
         record = json.loads((tmp_path / "rows.json").read_text())
@@ -164,12 +166,12 @@ class TestCommand:
     def test_a_wrong_loss_makes_it_fail(self, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
         right = functional.vrn
         monkeypatch.setattr(functional, "vrn", lambda *z, **options: 1.001 * right(*z, **options))
-        result = CliRunner().invoke(app, ["theory", "--only", "rank-floor", "--output", str(tmp_path)])
+        result = CliRunner().invoke(app, ["study", "theory", "--only", "rank-floor", "--output", str(tmp_path)])
         assert result.exit_code == 1
         assert "MISSED" in result.output
 
     def test_an_unknown_group_is_named(self, tmp_path) -> None:
-        result = CliRunner().invoke(app, ["theory", "--only", "rank", "--output", str(tmp_path)])
+        result = CliRunner().invoke(app, ["study", "theory", "--only", "rank", "--output", str(tmp_path)])
         assert result.exit_code == 2
         assert "unknown rank" in result.output
 

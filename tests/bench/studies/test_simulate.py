@@ -127,7 +127,18 @@ def test_classes_planted_farther_apart_are_found_by_the_real_probes():
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simulate")
-    arguments = ["simulate", "--sweeps", "40", "--embedding-sweeps", "2", "--workers", "1", "--output", str(folder)]
+    arguments = [
+        "study",
+        "simulate",
+        "--sweeps",
+        "40",
+        "--embedding-sweeps",
+        "2",
+        "--workers",
+        "1",
+        "--output",
+        str(folder),
+    ]
     return folder, CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
 
 
@@ -168,7 +179,7 @@ def test_a_rate_above_the_limit_is_named():
     ],
 )
 def test_bad_input_is_an_error_before_anything_runs(arguments, message, tmp_path):
-    result = CliRunner().invoke(app, ["simulate", *arguments, "--output", str(tmp_path / "new")])
+    result = CliRunner().invoke(app, ["study", "simulate", *arguments, "--output", str(tmp_path / "new")])
     assert result.exit_code == 2
     assert f"error: {message}" in result.output
     assert not (tmp_path / "new").exists()

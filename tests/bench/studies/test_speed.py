@@ -1,4 +1,4 @@
-"""`varloss-bench speed`: what it times is right, and what it writes can be read again."""
+"""`varloss-bench study speed`: what it times is right, and what it writes can be read again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_disagreement_sees_a_wrong_gradient():
 def test_a_disagreement_stops_the_run(monkeypatch, tmp_path):
     wrong = speed_losses.Contender("wrong", lambda: lambda a, b: 2 * speed_losses.mask_vrn(a, b))
     monkeypatch.setitem(GROUPS, "VRN", [GROUPS["VRN"][0], wrong])
-    result = CliRunner().invoke(app, ["speed", "--groups", "VRN", "--output", str(tmp_path)])
+    result = CliRunner().invoke(app, ["study", "speed", "--groups", "VRN", "--output", str(tmp_path)])
     assert result.exit_code == 1
     assert "VRN: wrong differs from varloss by" in result.output.replace("\n", " ")
     assert not list(tmp_path.iterdir())
@@ -69,7 +69,7 @@ def test_a_disagreement_stops_the_run(monkeypatch, tmp_path):
     ],
 )
 def test_bad_options_are_named(arguments, message):
-    result = CliRunner().invoke(app, ["speed", *arguments])
+    result = CliRunner().invoke(app, ["study", "speed", *arguments])
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
 
@@ -114,7 +114,19 @@ def test_a_package_that_cannot_run_here_is_left_out_and_named(monkeypatch, tmp_p
 
     broken = speed_losses.Contender("broken", lambda: fail, needs="torch")
     monkeypatch.setitem(GROUPS, "VRN", [GROUPS["VRN"][0], broken])
-    arguments = ["speed", "--groups", "VRN", "--sizes", "4", "--dims", "4", "--seconds", "0.001", "--no-memory"]
+    arguments = [
+        "study",
+        "speed",
+        "--groups",
+        "VRN",
+        "--sizes",
+        "4",
+        "--dims",
+        "4",
+        "--seconds",
+        "0.001",
+        "--no-memory",
+    ]
     result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0
     output = " ".join(result.output.split())
@@ -125,7 +137,18 @@ def test_a_package_that_cannot_run_here_is_left_out_and_named(monkeypatch, tmp_p
 
 @pytest.mark.slow
 def test_rows_table_and_picture(tmp_path):
-    arguments = ["speed", "--sizes", "8,16", "--dims", "4", "--groups", "VRN,NT-Xent + VRN", "--seconds", "0.01"]
+    arguments = [
+        "study",
+        "speed",
+        "--sizes",
+        "8,16",
+        "--dims",
+        "4",
+        "--groups",
+        "VRN,NT-Xent + VRN",
+        "--seconds",
+        "0.01",
+    ]
     for extra in ([], ["--no-memory"]):
         result = CliRunner().invoke(app, [*arguments, *extra, "--output", str(tmp_path)], catch_exceptions=False)
         assert result.exit_code == 0

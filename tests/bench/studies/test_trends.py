@@ -1,4 +1,4 @@
-"""`varloss-bench trends`: equal steps, verdicts that can go either way, one real trial."""
+"""`varloss-bench study trends`: equal steps, verdicts that can go either way, one real trial."""
 
 from __future__ import annotations
 

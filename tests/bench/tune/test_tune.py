@@ -9,10 +9,9 @@ import sys
 
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
-from varloss_bench.cli import app
+from varloss_bench.cli import app, load
 from varloss_bench.commands import checks
 from varloss_bench.config import TrialConfig
 from varloss_bench.records.store import Store
@@ -187,8 +186,7 @@ def compare_command(**changes):
 def test_the_command_at_the_end_is_one_that_compare_understands(changes, expected):
     words = shlex.split(shlex.join(compare_command(**changes)))
     assert words[:2] == ["varloss-bench", "compare"]
-    command = typer.main.get_command(app).commands["compare"]
-    parameters = command.make_context("compare", words[2:]).params
+    parameters = load("compare").make_context("compare", words[2:]).params
     expected = {"method": "simclr", "weight": "2.4", "temperature": "0.31", "control_temperature": "0.17", "batch_size": "128",
                 "seeds": 10, "first_seed": 0, "evaluate_on": "test"} | expected  # fmt: skip
     assert {name: parameters[name] for name in expected} == expected
@@ -201,9 +199,8 @@ NOT_TUNED = {"seed", "temperature", "weight", "evaluate_on", "steps", "framework
 
 
 def test_tune_has_every_option_of_compare_that_says_what_is_trained():
-    commands = typer.main.get_command(app).commands
     fields = {field.name for field in dataclasses.fields(TrialConfig)}
-    of_compare, of_tune = ({found.name for found in commands[name].params} for name in ("compare", "tune"))
+    of_compare, of_tune = ({found.name for found in load(name).params} for name in ("compare", "tune"))
     assert (of_compare & fields) - of_tune == NOT_TUNED - {"seed"}
     assert of_tune <= of_compare | {"weight_range", "temperature_range", "budget", "rungs", "metric", "search_seed"}
 
@@ -241,7 +238,7 @@ def test_what_was_tuned_is_what_the_command_at_the_end_compares(own, checked, tm
     result = CliRunner().invoke(app, ["tune", *OTHER, *own])
     assert "seen enough" in result.output
     base = checked[0]
-    tuned = {found.name for found in typer.main.get_command(app).commands["tune"].params}
+    tuned = {found.name for found in load("tune").params}
     same = {name for name, value in base.to_dict().items() if value == getattr(TrialConfig(), name)} & tuned
     of_one_method = {"negatives", "head_batch_norm", "vrn_against", "queue_size", "key_momentum"}
     assert same <= {"method", "device"} | of_one_method

@@ -1,4 +1,4 @@
-"""`varloss-bench simulate`: are the verdicts right? Sweeps whose truth is known, judged by the code that judges real ones."""
+"""`varloss-bench study simulate`: are the verdicts right? Sweeps whose truth is known, judged by the code that judges real ones."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,9 +31,9 @@ def simulate(
     Exit status 1 when a false-positive rate is above 6%.
 
     Examples:
-    - `varloss-bench simulate`
+    - `varloss-bench study simulate`
 
-    - `varloss-bench simulate --sweeps 200 --embedding-sweeps 0` for a first look
+    - `varloss-bench study simulate --sweeps 200 --embedding-sweeps 0` for a first look
     """
     import json  # noqa: PLC0415
     import shlex  # noqa: PLC0415

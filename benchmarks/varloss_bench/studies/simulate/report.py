@@ -1,4 +1,4 @@
-"""Table, CSV and picture of `varloss-bench simulate`."""
+"""Table, CSV and picture of `varloss-bench study simulate`."""
 
 import csv
 import io

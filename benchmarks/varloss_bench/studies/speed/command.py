@@ -1,4 +1,4 @@
-"""`varloss-bench speed`: time and memory of the losses against other packages' and against what any method needs."""
+"""`varloss-bench study speed`: time and memory of the losses against other packages' and against what any method needs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
     Rows are appended to `rows.csv`; the table and the picture show the latest of each.
 
     Examples:
-    - `varloss-bench speed`
+    - `varloss-bench study speed`
 
-    - `varloss-bench speed --sizes 4096,8192 --groups "NT-Xent + VRN" --seconds 20`
+    - `varloss-bench study speed --sizes 4096,8192 --groups "NT-Xent + VRN" --seconds 20`
     """
     import torch  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415

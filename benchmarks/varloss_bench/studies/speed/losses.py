@@ -1,4 +1,4 @@
-"""The losses that `varloss-bench speed` compares, in groups that compute the same value."""
+"""The losses that `varloss-bench study speed` compares, in groups that compute the same value."""
 
 from __future__ import annotations
 

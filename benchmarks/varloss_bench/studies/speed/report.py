@@ -1,4 +1,4 @@
-"""Rows of `varloss-bench speed` as a table and a picture."""
+"""Rows of `varloss-bench study speed` as a table and a picture."""
 
 from __future__ import annotations
 

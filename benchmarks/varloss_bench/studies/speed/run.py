@@ -1,4 +1,4 @@
-"""Runs what `varloss-bench speed` was asked for and keeps each figure as a row that says where it comes from."""
+"""Runs what `varloss-bench study speed` was asked for and keeps each figure as a row that says where it comes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`varloss-bench theory`: the theory's predictions against free unit vectors optimised with the package's own losses."""
+"""`varloss-bench study theory`: the theory's predictions against free unit vectors optimised with the package's own losses."""
 
 from pathlib import Path
 from typing import Annotated

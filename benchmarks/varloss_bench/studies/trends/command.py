@@ -1,4 +1,4 @@
-"""`varloss-bench trends`: the two papers' trends on real embeddings of digits. Long; no verdict, no exit code."""
+"""`varloss-bench study trends`: the two papers' trends on real embeddings of digits. Long; no verdict, no exit code."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Tables and figures of `varloss-bench trends`: means over seeds, and whether each trend appeared."""
+"""Tables and figures of `varloss-bench study trends`: means over seeds, and whether each trend appeared."""
 
 import io
 import itertools

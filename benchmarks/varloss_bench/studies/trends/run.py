@@ -1,4 +1,4 @@
-"""The trials of `varloss-bench trends`: the harness's own nets, augmentations and schedule, at equal steps."""
+"""The trials of `varloss-bench study trends`: the harness's own nets, augmentations and schedule, at equal steps."""
 
 import dataclasses
 import json
