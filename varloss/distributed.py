@@ -261,3 +261,48 @@ def gather_views(z0: Tensor, z1: Tensor) -> Gathered | None:
     rows = sizes(z0)
     both = gather(torch.stack([z0, z1], dim=1), rows)
     return Gathered((both[:, 0], both[:, 1]), sum(rows[: rank()]), share(rows))
+
+
+class GatheredRows(NamedTuple):
+    """Rows of all ranks with their ids, as a loss by sample index takes them: one argument, ``gathered``.
+
+    :func:`gather_rows` makes it. Who gathers in another way makes it by hand.
+
+    Attributes:
+        keys: rows of all ranks, (M, D); this rank's (R, D) are among them, one after the other.
+        index: (M,) sample or label of each row; None where the rows have none, as the keys of a queue.
+        views: (M,) view of each row; None where the rows have none.
+        offset: row of ``keys`` where this rank's rows start.
+        share: as in :class:`Gathered`.
+    """
+
+    keys: Tensor
+    index: Tensor | None = None
+    views: Tensor | None = None
+    offset: int = 0
+    share: float = 1.0
+
+    def scale(self, local_mean: Tensor) -> Tensor:
+        """``local_mean * share``, as :meth:`Gathered.scale`."""
+        return local_mean if self.share == 1 else local_mean * self.share
+
+
+def gather_rows(z: Tensor, index: Tensor | None = None, views: Tensor | None = None) -> GatheredRows | None:
+    """Rows of all ranks and their ids, with gradient; None in one process.
+
+    Half precision comes back in fp32, so that the backward pass adds the ranks' gradients in fp32.
+
+    Args:
+        z: (R, D) rows of this rank. Ranks may differ in R.
+        index: (R,) integers: sample or label of each row.
+        views: (R,) integers: view of each row.
+
+    Raises:
+        ValueError: on every rank where a rank has no rows, or where ranks differ in D or in dtype.
+    """
+    if world_size() == 1:
+        return None
+    rows = sizes(z)
+    keys = gather(z, rows)
+    key_index, key_views = (None if ids is None else gather(ids, rows) for ids in (index, views))
+    return GatheredRows(keys, key_index, key_views, sum(rows[: rank()]), share(rows))
