@@ -270,15 +270,15 @@ class GatheredRows(NamedTuple):
 
     Attributes:
         keys: rows of all ranks, (M, D); this rank's (R, D) are among them, one after the other.
-        index: (M,) sample or label of each row; None where the rows have none, as the keys of a queue.
-        views: (M,) view of each row; None where the rows have none.
+        keys_index: (M,) sample or label of each key; None where the rows have none, as those of a queue.
+        keys_views: (M,) view of each key; None where the rows have none.
         offset: row of ``keys`` where this rank's rows start.
         share: as in :class:`Gathered`.
     """
 
     keys: Tensor
-    index: Tensor | None = None
-    views: Tensor | None = None
+    keys_index: Tensor | None = None
+    keys_views: Tensor | None = None
     offset: int = 0
     share: float = 1.0
 
@@ -304,5 +304,5 @@ def gather_rows(z: Tensor, index: Tensor | None = None, views: Tensor | None = N
         return None
     rows = sizes(z)
     keys = gather(z, rows)
-    key_index, key_views = (None if ids is None else gather(ids, rows) for ids in (index, views))
-    return GatheredRows(keys, key_index, key_views, sum(rows[: rank()]), share(rows))
+    keys_index, keys_views = (None if ids is None else gather(ids, rows) for ids in (index, views))
+    return GatheredRows(keys, keys_index, keys_views, sum(rows[: rank()]), share(rows))
