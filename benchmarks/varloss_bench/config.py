@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from varloss_bench.options import Option, Range, documented, setting
+
 # Raise this whenever a change of the harness changes the numbers a configuration leads to (augmentation, evaluation,
 # schedule, ...): it is hashed into every trial's key, so old results are then run again instead of silently mixed in.
 PROTOCOL = 2
@@ -38,82 +40,204 @@ MAX_EPOCHS = 9999
 LARGEST_RAW_SIDE, POOLED_RAW_SIDE = 64, 32
 
 
-def _later(default: Any) -> Any:
-    """A field of `TrialConfig` that was added within a protocol; its default is what trials did before, for ever."""
-    return dataclasses.field(default=default, metadata={"later": True})
+_ARM, _DATA, _TRAINING, _RUNNING = "What is trained", "Data", "Training", "Running"
+_FRACTION = Range(least=0, below=1)
+_COUNT = Range(least=1)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
     """Everything that decides a trial's numbers. Two equal configurations give equal numbers on one CPU.
 
-    Attributes:
-        data: Data set name (see `data.py`) and, in `data_dir`, where its files are when they are not part of a package.
-        method: One of `CONTRASTIVE`, or of `UNTRAINED` for a row without training.
-        seed: Decides split, labelled subsets, initial weights, order and augmentations: all of them, so that trials of
-            one seed differ in nothing but the arm, and the spread over seeds includes that of the split.
-        backbone: `"small"` or the name of a timm model.
-        batch_size, temperature, weight: The arm. `weight` is that of VRN, 0 is without.
-        epochs: Passes over the training split; trials of one sweep have equal epochs, hence not equal steps.
-        steps: Optimiser steps instead, where not 0; `epochs` is then 0. Equal steps are not equal data.
-        base_lr, lr_rule: Learning rate is base_lr * B/256 (linear), base_lr * sqrt(B/256) (sqrt) or base_lr (constant).
-        warmup: Fraction of the steps over which the learning rate rises linearly.
-        weight_warmup: Fraction of the steps over which the VRN weight rises linearly from 0.
-        fused: Both views in one forward pass (BatchNorm sees 2B rows) or one pass each.
-        queue_size, key_momentum: MoCo only. A queue of 0 means the largest power of two up to n/2 and 4096.
-        evaluate_on: The split the metrics are read on, once, after the last epoch.
-        device: `"cpu"` or `"cuda"`.
-        negatives: `"cross"`, `"within"` or `"both"` views' rows are negatives; None for the method's own (`NEGATIVES_OF`).
-        head_batch_norm: BatchNorm in the projection head; None for the method's own (`HEAD_BATCH_NORM_OF`).
-        vrn_against: MoCo only. `"queries"`: VRN between the two views by the trained encoder. `"queue"`: between each of
-            them and the queue, which carries no gradient and may collapse.
-        precision: Lightning's name of it. Evaluation and the losses' insides are in fp32 whatever it is.
-        devices, nodes, strategy: Ranks per node, nodes, and Lightning's strategy. `batch_size` is that of all ranks.
-        framework: One of `FRAMEWORKS`.
-        num_train, num_val, num_test: Samples in the splits; None for the data set's own numbers.
-        official_test: The test split is the one published with the data, not a part of its training images.
-        image_size: Side in pixels that the images of an `imagefolder` are brought to; None for its default.
-        hidden_dim, output_dim: Widths of the projection head.
-        raw_pixels_side: Side in pixels that images are averaged to for the raw-pixels row, None where they are taken as they
-            are. No option: `untrained` sets it for the large images of an `imagefolder`.
+    A field that is marked `later` was added within a protocol; its default is what trials did before, for ever.
+
+    `seed` decides split, labelled subsets, initial weights, order and augmentations: all of them, so that trials of one seed
+    differ in nothing but the arm, and the spread over seeds includes that of the split. `raw_pixels_side` is the side in
+    pixels that images are averaged to for the raw-pixels row, None where they are taken as they are; `untrained` sets it.
     """
 
-    data: str = "digits"
-    data_dir: str | None = None
-    method: str = "simclr"
+    data: str = setting(
+        "digits",
+        Option(
+            "Data set: digits (part of scikit-learn), fashion-mnist, fashion-pairs (100 classes), cifar10, cifar100, stl10, or "
+            "imagefolder:PATH, a folder with one folder per class.",
+            _DATA,
+        ),
+    )
+    data_dir: str | None = setting(
+        None,
+        Option(
+            "Folder that holds the files or that they are downloaded to. Default: Debian's folder for Fashion-MNIST where it "
+            "exists, else ~/.cache/varloss-bench.",
+            _DATA,
+            metavar="PATH",
+        ),
+    )
+    method: str = setting("simclr", Option("Method.", _ARM, choices=CONTRASTIVE))
     seed: int = 0
-    backbone: str = "small"
-    batch_size: int = 16
-    temperature: float = 0.5
-    weight: float = 0.0
-    epochs: int = 20
-    base_lr: float = 0.15
-    lr_rule: str = "linear"
-    warmup: float = 0.1
-    weight_warmup: float = 0.0
-    weight_decay: float = 1e-4
-    fused: bool = True
-    queue_size: int = 0
-    key_momentum: float = 0.99
-    evaluate_on: str = "test"
-    device: str = "cpu"
-    steps: int = _later(0)
-    negatives: str | None = _later(None)
-    head_batch_norm: bool | None = _later(None)
-    vrn_against: str = _later("queries")
-    precision: str = _later("32")
-    devices: int = _later(1)
-    nodes: int = _later(1)
-    strategy: str = _later("auto")
-    framework: str = _later("lightly")
-    num_train: int | None = _later(None)
-    num_val: int | None = _later(None)
-    num_test: int | None = _later(None)
-    official_test: bool = _later(False)
-    image_size: int | None = _later(None)
-    hidden_dim: int = _later(256)
-    output_dim: int = _later(64)
-    raw_pixels_side: int | None = _later(None)
+    backbone: str = setting(
+        "small",
+        Option(
+            "Backbone: small, or any timm model (untrained, adapted to small images). solo-learn takes resnet18 or resnet50.",
+            _TRAINING,
+            default_by=("framework", FRAMEWORKS),
+        ),
+    )
+    batch_size: int = setting(16, Option("Batch size over all ranks. Run one search per batch size.", _ARM))
+    temperature: float = setting(0.5, Option("Temperature of the loss.", _ARM, within=Range(above=0)))
+    weight: float = setting(0.0, Option("Weight of VRN; 0 is without VRN.", _ARM, within=Range(least=0)))
+    epochs: int = setting(20, Option("Epochs of every trial.", _TRAINING, within=_COUNT, excludes="steps"))
+    base_lr: float = setting(0.15, Option("Learning rate at batch size 256.", _TRAINING, within=Range(above=0)))
+    lr_rule: str = setting(
+        "linear",
+        Option(
+            "Learning rate at batch size B: base_lr * B/256 (linear), base_lr * sqrt(B/256) (sqrt) or base_lr (constant).",
+            _TRAINING,
+            choices=LR_RULES,
+        ),
+    )
+    warmup: float = setting(
+        0.1,
+        Option(
+            "Fraction of the steps over which the learning rate rises linearly from 0.", _TRAINING, within=_FRACTION
+        ),
+    )
+    weight_warmup: float = setting(
+        0.0,
+        Option(
+            "Fraction of the steps over which the VRN weight rises linearly from 0; 0.5 helps large batches with few steps.",
+            _TRAINING,
+            within=Range(least=0, most=1),
+        ),
+    )
+    weight_decay: float = setting(
+        1e-4, Option("Weight decay of SGD, for weights with two axes or more.", _TRAINING, within=Range(least=0))
+    )
+    fused: bool = setting(
+        True,
+        Option(
+            "Both views in one forward pass (BatchNorm sees 2B rows), or one pass each, which is all that solo-learn can do.",
+            _TRAINING,
+            switch=("fused", "split"),
+            default_by=("framework", {"lightly": True, "solo": False}),
+        ),
+    )
+    queue_size: int = setting(
+        0,
+        Option(
+            "Length of MoCo's queue; 0 is the largest power of two up to 4096 and half of the training samples.",
+            _TRAINING,
+            within=Range(least=0),
+        ),
+    )
+    key_momentum: float = setting(0.99, Option("Momentum of MoCo's key encoder.", _TRAINING, within=_FRACTION))
+    evaluate_on: str = setting(
+        "test",
+        Option(
+            "Split that the metrics are read on, once, after the last epoch; val is for choosing weight and temperature.",
+            _DATA,
+            choices=EVALUATION_SPLITS,
+        ),
+    )
+    device: str = setting(
+        "cpu",
+        Option("Device; auto is cuda where there is one.", _RUNNING, choices=("auto", "cpu", "cuda"), asked="auto"),
+    )
+    steps: int = setting(
+        0,
+        Option(
+            "Equal optimiser steps for all trials instead of equal epochs; small batches then see less data.",
+            _TRAINING,
+            within=_COUNT,
+            excludes="epochs",
+        ),
+        later=True,
+    )
+    negatives: str | None = setting(
+        None,
+        Option(
+            f"Views whose rows are negatives, for {', '.join(NEGATIVES_OF)}. Default: the method's own, which is both.",
+            _TRAINING,
+            choices=NEGATIVES,
+        ),
+        later=True,
+    )
+    head_batch_norm: bool | None = setting(
+        None,
+        Option("BatchNorm in the projection head. Default: the method's own, which is all but MoCo's.", _TRAINING),
+        later=True,
+    )
+    vrn_against: str = setting(
+        "queries",
+        Option(
+            "What VRN pairs each view with: the other view by the trained encoder, or, for MoCo, the queue, which carries no "
+            "gradient (1 of 4 such runs collapsed).",
+            _TRAINING,
+            choices=VRN_AGAINST,
+        ),
+        later=True,
+    )
+    precision: str = setting(
+        "32",
+        Option(
+            "Precision of the networks, by Lightning's name; losses and evaluation always compute in fp32.",
+            _TRAINING,
+            choices=PRECISIONS,
+        ),
+        later=True,
+    )
+    devices: int = setting(
+        1,
+        Option(
+            "Processes per machine that share the batch of each trial, one per GPU, or on the CPU.",
+            _RUNNING,
+            within=_COUNT,
+        ),
+        later=True,
+    )
+    nodes: int = setting(
+        1,
+        Option("Machines with --devices processes each; needs --cluster slurm.", _RUNNING, within=_COUNT),
+        later=True,
+    )
+    strategy: str = setting(
+        "auto", Option("Lightning's strategy for several processes.", _RUNNING, choices=STRATEGIES), later=True
+    )
+    framework: str = setting(
+        "lightly",
+        Option(
+            "What trains. For solo, SOLO_LEARN_ROOT names an unmodified checkout of solo-learn and SOLO_LEARN_PYTHON the "
+            "Python of its environment.",
+            _TRAINING,
+            choices=tuple(FRAMEWORKS),
+        ),
+        later=True,
+    )
+    num_train: int | None = setting(
+        None, Option("Training samples. Default: the data set's own number.", _DATA), later=True
+    )
+    num_val: int | None = setting(
+        None, Option("Validation samples. Default: the data set's own number.", _DATA), later=True
+    )
+    num_test: int | None = setting(None, Option("Test samples. Default: the data set's own number.", _DATA), later=True)
+    official_test: bool = setting(
+        False,
+        Option(
+            "Test on the split published with the data, or on a part of its training images that the seed draws.",
+            _DATA,
+            switch=("official-test", "drawn-test"),
+        ),
+        later=True,
+    )
+    image_size: int | None = setting(
+        None, Option("Side in pixels of the images of an imagefolder. Default: 32.", _DATA), later=True
+    )
+    hidden_dim: int = setting(
+        256, Option("Width of the projection head's hidden layer.", _TRAINING, within=_COUNT), later=True
+    )
+    output_dim: int = setting(64, Option("Width of the projections.", _TRAINING, within=Range(least=2)), later=True)
+    raw_pixels_side: int | None = dataclasses.field(default=None, metadata={"later": True})
 
     @property
     def equal(self) -> str:
@@ -161,7 +285,7 @@ class TrialConfig:
     def key(self, protocol: int = PROTOCOL) -> str:
         """Name of the trial: 16 hexadecimal digits of the SHA-256 of the canonical JSON of everything above.
 
-        A field that was added later (`_later`) counts once it is set: what was run before it existed keeps its name.
+        A field that was added later (`later`) counts once it is set: what was run before it existed keeps its name.
         Under an older `protocol` it is the name that records of then have.
         """
         decisive = {name: value for name, value in self.to_dict().items() if value != _added_later().get(name, ...)}

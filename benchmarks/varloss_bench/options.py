@@ -1,0 +1,132 @@
+"""What a field of a dataclass says of itself as an option: its help, its range or choices, its name on the command line.
+
+Everything else is made from this: parameters and `--help` (`commands.parameters`), the keys of a YAML file
+(`commands.config_file`), the docstring's list of attributes (`documented`) and the checks (`check`).
+"""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed values of a number, which must be finite. `above` and `below` leave the ends out."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.above is not None:
+            return f"greater than {self.above:g}"
+        if self.most is not None:
+            return f"from {self.least:g} to {self.most:g}"
+        if self.below is not None:
+            return f"from {self.least:g} to below {self.below:g}"
+        return f"at least {self.least:g}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field as an option.
+
+    Attributes:
+        help: One or more sentences. The choices are added to it.
+        panel: The heading of `--help` that lists it.
+        name: On the command line and in YAML files, where the field is called otherwise.
+        within: Allowed range, of each value where there are several.
+        choices: Allowed values, likewise.
+        switch: The two words of a bool, `("fused", "split")`; by default the name and `no-` with it. A single one is a flag.
+        asked: Default on the command line where it is not that of the field: what it stands for is resolved later.
+        default_by: Another option and, for each value of that, the default of this one; in commands that have both.
+        excludes: Another option, of which one is 0; in commands that have both.
+        may_be_empty: Whether a list of values may be empty.
+        metavar: What `--help` shows in place of the value.
+    """
+
+    help: str
+    panel: str
+    name: str = ""
+    within: Range | None = None
+    choices: tuple[str, ...] = ()
+    switch: tuple[str, ...] = ()
+    asked: Any = None
+    default_by: tuple[str, Mapping[str, Any]] | None = None
+    excludes: str = ""
+    may_be_empty: bool = False
+    metavar: str | None = None
+
+    @property
+    def flag(self) -> str:
+        """As it is typed."""
+        return f"--{dashed(self.name)}"
+
+    @property
+    def full_help(self) -> str:
+        """The help with the choices."""
+        return f"{self.help} One of {', '.join(self.choices)}." if self.choices else self.help
+
+    def check(self, value: Any) -> None:
+        """Raise `ValueError` for a value, or one of several, that is not allowed. None is always allowed."""
+        for single in value if isinstance(value, (list, tuple, range)) else (value,):
+            if single is None:
+                continue
+            if self.choices and single not in self.choices:
+                raise ValueError(f"{self.flag} must be one of {', '.join(self.choices)}, got {single!r}")
+            if self.within is not None and single not in self.within:
+                finite = "" if math.isfinite(single) else "a finite number "
+                raise ValueError(f"{self.flag} must be {finite}{self.within}, got {single:g}")
+
+
+def setting(default: Any, option: Option, *, later: bool = False) -> Any:
+    """A field of a dataclass that is an option; `later` as in `config.TrialConfig`."""
+    return dataclasses.field(default=default, metadata={"option": option} | ({"later": True} if later else {}))
+
+
+def options_of(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
+    """The fields of a dataclass, or of an instance of it, that are options."""
+    for field in dataclasses.fields(kind):
+        found = field.metadata.get("option")
+        if found is not None:
+            yield field, dataclasses.replace(found, name=found.name or field.name)
+
+
+def check(instance: Any) -> None:
+    """Raise `ValueError` for the first field whose value is out of range or none of its choices."""
+    for field, found in options_of(instance):
+        value = getattr(instance, field.name)
+        other = getattr(instance, found.excludes) if found.excludes else 0
+        if value and other:
+            raise ValueError(
+                f"--{dashed(field.name)} and --{dashed(found.excludes)} exclude each other, got {value} and {other}: set one to 0"
+            )
+        if not (other and not value):
+            found.check(value)
+
+
+def documented(kind: type[_T]) -> type[_T]:
+    """A decorator of dataclasses: adds the help of the fields to the docstring."""
+    lines = [f"    {field.name}: {found.full_help}" for field, found in options_of(kind)]
+    kind.__doc__ = "\n".join([inspect.cleandoc(kind.__doc__ or ""), "", "Attributes:", *lines])
+    return kind
+
+
+def dashed(name: str) -> str:
+    """As options are typed."""
+    return name.replace("_", "-")
