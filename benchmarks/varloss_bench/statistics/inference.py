@@ -1,4 +1,4 @@
-"""Means with intervals, paired differences, correction for many comparisons, and words that claim no more than these."""
+"""Confidence intervals, paired t tests, Holm's correction, verdicts, and the number of seeds a test needs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from scipy import special
 
 LEVEL = 0.95
 POWER = 0.8
-# Nobody plans more seeds than this; beyond it the answer is "more".
+# A larger number of seeds is reported as "over 1000".
 MOST_SEEDS = 1000
 
 Verdict = Literal["settled", "suggestive", "open", "no spread", "collapsed", "diverged", "crashed"]
@@ -23,8 +23,8 @@ class Interval:
     """A mean and its two-sided 95% t interval over seeds.
 
     Attributes:
-        mean: NaN when there is no value.
-        half_width: NaN with fewer than two values: one seed has no interval.
+        mean: NaN without values.
+        half_width: NaN with fewer than two values.
         count: Number of seeds.
     """
 
@@ -54,10 +54,7 @@ def _t_quantile(degrees: int) -> float:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean ± t quantile * standard error (sample standard deviation, n - 1 degrees of freedom).
-
-    A t interval at every number of seeds: at ten and more it merges into the normal one, from the safe side.
-    """
+    """Mean ± t quantile * standard error, with n - 1 degrees of freedom and the sample standard deviation."""
     count = len(values)
     if count == 0:
         return Interval(math.nan, math.nan, 0)
@@ -70,11 +67,11 @@ def interval(values: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """Difference of two arms in one metric, seed by seed.
+    """Difference of two arms in one metric, paired by seed.
 
     Attributes:
-        difference: Interval of treated - base over the seeds both arms have.
-        p_value: Two-sided paired t-test; NaN when it cannot be computed (fewer than two seeds, or no spread).
+        difference: Interval of treated - base over the seeds that both arms have.
+        p_value: Of the two-sided paired t test; NaN with fewer than two seeds or if all differences are equal.
     """
 
     difference: Interval
@@ -92,17 +89,17 @@ def paired(treated: Mapping[int, float], base: Mapping[int, float]) -> Paired:
     differences = [treated[seed] - base[seed] for seed in seeds]
     result = interval(differences)
     if len(seeds) < 2 or np.ptp(differences) <= 1e-12 * max(1.0, float(np.max(np.abs(differences)))):
-        # Differences all alike: the t statistic is 0/0 or infinite. Accuracies come in steps of one image, so this
-        # happens by chance, and an interval of width 0 would claim certainty.
+        # If all differences are equal, the t statistic is 0/0 or infinite. Accuracies are counts of images, so this
+        # happens by chance; a p-value of 0 would claim certainty.
         return Paired(result, math.nan)
     standard_error = float(np.std(differences, ddof=1)) / math.sqrt(len(seeds))
     return Paired(result, 2.0 * float(special.stdtr(len(seeds) - 1, -abs(result.mean) / standard_error)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values: rejecting those below alpha keeps the family-wise error at alpha.
+    """Holm's step-down adjusted p-values; rejecting those below alpha bounds the family-wise error rate by alpha.
 
-    NaN (no test could be made) counts as a member of the family and stays NaN.
+    NaN (no test was possible) counts as a member of the family and stays NaN.
     """
     order = sorted(range(len(p_values)), key=lambda i: (math.isnan(p_values[i]), p_values[i]))
     adjusted = [math.nan] * len(p_values)
@@ -116,12 +113,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(comparison: Paired, adjusted_p: float, failure: Failure | None = None) -> Verdict:
-    """What may be said of one comparison.
+    """The verdict on one comparison.
 
     Returns:
-        The failure when an arm had one in any seed, whatever the numbers of the others are: they are the survivors.
-        `"settled"` when the difference survives Holm's correction;
-        `"suggestive"` when only its own interval excludes 0; `"no spread"` when no t interval applies; else `"open"`.
+        The failure if any seed of either arm failed; the remaining seeds are a biased sample.
+        `"settled"` if the difference is significant after Holm's correction, `"suggestive"` if it is significant only
+        without the correction, `"no spread"` if all differences are equal, else `"open"`.
     """
     if failure:
         return failure
@@ -133,11 +130,11 @@ def verdict(comparison: Paired, adjusted_p: float, failure: Failure | None = Non
 
 
 class SeedsNeeded(NamedTuple):
-    """How many seeds a t-test would need; `MOST_SEEDS` stands for that many or more.
+    """The number of seeds that a paired t test needs; `MOST_SEEDS` stands for that many or more.
 
     Attributes:
-        seeds: For the standard deviation seen.
-        low, high: For the ends of that deviation's 95% interval: what is known of it from few seeds is little.
+        seeds: For the observed standard deviation.
+        low, high: For the ends of the 95% interval of the true standard deviation.
     """
 
     seeds: int
@@ -146,20 +143,21 @@ class SeedsNeeded(NamedTuple):
 
 
 def seeds_needed(difference: Interval, effect: float, *, comparisons: int = 1) -> SeedsNeeded | None:
-    """Seeds at which a true difference of `effect` is found with probability `POWER`: two-sided paired t-test.
+    """The number of seeds at which a two-sided paired t test finds a true difference of `effect` with power `POWER`.
 
-    The level is .05 / comparisons, Holm's first and strictest step, so that what is found is settled whatever the other
-    comparisons bring. An estimate: `power` is exact, but the standard deviation is that of the seeds seen, whose 95%
-    interval spans a factor of 6.6 at 4 seeds and of 2.7 at 10, and the number of seeds goes with its square.
+    The level is the Bonferroni level 0.05 / comparisons, Holm's first and strictest step: an effect found at this level is
+    settled whatever the other comparisons show. The number is an estimate. `power` is exact, but the standard deviation
+    is the observed one; its 95% interval spans a factor of 6.6 at 4 seeds and of 2.7 at 10, and the number of seeds grows
+    with its square.
 
     Args:
-        difference: What was seen; its spread and number of seeds are used, its mean is not.
+        difference: The observed difference; its standard deviation and number of seeds are used, its mean is not.
         effect: In the unit of the difference; its sign does not matter.
         comparisons: Size of the family.
 
     Returns:
-        None where nothing can be said: fewer than 3 seeds (one degree of freedom tells the spread to a factor of 72), no
-        spread, or no effect.
+        None if there are fewer than 3 seeds (the 95% interval of the standard deviation spans a factor of 72 at 2 seeds),
+        no spread or no effect.
     """
     spread, count = difference.spread, difference.count
     if count < 3 or not spread > 0 or not abs(effect) > 0:
@@ -170,18 +168,18 @@ def seeds_needed(difference: Interval, effect: float, *, comparisons: int = 1) -
 
 
 def spread_factors(count: int) -> tuple[float, float]:
-    """Ends of the 95% interval of a true variance over the one seen at so many seeds (normal values, chi-square)."""
+    """Ends of the 95% interval of the true variance, relative to the variance observed at `count` seeds (chi-square)."""
     tail = (1 - LEVEL) / 2
     low, high = (float((count - 1) / special.chdtri(count - 1, q)) for q in (tail, 1 - tail))
     return low, high
 
 
 def power(seeds: int, standardised: float, level: float = 1 - LEVEL) -> float:
-    """Probability that a two-sided paired t-test of this level finds an effect of so many standard deviations.
+    """Power of a two-sided paired t test at this level for an effect of `standardised` standard deviations.
 
-    T follows the noncentral t distribution with n - 1 degrees of freedom and noncentrality standardised * sqrt(n); this
-    is P(|T| > t quantile of 1 - level/2), as the mean of a normal tail over the chi distribution of the sample's standard
-    deviation, because scipy's `nct.cdf` is NaN in the far tails that small levels lead to.
+    T follows the noncentral t distribution with n - 1 degrees of freedom and noncentrality standardised * sqrt(n). The
+    power is P(|T| > t quantile of 1 - level/2). It is computed as the mean of a normal tail over the chi distribution of
+    the sample standard deviation, because scipy's `nct.cdf` is NaN in the far tails that small levels need.
     """
     critical = float(special.stdtrit(seeds - 1, 1 - level / 2))
     shift = abs(standardised) * math.sqrt(seeds)
@@ -198,7 +196,7 @@ def _chi_quantiles(degrees: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.flo
 
 @lru_cache(maxsize=4096)
 def _smallest_number(standardised: float, level: float) -> int:
-    """Smallest number of seeds with enough power, which rises with it; `MOST_SEEDS` when that many are not enough."""
+    """Smallest number of seeds with power `POWER`, by bisection; `MOST_SEEDS` if that many are not enough."""
     low = high = 2
     while high < MOST_SEEDS and power(high, standardised, level) < POWER:
         low, high = high + 1, min(2 * high, MOST_SEEDS)

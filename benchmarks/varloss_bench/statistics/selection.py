@@ -1,26 +1,25 @@
-"""Which temperature and weight a validation split prefers, how sure it is of that, and what is then compared on test."""
+"""Choose a temperature and a VRN weight on the validation split, and list what is then compared on the test split."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from varloss_bench.config import Arm, TrialConfig, grid
-from varloss_bench.measures import METRICS, SELECTABLE
-from varloss_bench.report.text import arm_label, group_label
-from varloss_bench.statistics import inference as stats
-from varloss_bench.statistics import summary
-from varloss_bench.statistics.summary import Pair, Row
+from varloss_bench.measures import SELECTABLE
+from varloss_bench.statistics.inference import Interval, paired
+from varloss_bench.statistics.summary import Pair, Row, summarise
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `--select` was asked for.
+    """The grid, the seeds and the metric that `--select` was asked for.
 
     Attributes:
-        base: Everything the trials share.
-        methods, batch_sizes, weights, temperatures, control_temperatures: The grid. Controls compete for the baseline only.
+        base: The options that all trials share.
+        methods, batch_sizes, weights, temperatures, control_temperatures: The grid. Control temperatures are candidates for
+            the baseline only.
         metric: One of `SELECTABLE`.
-        validation_seeds, test_seeds: Disjoint.
+        validation_seeds, test_seeds: They do not overlap.
     """
 
     base: TrialConfig
@@ -34,7 +33,7 @@ class Plan:
     test_seeds: Sequence[int]
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a plan that could not select, or not honestly."""
+        """Raises ValueError for a plan that has nothing to select from, or whose test would reuse what it selected on."""
         if self.metric not in SELECTABLE:
             raise ValueError(f"--select-by must be one of {', '.join(SELECTABLE)}, got {self.metric!r}")
         if not self.validation_seeds:
@@ -54,7 +53,7 @@ class Plan:
             raise ValueError("--select needs a --weight above 0 to choose from")
 
     def validation_trials(self) -> list[TrialConfig]:
-        """The whole grid on the validation split, seed by seed."""
+        """The whole grid on the validation split, ordered by seed."""
         trials = grid(
             replace(self.base, evaluate_on="val"),
             methods=self.methods,
@@ -67,7 +66,7 @@ class Plan:
         return [trial for trial in trials if trial.arm.trained]
 
     def test_trials(self, chosen: Iterable[tuple[Arm, Arm]]) -> list[TrialConfig]:
-        """Of each pair (baseline, VRN): both, VRN's temperature without it, and the untrained rows; on the test split."""
+        """On the test split, for each pair (baseline, VRN): both arms, the VRN arm's temperature without VRN, untrained rows."""
         trials = [
             trial
             for baseline, vrn in chosen
@@ -84,7 +83,7 @@ class Plan:
         return sorted(dict.fromkeys(trials), key=lambda trial: trial.seed)
 
     def most_test_trials(self) -> list[TrialConfig]:
-        """As many and as dear as there can be; what is chosen is not known before."""
+        """The largest and most expensive set of test trials that the selection can lead to."""
         temperatures = [*self.temperatures, *self.control_temperatures]
         return self.test_trials(
             (
@@ -98,26 +97,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best of several cells.
+    """The best of several cells (a temperature and a weight).
 
     Attributes:
-        row: Of the chosen cell, on the validation split.
-        candidates: Cells it was chosen from, those that failed not counted.
-        runner_up: None where there was no other.
-        lead: Chosen minus runner-up, paired by seed. Picked for being largest, so its interval is no test of anything.
-        tied: Whether the runner-up has the same mean; the smaller weight was taken then, or else the smaller temperature.
+        row: The chosen cell on the validation split.
+        candidates: Number of cells it was chosen from; cells that failed are not counted.
+        runner_up: The second-best cell; None if there was no other.
+        lead: Chosen minus runner-up, paired by seed. It is the largest of several differences, so its interval is no test.
+        tied: Whether the runner-up has the same mean. Then the smaller weight is taken; if those are equal too, the smaller
+            temperature.
     """
 
     row: Row
     candidates: int
     runner_up: Row | None
-    lead: stats.Interval | None
+    lead: Interval | None
     tied: bool
 
 
 @dataclass(frozen=True)
 class Group:
-    """A method at a batch size: the tuned baseline, the tuned VRN, None where every cell failed."""
+    """A method at a batch size: the tuned baseline and the tuned VRN, each None if every cell failed."""
 
     rows: tuple[Row, ...]
     baseline: Choice | None
@@ -125,16 +125,16 @@ class Group:
 
     @property
     def chosen(self) -> tuple[Arm, Arm] | None:
-        """Baseline and VRN, where there are both."""
+        """Baseline and VRN if both exist."""
         return (self.baseline.row.arm, self.vrn.row.arm) if self.baseline and self.vrn else None
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen, from what.
+    """The choices of all groups.
 
     Attributes:
-        drawn_test: Whether test images are drawn from the same images as validation images, not published apart.
+        drawn_test: Whether test and validation images are drawn from the same images (no published test split).
     """
 
     metric: str
@@ -144,12 +144,13 @@ class Selection:
 
     @property
     def chosen(self) -> list[tuple[Arm, Arm]]:
-        """Pairs of baseline and VRN, of all groups that have both."""
+        """Pairs of baseline and VRN of all groups that have both."""
         return [group.chosen for group in self.groups if group.chosen]
 
     def pairs(self) -> list[Pair]:
-        """What is compared on the test split, and together one family: VRN with the tuned baseline, and with its own
-        temperature where that is another one.
+        """The comparisons on the test split, which form one family.
+
+        VRN is compared with the tuned baseline, and with its own temperature without VRN if that is another arm.
         """
         pairs = []
         for baseline, vrn in self.chosen:
@@ -160,11 +161,11 @@ class Selection:
 
 
 def choose(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]], metric: str) -> Selection:
-    """The best mean over the seeds, per method and batch size, with and without VRN.
+    """The best mean over the seeds per method and batch size, with and without VRN.
 
-    A cell with a collapsed or diverged seed is out, however good its other seeds are.
+    A cell with a collapsed, diverged or crashed seed is excluded, however good its other seeds are.
     """
-    found = summary.summarise(trials, records, [])
+    found = summarise(trials, records, [])
     groups = []
     for method, batch_size in dict.fromkeys((row.arm.method, row.arm.batch_size) for row in found.rows):
         rows = tuple(row for row in found.rows if (row.arm.method, row.arm.batch_size) == (method, batch_size))
@@ -180,78 +181,19 @@ def choose(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any
 
 
 def _best(rows: Sequence[Row], metric: str) -> Choice | None:
-    # Means of the same counts in another order differ in the last digit; that is a tie.
+    # Means of the same counts in another order differ in the last digit; they are ties.
     ranked = sorted(rows, key=lambda row: (-round(row.mean(metric), 9), row.arm.weight, row.arm.temperature))
     if not ranked:
         return None
     best, runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
     if runner_up is None:
         return Choice(best, 1, None, None, tied=False)
-    lead = stats.paired(best.values[metric], runner_up.values[metric]).difference
+    lead = paired(best.values[metric], runner_up.values[metric]).difference
     return Choice(best, len(ranked), runner_up, lead, tied=round(lead.mean, 9) == 0)
 
 
-def failures(group: Group) -> list[str]:
-    """The cells that are out, with the reason."""
-    return [
-        f"{arm_label(row.arm)} ({row.failure} at seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
-        for row in group.rows
-        if row.failure
-        for seeds in [{"diverged": row.diverged, "collapsed": row.collapsed, "crashed": row.crashed}[row.failure]]
-    ]
-
-
-def in_words(selection: Selection, test_seeds: Sequence[int]) -> str:
-    """What was chosen, how close the next one was, and what the numbers are worth."""
-    title = METRICS[selection.metric].title
-    lines = [
-        f"Chosen on the validation split by {title}, mean of {_seeds(selection.seeds)}. Confirmed on the test split with "
-        f"{_seeds(test_seeds)}, read once."
-    ]
-    for group in selection.groups:
-        lines.append(group_label(group.rows[0].arm))
-        for name, choice in (("baseline", group.baseline), ("VRN", group.vrn)):
-            lines.append(f"  {name}: {_choice_in_words(choice, selection.metric)}")
-        out = failures(group)
-        if out:
-            lines.append(f"  out: {'; '.join(out)}")
-        if not group.chosen:
-            lines.append("  no comparison on test: every cell of one side failed")
-    lines.append(
-        "The validation scores of the chosen are the best of several, hence too good, the more so the more cells there were; "
-        "the table below has fresh seeds."
-        + (
-            " A seed redraws the split of one and the same data set: an image that served the choice can be in the test split "
-            "of another seed."
-            if selection.drawn_test
-            else ""
-        )
-    )
-    return "\n".join(lines)
-
-
-def _choice_in_words(choice: Choice | None, metric: str) -> str:
-    if choice is None:
-        return "none, every cell failed"
-    digits = METRICS[metric].digits
-    text = f"{arm_label(choice.row.arm)}, {choice.row.mean(metric):.{digits}f} on validation"
-    if choice.runner_up is None or choice.lead is None:
-        return f"{text}, the only cell"
-    text += f", best of {choice.candidates} cells; "
-    runner_up = arm_label(choice.runner_up.arm)
-    if choice.tied:
-        return f"{text}{runner_up} scored the same, and the smaller weight or temperature was taken"
-    lead = choice.lead
-    width = f"±{lead.half_width:.{digits}f}" if lead.count > 1 else ""
-    return f"{text}runner-up {runner_up}, {lead.mean:.{digits}f}{width} behind"
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
-
-
 def to_dict(plan: Plan, selection: Selection, trials: Sequence[TrialConfig]) -> dict[str, Any]:
-    """Everything that went into the choice and what came out, as plain values."""
+    """The inputs of the selection and its result, as plain values."""
     keys: dict[Arm, list[str]] = {}
     for trial in trials:
         keys.setdefault(trial.arm, []).append(trial.key())
@@ -301,7 +243,7 @@ def _choice_to_dict(choice: Choice | None) -> dict[str, Any] | None:
 
 
 def what_was_chosen(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a stored selection that decides what is run on test: two selections are the same if this is."""
+    """The part of a stored selection that decides the test trials; two selections are the same if it is equal."""
 
     def cell(choice: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return {name: choice[name] for name in ("temperature", "weight")} if choice else None

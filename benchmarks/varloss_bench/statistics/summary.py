@@ -1,4 +1,4 @@
-"""From records to rows and comparisons: everything the table, the figure and the JSON summary show."""
+"""From records to rows and comparisons: the numbers that table, figure and JSON summary show."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -7,19 +7,19 @@ from typing import Any, Literal, NamedTuple
 
 from varloss_bench.config import Arm, TrialConfig
 from varloss_bench.measures import ACCURACIES, METRICS
-from varloss_bench.statistics import inference as stats
+from varloss_bench.statistics import inference
 
-# Compared, and together the family that Holm's correction runs over.
+# The metrics that are compared. Holm's correction is over the comparisons in all of them.
 COMPARED = (*ACCURACIES, "negative_variance")
-# The effect whose price in seeds is told where a comparison is open: percentage points of an accuracy, and for what has no
-# unit a fraction of the base arm's mean.
+# The effect for which the number of seeds needed is reported: percentage points of an accuracy; for a metric without unit,
+# a fraction of the base arm's mean.
 EFFECT_POINTS, EFFECT_FRACTION = 0.5, 0.1
 
 Role = Literal["same temperature", "control", "tuned baseline"]
 
 
 class Pair(NamedTuple):
-    """Two arms that are compared, and what the second one is to the first."""
+    """Two arms that are compared, and the role of the second one."""
 
     treated: Arm
     base: Arm
@@ -32,10 +32,10 @@ def grid_pairs(configs: Sequence[TrialConfig], control_temperatures: Collection[
 
 
 def grid_pairs_of(arms: Sequence[Arm], control_temperatures: Collection[float]) -> list[Pair]:
-    """What a grid compares: each arm with VRN against the same arm without, then against every control.
+    """The pairs of a grid: each arm with VRN against the same arm without VRN, then against every control.
 
-    A control is the same method and batch size without VRN at another of the control temperatures, whether VRN was run
-    at that one as well or not.
+    A control is the same method and batch size without VRN at another of the control temperatures. VRN may have been run
+    at that temperature too.
     """
     pairs = []
     for arm in (arm for arm in arms if arm.weight):
@@ -57,7 +57,7 @@ class Row:
 
     Attributes:
         values: Metric -> seed -> value, of finished trials.
-        diverged: Seeds whose training became NaN.
+        diverged: Seeds whose training became NaN or infinite.
         crashed: Seeds without a result.
         collapsed: Seeds whose held-out negatives have mean similarity above the limit.
         seconds: Mean training time.
@@ -71,18 +71,18 @@ class Row:
     seconds: float
 
     @property
-    def failure(self) -> stats.Failure | None:
-        """What went wrong in any seed of the arm."""
+    def failure(self) -> inference.Failure | None:
+        """The failure of any seed of the arm."""
         if self.diverged:
             return "diverged"
         if self.collapsed:
             return "collapsed"
-        # A trial may crash because of what it trains (memory, numbers out of range): its survivors are chosen, too.
+        # A trial may crash because of its arm (memory, overflow), so the remaining seeds are a biased sample.
         return "crashed" if self.crashed else None
 
-    def interval(self, metric: str) -> stats.Interval:
+    def interval(self, metric: str) -> inference.Interval:
         """Mean and interval of a metric over the finished seeds."""
-        return stats.interval(list(self.values.get(metric, {}).values()))
+        return inference.interval(list(self.values.get(metric, {}).values()))
 
     def mean(self, metric: str) -> float:
         """Mean of a metric over the finished seeds, NaN where there is none."""
@@ -95,39 +95,39 @@ class Comparison:
     """One metric of one arm against its base arm.
 
     Attributes:
-        role: What the base is to the treated arm.
+        role: The role of the base.
         family: Number of comparisons that share the correction.
-        effect: The stated effect, in the metric's unit, whose price in seeds is told; NaN where there is none.
+        effect: The effect, in the metric's unit, for which the number of seeds needed is reported; NaN if there is none.
     """
 
     treated: Arm
     base: Arm
     role: Role
     metric: str
-    result: stats.Paired
+    result: inference.Paired
     adjusted_p: float
-    verdict: stats.Verdict
+    verdict: inference.Verdict
     family: int
     effect: float
 
-    def seeds_needed(self, effect: float, *, alone: bool = False) -> stats.SeedsNeeded | None:
-        """Seeds at which this effect would be settled four times out of five: in its family, or as the only comparison.
+    def seeds_needed(self, effect: float, *, alone: bool = False) -> inference.SeedsNeeded | None:
+        """The number of seeds that settles this effect with 80% power: in its family, or `alone` as the only comparison.
 
-        None where no test could be made: a failed arm, or too little to know the spread from.
+        None if no test was possible (a failed arm), or if there are too few seeds to estimate the standard deviation.
         """
         if math.isnan(self.result.p_value):
             return None
-        return stats.seeds_needed(self.result.difference, effect, comparisons=1 if alone else self.family)
+        return inference.seeds_needed(self.result.difference, effect, comparisons=1 if alone else self.family)
 
     @property
     def against_control(self) -> bool:
-        """Whether the base is the same method at another temperature, and not the same arm without VRN."""
+        """Whether the base has another temperature than the treated arm."""
         return self.treated.temperature != self.base.temperature
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A sweep as far as it has got."""
+    """The rows and comparisons of a sweep, complete or not."""
 
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
@@ -145,16 +145,16 @@ def summarise(
     *,
     effect_points: float = EFFECT_POINTS,
 ) -> Summary:
-    """Group records by arm and compare the pairs in every metric of `COMPARED`, which together are one family.
+    """Group the records by arm and compare the pairs in every metric of `COMPARED`; all comparisons are one family.
 
-    An arm with a collapsed, diverged or crashed seed wins nothing: its comparisons say so, have no p-value, and stay
-    members of the family, whose size is hence fixed by what was asked and not by what came out.
+    An arm with a collapsed, diverged or crashed seed is excluded: its comparisons have this failure as their verdict and
+    no p-value. They stay members of the family, so the size of the family does not depend on the results.
 
     Args:
-        configs: The trials asked for.
-        records: What there is of them, by key.
-        pairs: What is compared, decided before any result is seen.
-        effect_points: An accuracy difference that would matter; it decides which number of seeds is named, no verdict.
+        configs: The trials of the sweep.
+        records: The records that exist, by key.
+        pairs: The pairs to compare, fixed before any result is seen.
+        effect_points: The accuracy difference for which the number of seeds needed is reported; it changes no verdict.
     """
     arms = list(dict.fromkeys(config.arm for config in configs))
     rows = [_row(arm, [c for c in configs if c.arm == arm], records) for arm in arms]
@@ -165,17 +165,17 @@ def summarise(
 def compare_rows(
     rows: Sequence[Row], pairs: Sequence[Pair], *, effect_points: float = EFFECT_POINTS
 ) -> tuple[Comparison, ...]:
-    """The statistics of `summarise`: paired tests, one correction over all of them, verdicts."""
+    """Paired t tests, Holm's correction over all of them, and verdicts."""
     by_arm = {row.arm: row for row in rows}
     tests = []
     for pair in pairs:
         treated, base = by_arm[pair.treated], by_arm[pair.base]
         failure = treated.failure or base.failure
         for metric in COMPARED:
-            result = stats.paired(treated.values.get(metric, {}), base.values.get(metric, {}))
-            # What is left of a failed arm are its survivors: their p-value would be one of nothing.
+            result = inference.paired(treated.values.get(metric, {}), base.values.get(metric, {}))
+            # The remaining seeds of a failed arm are a biased sample; their p-value means nothing.
             tests.append((pair, metric, replace(result, p_value=math.nan) if failure else result, failure))
-    adjusted = stats.holm([result.p_value for _, _, result, _ in tests])
+    adjusted = inference.holm([result.p_value for _, _, result, _ in tests])
     return tuple(
         Comparison(
             pair.treated,
@@ -184,7 +184,7 @@ def compare_rows(
             metric,
             result,
             p,
-            stats.verdict(result, p, failure),
+            inference.verdict(result, p, failure),
             len(tests),
             effect_points if METRICS[metric].unit else EFFECT_FRACTION * by_arm[pair.base].mean(metric),
         )
@@ -213,7 +213,7 @@ def _row(arm: Arm, configs: Sequence[TrialConfig], records: Mapping[str, Mapping
 
 
 def to_dict(summary: Summary) -> dict[str, Any]:
-    """The summary as plain values; what could not be computed is None."""
+    """The summary as plain values; NaN becomes None."""
     return {
         "seeds": list(summary.seeds),
         "comparisons_in_family": len(summary.comparisons),
@@ -245,7 +245,7 @@ def to_dict(summary: Summary) -> dict[str, Any]:
 
 
 def _seeds_needed(comparison: Comparison) -> dict[str, Any]:
-    """For the stated effect and for the observed one: in the family, and as the only comparison."""
+    """For the stated and the observed effect: in the family, and as the only comparison."""
     effects = {"stated": comparison.effect, "observed": abs(comparison.result.difference.mean)}
     found = {}
     for name, effect in effects.items():
@@ -264,7 +264,7 @@ def _seeds_needed(comparison: Comparison) -> dict[str, Any]:
     return found
 
 
-def _interval(value: stats.Interval) -> dict[str, Any]:
+def _interval(value: inference.Interval) -> dict[str, Any]:
     return {"mean": _number(value.mean), "ci95": _number(value.half_width), "seeds": value.count}
 
 

@@ -1,32 +1,42 @@
-"""`varloss-bench study simulate`: are the verdicts right? Sweeps whose truth is known, judged by the code that judges real ones."""
+"""`varloss-bench study simulate`: the false-positive rate and the power of the verdicts, on sweeps whose truth is known."""
 
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+
+from varloss_bench import messages
+from varloss_bench.commands import checks
+from varloss_bench.records import provenance
+from varloss_bench.records.store import write_atomically
+from varloss_bench.studies.simulate import report, run
 
 
 def simulate(
     sweeps: Annotated[
-        int, typer.Option(help="Simulated sweeps for each false-positive rate; a quarter of them for each power.")
+        int, typer.Option(min=1, help="Simulated sweeps per false-positive rate; a quarter as many per power.")
     ] = 2000,
     embedding_sweeps: Annotated[
         int,
         typer.Option(
-            help="Sweeps of synthetic embeddings through the real evaluation, half a second each; 0 for none."
+            min=0, help="Sweeps of synthetic embeddings through the real evaluation (half a second each); 0 for none."
         ),
     ] = 200,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal rates.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes of one thread each, for the embeddings.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same rates.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes for the embeddings, one thread each.")] = 2,
     output: Annotated[Path, typer.Option(help="Folder of rates.csv, table.txt, summary.json and figure.png.")] = Path(
         "varloss-runs/simulate"
     ),
 ) -> None:
-    """Count how often `compare` would call something settled that is not there, and how often it finds what is.
+    """Estimate the false-positive rate and the power of `compare`.
 
-    **Tables**: accuracies as counts of one test set that all arms share, metrics of one net that move together, levels and
-    spreads of digits. **Embeddings**: classes with a known distance, through the real probes, kNN and similarities. Both go
-    through the pairing, the correction and the verdicts of real sweeps. Nothing is trained; no network needed.
+    **Tables** simulate accuracies as counts on one test set that all arms share; the metrics of one net are correlated,
+    and their means and standard deviations are those of digits. **Embeddings** simulate classes at a known distance and
+    use the real probes, kNN and similarities. Both use the pairing, the correction and the verdicts of real sweeps.
+    Nothing is trained, and no network access is needed.
 
     Exit status 1 when a false-positive rate is above 6%.
 
@@ -35,36 +45,15 @@ def simulate(
 
     - `varloss-bench study simulate --sweeps 200 --embedding-sweeps 0` for a first look
     """
-    import json  # noqa: PLC0415
-    import shlex  # noqa: PLC0415
-
-    from rich.console import Console  # noqa: PLC0415
-
-    from varloss_bench import messages  # noqa: PLC0415
-    from varloss_bench.commands import checks  # noqa: PLC0415
-    from varloss_bench.records import provenance  # noqa: PLC0415
-    from varloss_bench.records.store import write_atomically  # noqa: PLC0415
-    from varloss_bench.studies.simulate import report as simulate_report  # noqa: PLC0415
-    from varloss_bench.studies.simulate import run as simulate_run  # noqa: PLC0415
-
     checks.check_installed()
     console = Console()
-    for option, value, least in (
-        ("--sweeps", sweeps, 1),
-        ("--embedding-sweeps", embedding_sweeps, 0),
-        ("--seed", seed, 0),
-        ("--workers", workers, 1),
-    ):
-        if value < least:
-            messages.error(console, f"{option} must be at least {least}, got {value}")
-            raise typer.Exit(2)
 
     def tell(text: str) -> None:
         messages.say(console, text, "dim")
 
-    results = list(simulate_run.run_tables(sweeps, seed, tell))
+    results = list(run.run_tables(sweeps, seed, tell))
     if embedding_sweeps:
-        results += simulate_run.run_embeddings(embedding_sweeps, workers, tell)
+        results += run.run_embeddings(embedding_sweeps, workers, tell)
     command = provenance.command_line()
     content = {
         "command": command,
@@ -72,10 +61,10 @@ def simulate(
         "rates": [result.to_dict() for result in results],
     }
     write_atomically(output / "summary.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
-    write_atomically(output / "rates.csv", simulate_report.to_csv(results))
-    write_atomically(output / "table.txt", f"$ {shlex.join(command)}\n\n{simulate_report.plain_text(results)}")
-    write_atomically(output / "figure.png", simulate_report.draw(results))
-    console.print(simulate_report.render(results))
+    write_atomically(output / "rates.csv", report.to_csv(results))
+    write_atomically(output / "table.txt", f"$ {shlex.join(command)}\n\n{report.plain_text(results)}")
+    write_atomically(output / "figure.png", report.draw(results))
+    console.print(report.render(results))
     messages.say(console, f"Table, rates and figure: {output}/")
-    if simulate_report.too_many(results):
+    if report.too_many(results):
         raise typer.Exit(1)

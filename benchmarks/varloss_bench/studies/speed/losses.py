@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import varloss
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 TEMPERATURE = 0.5
 WEIGHT, NUM_SAMPLES = 3.0, 50_000
@@ -44,31 +46,23 @@ class Contender:
 
 
 def _ours_with_vrn() -> Loss:
-    import varloss  # noqa: PLC0415
-
     return varloss.WithVRN(varloss.NTXentLoss(temperature=TEMPERATURE), weight=WEIGHT, num_samples=NUM_SAMPLES)
 
 
 def _ours(**options: Any) -> Callable[[], Loss]:
     def build() -> Loss:
-        import varloss  # noqa: PLC0415
-
         return varloss.NTXentLoss(temperature=TEMPERATURE, **options)
 
     return build
 
 
 def _ours_vrn() -> Loss:
-    import varloss  # noqa: PLC0415
-
     return varloss.VRNLoss(num_samples=NUM_SAMPLES)
 
 
 def _lightly(name: str) -> Callable[[], Loss]:
     def build() -> Loss:
-        from lightly import loss  # noqa: PLC0415
-
-        made: Loss = getattr(loss, name)(temperature=TEMPERATURE)
+        made: Loss = getattr(import_module("lightly.loss"), name)(temperature=TEMPERATURE)
         return made
 
     return build

@@ -1,38 +1,36 @@
 """`varloss-bench study theory`: the theory's predictions against free unit vectors optimised with the package's own losses."""
 
+import json
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from varloss_bench import messages
+from varloss_bench.records import provenance
+from varloss_bench.records.store import write_atomically
+from varloss_bench.studies.theory import figures, optima, pairs
 
 GROUP_KEYS = ("full-batch", "fixed-batches", "reshuffled-batches", "rank-floor", "separation", "vrn", "temperature")
 
 
 def theory(
-    only: Annotated[str, typer.Option(help=f"Comma-separated list of {', '.join(GROUP_KEYS)}; empty for all.")] = "",
+    only: Annotated[str, typer.Option(help=f"Comma-separated list of {', '.join(GROUP_KEYS)}; default: all.")] = "",
     output: Annotated[Path, typer.Option(help="Folder of the figures and of rows.json.")] = Path("varloss-runs/theory"),
-    failures_only: Annotated[bool, typer.Option("--failures-only", help="Print only rows that miss.")] = False,
+    failures_only: Annotated[
+        bool, typer.Option("--failures-only", help="Print only the rows that miss their tolerance.")
+    ] = False,
 ) -> None:
-    """Check the theory's predictions: each is held against free unit vectors that a real loss has arranged.
+    """Check the theory's predictions against unit vectors optimised with the real loss.
 
-    No network, no data, under two minutes on two cores. Writes one figure per group and `rows.json`, and **exits with 1
-    when a row misses its tolerance**.
+    Needs no network access and no data, and takes under two minutes on two cores. Writes one figure per group and
+    `rows.json`. **Exits with 1 when a row misses its tolerance.**
     """
-    import json  # noqa: PLC0415
-    import time  # noqa: PLC0415
-    from dataclasses import asdict  # noqa: PLC0415
-
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    from varloss_bench import messages  # noqa: PLC0415
-    from varloss_bench.records import provenance  # noqa: PLC0415
-    from varloss_bench.records.store import write_atomically  # noqa: PLC0415
-    from varloss_bench.studies.theory import figures as theory_figures  # noqa: PLC0415
-    from varloss_bench.studies.theory import optima as theory_optima  # noqa: PLC0415
-    from varloss_bench.studies.theory import pairs as theory_pairs  # noqa: PLC0415
-
-    groups = dict(zip(GROUP_KEYS, (*theory_optima.GROUPS, *theory_pairs.GROUPS), strict=True))
+    groups = dict(zip(GROUP_KEYS, (*optima.GROUPS, *pairs.GROUPS), strict=True))
     wanted = [key.strip() for key in only.split(",") if key.strip()] or list(GROUP_KEYS)
     unknown = sorted(set(wanted) - set(GROUP_KEYS))
     if unknown:
@@ -65,7 +63,7 @@ def theory(
             )
         if table.row_count:
             console.print(table, highlight=False)
-        write_atomically(output / f"{key}.png", theory_figures.draw(group))
+        write_atomically(output / f"{key}.png", figures.draw(group))
         rows = [{**asdict(row), "ok": row.ok} for row in group.rows]
         content.append({"group": key, "title": group.title, "rows": rows})
     seconds = time.monotonic() - started

@@ -1,46 +1,43 @@
-"""`varloss-bench study trends`: the two papers' trends on real embeddings of digits. Long; no verdict, no exit code."""
+"""`varloss-bench study trends`: two trends of the papers on real embeddings of digits."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+
+from varloss_bench import messages
+from varloss_bench.commands import checks
+from varloss_bench.records import provenance
+from varloss_bench.records.store import write_atomically
+from varloss_bench.studies.trends import report, run
 
 
 def trends(
-    steps: Annotated[int, typer.Option(help="Optimiser steps of every trial, whatever its batch size.")] = 620,
-    seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 3,
-    workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of every trial, at every batch size.")] = 620,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of paired seeds.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
     output: Annotated[Path, typer.Option(help="Folder of rows.json, table.txt and the figures.")] = Path(
         "varloss-runs/trends"
     ),
 ) -> None:
-    """Train small nets on scikit-learn's digits and show two trends, whether they appear or not.
+    """Train small nets on scikit-learn's digits and show whether two trends appear.
 
-    Variance of held-out negatives against batch size at equal STEPS (t = 0.5, with and without VRN), and uniformity,
-    tolerance and penalty entropy against temperature (batch size 64). No network needed. Finished trials are kept: the
-    same command resumes.
+    The first is the variance of held-out negatives against the batch size at equal steps (t = 0.5, with and without VRN).
+    The second is uniformity, tolerance and penalty entropy against the temperature (batch size 64). This takes long and
+    needs no network access. Finished trials are kept; the same command resumes.
     """
-    import json  # noqa: PLC0415
-
-    from rich.console import Console  # noqa: PLC0415
-
-    from varloss_bench import messages  # noqa: PLC0415
-    from varloss_bench.commands import checks  # noqa: PLC0415
-    from varloss_bench.records import provenance  # noqa: PLC0415
-    from varloss_bench.records.store import write_atomically  # noqa: PLC0415
-    from varloss_bench.studies.trends import report as trends_report  # noqa: PLC0415
-    from varloss_bench.studies.trends import run as trends_run  # noqa: PLC0415
-
     checks.check_installed()
     console = Console()
     output.mkdir(parents=True, exist_ok=True)
-    rows = trends_run.run(steps, list(range(seeds)), workers, output / "trials", console)
-    text = trends_report.table(rows)
+    rows = run.run(steps, list(range(seeds)), workers, output / "trials", console)
+    text = report.table(rows)
     messages.say(console, text)
     command = provenance.command_line()
     record = {"command": command, "environment": provenance.environment(), "rows": rows}
     write_atomically(output / "rows.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
     write_atomically(output / "table.txt", f"$ {' '.join(command)}\n\n{text}\n")
-    for name, content in trends_report.figures(rows).items():
+    for name, content in report.figures(rows).items():
         write_atomically(output / f"{name}.png", content)
     messages.say(console, f"Rows, table and figures are in {output}.")
