@@ -4,9 +4,15 @@ The losses are functions in :mod:`varloss.functional` and modules here. Imports 
 """
 
 from varloss import distributed, functional, metrics
-from varloss._named_modules import DCLLoss, InfoNCELoss, KCLLoss, SigmoidLoss, SimpleLoss, SpectralLoss
-from varloss._queue import MemoryBank
-from varloss.modules import DHELLoss, NTXentLoss, QueueInfoNCELoss, VRNLoss, VRNRegularizer, WithVRN
+from varloss.losses.dhel import DHELLoss
+from varloss.losses.kcl import KCLLoss
+from varloss.losses.nt_xent import DCLLoss, InfoNCELoss, NTXentLoss
+from varloss.losses.queue import MemoryBank, QueueInfoNCELoss
+from varloss.losses.sigmoid import SigmoidLoss
+from varloss.losses.simple import SimpleLoss
+from varloss.losses.spectral import SpectralLoss
+from varloss.losses.vrn import VRNLoss, VRNRegularizer
+from varloss.losses.with_vrn import WithVRN
 
 __version__ = "0.1.0"
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from varloss import _checks
-from varloss._numerics import wide
+from varloss._core import checks
+from varloss._core.numerics import wide
 
 # Names cross as their places in this list: all ranks run one build of torch.
 _DTYPES = sorted({str(x) for x in vars(torch).values() if isinstance(x, torch.dtype)})
@@ -212,7 +212,7 @@ def gather_two_views(z0: Tensor, z1: Tensor, wanted: bool = True) -> GatheredVie
     """
     if not wanted or world_size() == 1:
         return _ALONE
-    _checks.views(z0, z1)
+    checks.views(z0, z1)
     rows = sizes(z0)
     both = gather(torch.stack([z0, z1], dim=1), rows)
     return GatheredViews((both[:, 0], both[:, 1]), sum(rows[: rank()]), share(rows))
@@ -257,7 +257,7 @@ def gather_views(z0: Tensor, z1: Tensor) -> Gathered | None:
     """
     if world_size() == 1:
         return None
-    _checks.views(z0, z1)
+    checks.views(z0, z1)
     rows = sizes(z0)
     both = gather(torch.stack([z0, z1], dim=1), rows)
     return Gathered((both[:, 0], both[:, 1]), sum(rows[: rank()]), share(rows))

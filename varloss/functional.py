@@ -1,10 +1,14 @@
 """The losses as pure functions: tensors in, a scalar tensor out."""
 
-from varloss._additive import kcl, sigmoid_loss, spectral_loss
-from varloss._hard import simple_loss
-from varloss._nt_xent import dclw_weights, dhel, nt_xent, nt_xent_indexed
-from varloss._queue import queue_info_nce
-from varloss._vrn import nt_xent_with_vrn, vrn, vrn_from_moments, vrn_indexed, vrn_moments, vrn_queue
+from varloss.losses.dhel import dhel
+from varloss.losses.indexed import nt_xent_indexed, vrn_indexed
+from varloss.losses.kcl import kcl
+from varloss.losses.nt_xent import dclw_weights, nt_xent, nt_xent_with_vrn
+from varloss.losses.queue import queue_info_nce, vrn_queue
+from varloss.losses.sigmoid import sigmoid_loss
+from varloss.losses.simple import simple_loss
+from varloss.losses.spectral import spectral_loss
+from varloss.losses.vrn import vrn, vrn_from_moments, vrn_moments
 
 __all__ = [
     "dclw_weights",

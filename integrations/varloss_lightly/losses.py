@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import varloss
 from varloss import distributed, functional
-from varloss.modules import ONE_SIDED
+from varloss.losses.vrn import ONE_SIDED
 
 Kind = Literal["cross", "within", "both"]
 WeightFunction = Callable[[Tensor, Tensor], Tensor]

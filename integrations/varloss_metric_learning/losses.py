@@ -9,7 +9,8 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
-from varloss import functional, modules
+import varloss
+from varloss import functional
 
 Kind = Literal["cross", "within", "both"]
 
@@ -77,7 +78,7 @@ class NTXentLoss(_CosineLoss):
     def __init__(self, temperature: float = 0.07, *, decoupled: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # The module checks the temperature where it is built, not at the first batch.
-        self.temperature = modules.NTXentLoss(temperature=temperature).temperature
+        self.temperature = varloss.NTXentLoss(temperature=temperature).temperature
         self.decoupled = decoupled
         self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
 
@@ -133,7 +134,7 @@ class VRNRegularizer(_CosineLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        checked = modules.VRNRegularizer(weight=weight, num_samples=num_samples, target=target, exponent=exponent)
+        checked = varloss.VRNRegularizer(weight=weight, num_samples=num_samples, target=target, exponent=exponent)
         self.weight, self.exponent = checked.weight, checked.exponent
         self.num_samples, self.target = num_samples, target
         self.add_to_recordable_attributes(list_of_names=["weight"], is_stat=False)

@@ -13,9 +13,8 @@ import pytest
 import torch
 from support import oracles
 
-from varloss import _fused
-from varloss._kernels import tiles
-from varloss._kernels.common import Problem
+from varloss._kernels import autograd, tiles
+from varloss._kernels.problem import Problem
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -34,7 +33,7 @@ def errors(case: tuple[str, bool, str | None, tuple[int, int]], dtype: torch.dty
 
     One row is zero; row lengths run over the dtype's range, where products of raw rows would overflow.
     """
-    from varloss._kernels import triton_tiles
+    from varloss._kernels import triton as triton_kernels
 
     kind, decoupled, pairs, shape = case
     z0, z1 = (z.detach() for z in oracles.views(*shape))
@@ -44,8 +43,8 @@ def errors(case: tuple[str, bool, str | None, tuple[int, int]], dtype: torch.dty
     z = [(x * lengths / x.abs().amax()).to(device, dtype) for x in (z0, z1)]
     problem = Problem(0.3, kind, decoupled, 3.0 if pairs else 0.0, -1 / 19, pairs or "cross")
     expected = tiles.value_and_gradient(*(x.double() for x in z), problem, True)
-    found = triton_tiles.value_and_gradient(*z, problem, True)
-    alone, nothing = triton_tiles.value_and_gradient(*z, problem, False)
+    found = triton_kernels.value_and_gradient(*z, problem, True)
+    alone, nothing = triton_kernels.value_and_gradient(*z, problem, False)
     assert torch.equal(alone, found[0])
     assert nothing is None
     assert not found[1][0, 1].any()
@@ -72,7 +71,7 @@ def test_interpreted_kernels_equal_the_tiles():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rows_of_any_length_are_brought_near_one_exactly(dtype):
-    from varloss._kernels import triton_tiles
+    from varloss._kernels import triton as triton_kernels
 
     limits = torch.finfo(dtype)
     directions = oracles.views(6, 4)[0].detach()
@@ -81,7 +80,7 @@ def test_rows_of_any_length_are_brought_near_one_exactly(dtype):
         [d * s for d, s in zip(directions, (0, limits.tiny * 64, 1e-2, 1, 3e4, limits.max / 4), strict=True)]
     )
     z = z.to(dtype)
-    rows, scale, length = triton_tiles._near_one(z)
+    rows, scale, length = triton_kernels._near_one(z)
     exact = z.double().norm(dim=1, keepdim=True)
     torch.testing.assert_close(length[1:], exact[1:].float())
     assert (length[0].item(), scale[0].item()) == (torch.inf, 0)
@@ -99,14 +98,14 @@ def test_kernels_compile_for_tensor_cores(capability, dtype):
     from triton.compiler import ASTSource
     from triton.compiler import compile as compile_kernel
 
-    from varloss._kernels import triton_tiles
+    from varloss._kernels import triton as triton_kernels
 
     kinds = {"CROSS": True, "WITHIN": True, "VRN_CROSS": True, "VRN_WITHIN": False}
-    dim = _fused.TRITON_MAX_DIM
-    constants = {"dim": dim, "DIM": dim, "ROWS": triton_tiles.ROWS, "COLUMNS": triton_tiles.COLUMNS, **kinds}
+    dim = autograd.TRITON_MAX_DIM
+    constants = {"dim": dim, "DIM": dim, "ROWS": triton_kernels.ROWS, "COLUMNS": triton_kernels.COLUMNS, **kinds}
     arguments = {
-        triton_tiles._sums_kernel: (["scale", "sums", "squares"], ["target", "inverse_t"]),
-        triton_tiles._gradient_kernel: (
+        triton_kernels._sums_kernel: (["scale", "sums", "squares"], ["target", "inverse_t"]),
+        triton_kernels._gradient_kernel: (
             ["scale", "reciprocal", "gradient"],
             ["target", "inverse_t", "vrn", "split_scale"],
         ),
@@ -114,7 +113,7 @@ def test_kernels_compile_for_tensor_cores(capability, dtype):
     for kernel, (pointers, numbers) in arguments.items():
         signature = {"z": f"*{dtype}", **dict.fromkeys(pointers, "*fp32"), "n": "i32", **dict.fromkeys(numbers, "fp32")}
         signature |= dict.fromkeys(constants, "constexpr")
-        options = {**triton_tiles.OPTIONS, "num_warps": triton_tiles.WARPS[kernel]}
+        options = {**triton_kernels.OPTIONS, "num_warps": triton_kernels.WARPS[kernel]}
         compiled = compile_kernel(
             ASTSource(kernel, signature, constexprs=constants),
             target=GPUTarget("cuda", capability, 32),
@@ -137,11 +136,11 @@ def test_on_a_gpu(case, dtype):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_large_half_precision_batches_take_it(monkeypatch):
     from varloss import functional
-    from varloss._kernels import triton_tiles
+    from varloss._kernels import triton as triton_kernels
 
     calls = []
-    genuine = triton_tiles.value_and_gradient
-    monkeypatch.setattr(triton_tiles, "value_and_gradient", lambda *a: calls.append(1) or genuine(*a))
+    genuine = triton_kernels.value_and_gradient
+    monkeypatch.setattr(triton_kernels, "value_and_gradient", lambda *a: calls.append(1) or genuine(*a))
     z = [x.detach().cuda().bfloat16() for x in oracles.views(2000, 64)]
     ours = functional.nt_xent(*z)
     assert calls

@@ -98,7 +98,7 @@ def test_uniformity_matches_the_loop_over_pairs(monkeypatch: pytest.MonkeyPatch)
         assert metrics.uniformity(z, t=t).item() == pytest.approx(math.log(np.mean(kernel)), rel=1e-12)
     whole = metrics.uniformity(z)
     for block in (1, 2, 5, 10):
-        monkeypatch.setattr(metrics, "_BLOCK_ROWS", block)
+        monkeypatch.setattr(metrics.embeddings, "_BLOCK_ROWS", block)
         torch.testing.assert_close(metrics.uniformity(z), whole, rtol=1e-13, atol=0)
 
 
@@ -119,7 +119,7 @@ def test_uniformity_does_not_underflow_where_the_kernel_does() -> None:
 
 @pytest.mark.parametrize("block", [1024, 3])
 def test_alignment_and_uniformity_have_correct_gradients(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(metrics, "_BLOCK_ROWS", block)
+    monkeypatch.setattr(metrics.embeddings, "_BLOCK_ROWS", block)
     z0, z1 = rows(7, 3, seed=3).requires_grad_(), rows(7, 3, seed=4).requires_grad_()
     assert torch.autograd.gradcheck(metrics.alignment, (z0, z1))
     assert torch.autograd.gradcheck(metrics.uniformity, (z0,))
@@ -162,7 +162,7 @@ def test_wasserstein_uniformity_orders_uniform_and_collapsed(monkeypatch: pytest
     uniform = metrics.wasserstein_uniformity(z)
     assert uniform < 1e-3
     assert metrics.wasserstein_uniformity(torch.ones(50, 64)).item() == pytest.approx(1.0, abs=1e-6)
-    monkeypatch.setattr(metrics, "_BLOCK_ROWS", 400)
+    monkeypatch.setattr(metrics.embeddings, "_BLOCK_ROWS", 400)
     torch.testing.assert_close(metrics.wasserstein_uniformity(z), uniform, rtol=1e-12, atol=0)
 
 
@@ -196,7 +196,7 @@ def test_penalty_entropy_matches_the_loop(
             assert weights.sum() == pytest.approx(1)
             entropies.append(-(weights * np.log(weights)).sum())
     for block in (1024, 4):
-        monkeypatch.setattr(metrics, "_BLOCK_ROWS", block)
+        monkeypatch.setattr(metrics.embeddings, "_BLOCK_ROWS", block)
         found = metrics.relative_penalty_entropy(z0, z1, temperature=t, negatives=negatives)
         assert found.item() == pytest.approx(np.mean(entropies), rel=1e-12)
 

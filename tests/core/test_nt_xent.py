@@ -11,7 +11,7 @@ from support.agreement import assert_same
 from support.cases import INDEX, KINDS, VIEWS
 
 from varloss import functional as vf
-from varloss._numerics import group_sizes, joint_labels
+from varloss._core.numerics import group_sizes, joint_labels
 
 CELLS = [(kind, decoupled) for kind in KINDS for decoupled in (False, True)]
 

@@ -8,7 +8,7 @@ from support import numerics, oracles
 
 import varloss
 from varloss import functional as vf
-from varloss._numerics import unit
+from varloss._core.numerics import unit
 
 
 def test_table_is_what_is_measured():

@@ -9,7 +9,7 @@ from support.agreement import assert_same
 from support.cases import INDEX, KINDS, VIEWS
 
 from varloss import functional as vf
-from varloss._vrn import _closed_is_cheaper
+from varloss._kernels.gram import is_cheaper
 
 
 @pytest.mark.parametrize("form", ["dense", "closed"])
@@ -95,16 +95,16 @@ def test_closed_form_is_right_to_a_few_eps_where_it_is_chosen(shift):
     """Many more rows than dimensions, spread out and all in one corner."""
     torch.manual_seed(0)
     z0, z1 = torch.randn(2, 4096, 16) + shift
-    assert _closed_is_cheaper(4096, 4096, 16)
+    assert is_cheaper(4096, 4096, 16)
     exact = vf.vrn(z0.double(), z1.double(), num_samples=50_000, form="dense")
     closed = vf.vrn(z0, z1, num_samples=50_000)
     assert closed.item() == pytest.approx(exact.item(), rel=20 * torch.finfo(torch.float32).eps)
 
 
 def test_form_is_chosen_by_cost():
-    assert not _closed_is_cheaper(256, 256, 128)
-    assert _closed_is_cheaper(257, 257, 128)
-    assert not _closed_is_cheaper(32, 65536, 128)
+    assert not is_cheaper(256, 256, 128)
+    assert is_cheaper(257, 257, 128)
+    assert not is_cheaper(32, 65536, 128)
     torch.manual_seed(0)
     z0, z1 = torch.randn(2, 300, 8)
     auto, direct, closed = (vf.vrn(z0, z1, num_samples=500, form=form) for form in ("auto", "dense", "closed"))
@@ -138,7 +138,7 @@ def test_queue_equals_the_loops(exponent, slots):
     """200 slots of dimension 2 take the closed form, 2 the direct one."""
     query = oracles.views(7, 2)[0]
     queue = torch.nn.functional.normalize(torch.randn(slots, 2, dtype=torch.float64), dim=1)
-    assert _closed_is_cheaper(7, slots, 2) == (slots == 200)
+    assert is_cheaper(7, slots, 2) == (slots == 200)
     ours = vf.vrn_queue(query, queue, num_samples=40, exponent=exponent)
     assert_same(ours, oracles.vrn_queue(query, queue, -1 / 39, exponent), [query])
     valid = torch.arange(slots) % 3 != 0

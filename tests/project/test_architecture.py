@@ -30,7 +30,7 @@ ALLOWED = {
     "integrations/hydra_plugins": {"hydra", "varloss_solo"},
 }
 # One file is there for those who have Triton; nothing imports it before a half-precision batch on a GPU asks for it.
-EXCEPTIONS = {"varloss/_kernels/triton_tiles.py": {"triton"}}
+EXCEPTIONS = {"varloss/_kernels/triton.py": {"triton"}}
 # The harness may use any third-party library, but of ours only these; solo-learn is driven as a subprocess.
 HARNESS = "benchmarks/varloss_bench"
 HARNESS_OURS = {"varloss", "varloss_lightly", "varloss_lightning", "varloss_bench"}

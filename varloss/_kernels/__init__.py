@@ -1,4 +1,4 @@
-"""Value and gradient of NT-Xent (with VRN) in one go: how each is computed. ``varloss._fused`` chooses and attaches autograd.
+"""Value and gradient of NT-Xent (with VRN) in one go: how each is computed. ``autograd`` chooses and attaches autograd.
 
 Every routine takes detached tensors and returns the value and, where wanted, the gradient with respect to the raw rows.
 Nothing of size N x N outlives a call. The identities they share, with similarities P between unit rows z, logits

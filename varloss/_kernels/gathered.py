@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from varloss._kernels.common import Problem, anchor_losses, to_raw_rows, unit_rows
+from varloss._kernels.problem import Problem, anchor_losses, to_raw_rows, unit_rows
 
 # Logits held at once: at least MIN_HEIGHT rows, at most MAX_HEIGHT, against all columns.
 PANEL_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}

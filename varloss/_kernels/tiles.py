@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from varloss._kernels import closed_vrn
-from varloss._kernels.common import Problem, anchor_losses, to_raw_rows, unit_rows
+from varloss._kernels import gram
+from varloss._kernels.problem import Problem, anchor_losses, to_raw_rows, unit_rows
 
 # Two or three buffers of this shape in fp32, with the rows they belong to, stay in a CPU core's second-level cache; fewer
 # rows, and the calls begin to cost. A GPU needs tiles that keep it busy.
@@ -95,14 +95,14 @@ def value_and_gradient(
     n, t = z0.shape[0], problem.temperature
     z, length = unit_rows(z0, z1)
     u, v = z[:n], z[n:]
-    closed = problem.has_vrn and closed_vrn.costs_less_than_tiles(*z0.shape)
+    closed = problem.has_vrn and gram.costs_less_than_tiles(*z0.shape)
     in_tiles = problem._replace(vrn_weight=0.0) if closed else problem
     parts = tiles(n, in_tiles, tile or (CPU_TILE if z.device.type == "cpu" else GPU_TILE))
     positive = (u * v).sum(1).div_(t)
     log_sums, squared_gaps, gradient = _both_passes(z, positive, in_tiles, parts, need_gradient)
     value = anchor_losses(log_sums, positive, problem.decoupled).mean()
     if closed:
-        value.add_(closed_vrn.add_to(gradient, z, problem, 2 * n * t))
+        value.add_(gram.add_to(gradient, z, problem, 2 * n * t))
     elif problem.has_vrn:
         value.add_(squared_gaps, alpha=problem.slope(n) / 2 * t**2)
     if gradient is None:

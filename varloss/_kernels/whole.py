@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varloss._checks import Negatives
-from varloss._kernels.common import Problem, to_raw_rows, unit_rows
+from varloss._core.checks import Negatives
+from varloss._kernels.problem import Problem, to_raw_rows, unit_rows
 
 
 def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None]:

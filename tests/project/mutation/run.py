@@ -29,20 +29,11 @@ COLUMNS = ("module", "operator", "occurrence", "line", "outcome", "seconds", "or
 
 # What is most likely to notice, first; everything in EVERYWHERE follows.
 ABOUT = {
-    "_additive": ["test_additive"],
-    "_checks": ["test_nt_xent", "test_vrn", "test_memory_bank", "test_additive"],
-    "_fused": ["test_fused"],
-    "_hard": ["test_nt_xent", "test_additive"],
+    "_core": ["test_nt_xent", "test_vrn", "test_memory_bank", "test_additive"],
     "_kernels": ["test_fused", "test_fused_triton"],
-    "_named_modules": ["test_additive", "test_nt_xent"],
-    "_nt_xent": ["test_nt_xent"],
-    "_numerics": ["test_nt_xent", "test_vrn"],
-    "_queue": ["test_memory_bank"],
-    "_similarity_statistics": ["test_metrics"],
-    "_vrn": ["test_vrn"],
     "distributed": ["test_distributed"],
+    "losses": ["test_nt_xent", "test_vrn", "test_additive", "test_memory_bank"],
     "metrics": ["test_metrics"],
-    "modules": ["test_nt_xent", "test_vrn", "test_memory_bank"],
 }
 EVERYWHERE = ["test_conventions", "test_fused", "test_distributed", "test_metrics"]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from varloss import _checks, _numerics
+from varloss._core import checks, numerics
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -51,22 +51,24 @@ def without_autocast(function: _Function) -> _Function:
 
 def rows(minimum: int, why: str, **named: Tensor) -> list[Tensor]:
     """Check matrices of equal width and at least ``minimum`` rows and return them in the widest dtype."""
-    _checks.embeddings(**named)
+    checks.embeddings(**named)
     for name, z in named.items():
         if z.shape[0] < minimum:
             raise ValueError(f"{why} needs at least {minimum} rows; {name} has {z.shape[0]}.")
-    return [_numerics.widest(_numerics.wide(z)) for z in named.values()]
+    return [numerics.widest(numerics.wide(z)) for z in named.values()]
 
 
 def unit_rows(z: Tensor, minimum: int, why: str) -> Tensor:
-    return _numerics.unit(rows(minimum, why, z=z)[0])
+    """Checked rows of unit length in the widest dtype."""
+    return numerics.unit(rows(minimum, why, z=z)[0])
 
 
 def unit_views(z0: Tensor, z1: Tensor, minimum: int, why: str) -> tuple[Tensor, Tensor]:
+    """Both views' checked rows of unit length in the widest dtype."""
     u, v = rows(minimum, why, z0=z0, z1=z1)
     if z0.shape != z1.shape:
         raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
-    return _numerics.unit(u), _numerics.unit(v)
+    return numerics.unit(u), numerics.unit(v)
 
 
 def _grams(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

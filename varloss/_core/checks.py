@@ -14,7 +14,7 @@ from typing import Literal, SupportsIndex, cast
 import torch
 from torch import Tensor
 
-from varloss._numerics import lengths, wide
+from varloss._core.numerics import lengths, wide
 
 Negatives = Literal["cross", "within", "both"]
 Form = Literal["auto", "dense", "closed"]

@@ -1,11 +1,4 @@
-"""What the theory speaks about, measured: similarity statistics, alignment, uniformity, tolerance, rank, hardness.
-
-Every function takes raw (unnormalised) projections, one row per sample, and normalises inside unless it says otherwise.
-Work is done in float64 wherever the device has it (float32 on MPS), whatever the dtype of the input and whatever
-autocast says: the variances of interest are differences of nearly equal sums. Results are 0-dim tensors of that wide
-dtype on the input's device. What the shapes decide raises ``ValueError``; rows that are not finite give a result
-that is not finite, because looking at them would synchronise the device.
-"""
+"""Embedding metrics: alignment, uniformity, tolerance, rank, hardness."""
 
 from __future__ import annotations
 
@@ -15,38 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from varloss import _checks, _numerics
-from varloss._checks import Negatives
-from varloss._similarity_statistics import (
-    SimilarityStatistics,
-    moments_from_grams,
-    rows,
-    similarity_grams,
-    similarity_moments,
-    similarity_statistics,
-    statistics_from_moments,
-    unit_rows,
-    unit_views,
-    without_autocast,
-)
-
-__all__ = [
-    "SimilarityStatistics",
-    "alignment",
-    "effective_rank",
-    "moments_from_grams",
-    "relative_penalty_entropy",
-    "similarity_grams",
-    "similarity_moments",
-    "similarity_statistics",
-    "sphere_cosine_quantile",
-    "statistics_from_moments",
-    "tolerance",
-    "tolerance_from_sums",
-    "tolerance_sums",
-    "uniformity",
-    "wasserstein_uniformity",
-]
+from varloss._core import checks, numerics
+from varloss._core.checks import Negatives
+from varloss.metrics.statistics import rows, unit_rows, unit_views, without_autocast
 
 # Rows of a similarity tile: 1024 rows against 50 000 columns are 400 MB in float64, and large enough to keep a
 # matrix product efficient.
@@ -54,7 +18,7 @@ _BLOCK_ROWS = 1024
 
 
 def _positive(name: str, value: float) -> float:
-    number = _checks.real(name, value)
+    number = checks.real(name, value)
     if number <= 0:
         raise ValueError(f"{name} must be greater than 0; got {value}.")
     return number
@@ -143,9 +107,9 @@ def tolerance_sums(z: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
         ValueError: Shapes do not fit. A label out of range is an IndexError or, on a GPU, a device-side assertion.
     """
     x = unit_rows(z, 1, "tolerance")
-    _checks.ids("labels", labels, z, "z")
+    checks.ids("labels", labels, z, "z")
     addends = torch.cat([x, torch.ones_like(x[:, :1]), x.square().sum(1, keepdim=True)], dim=1)
-    sums = x.new_zeros(_checks.whole("num_classes", num_classes, 1), x.shape[1] + 2)
+    sums = x.new_zeros(checks.whole("num_classes", num_classes, 1), x.shape[1] + 2)
     return sums.index_add(0, labels, addends)
 
 
@@ -187,7 +151,7 @@ def tolerance(z: Tensor, labels: Tensor) -> Tensor:
     Reference: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Section 4.
     """
     rows(2, "tolerance", z=z)
-    _checks.ids("labels", labels, z, "z")
+    checks.ids("labels", labels, z, "z")
     values, inverse = torch.unique(labels, return_inverse=True)
     return tolerance_from_sums(tolerance_sums(z, inverse, num_classes=values.numel()))
 
@@ -209,10 +173,10 @@ def sphere_cosine_quantile(q: Tensor, dim: int) -> Tensor:
     Raises:
         ValueError: dim < 2 (on a line the cosine is ±1 and has no density).
     """
-    power = _checks.whole("dim", dim, 2) - 2
+    power = checks.whole("dim", dim, 2) - 2
     # cos(φ)^k <= exp(-kφ²/2): beyond 10/sqrt(k) less than 1e-21 of the mass is left.
     limit = min(math.pi / 2, 10 / math.sqrt(power)) if power else math.pi / 2
-    level = _numerics.widest(q).clamp(0, 1)
+    level = numerics.widest(q).clamp(0, 1)
     tiny = torch.finfo(level.dtype).tiny
     cells = 4096
     step = 2 * limit / cells
@@ -291,7 +255,7 @@ def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
     """
     (x,) = rows(1, "effective rank", z=z)
     if normalize:
-        x = _numerics.unit(x)
+        x = numerics.unit(x)
     singular = torch.linalg.svdvals(x)
     total = singular.sum()
     if total.item() == 0:
@@ -327,7 +291,7 @@ def relative_penalty_entropy(
 
     Reference: Wang & Liu, CVPR 2021 (arXiv 2012.09740), the relative penalty of Section 3.
     """
-    _checks.one_of(negatives, _checks.KINDS, "negatives")
+    checks.one_of(negatives, checks.KINDS, "negatives")
     temperature = _positive("temperature", temperature)
     u, v = unit_views(z0, z1, 2, "a negative pair")
     n = u.shape[0]

@@ -1,4 +1,4 @@
-"""Hard negatives: the ones most similar to their anchor, and the simple loss that shows what they do."""
+"""The simple contrastive loss, which shows what hard negatives do."""
 
 from __future__ import annotations
 
@@ -7,39 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from varloss import _checks
-from varloss._checks import Negatives
-from varloss._numerics import own_columns, products, unit
-
-
-def check_hard(hard_fraction: float | None, hard_count: int | None) -> None:
-    """Raises unless at most one of the two is given and it is in range."""
-    if hard_fraction is not None and hard_count is not None:
-        raise ValueError(
-            f"give hard_fraction or hard_count, not both; got hard_fraction={hard_fraction} and hard_count={hard_count}."
-        )
-    if hard_count is not None:
-        _checks.whole("hard_count", hard_count, 1)
-    if hard_fraction is not None and not 0 < _checks.real("hard_fraction", hard_fraction) <= 1:
-        raise ValueError(f"hard_fraction must lie in (0, 1]; got {hard_fraction}.")
-
-
-def count_of_hard(available: int, hard_fraction: float | None, hard_count: int | None) -> int | None:
-    """How many of an anchor's ``available`` negatives are kept, None for all."""
-    check_hard(hard_fraction, hard_count)
-    if hard_count is not None and hard_count > available:
-        raise ValueError(f"hard_count must be at most the {available} negatives of an anchor; got {hard_count}.")
-    # Rounded before it is rounded up: 0.1 * 30 is 3.0000000000000004.
-    kept = hard_count if hard_fraction is None else math.ceil(round(hard_fraction * available, 9))
-    return None if kept == available else kept
-
-
-def mask_easy(logits: Tensor, count: int | None, dim: int) -> Tensor:
-    """``logits`` with -inf for all but the ``count`` largest along ``dim``; what ties with the last of them stays."""
-    if count is None:
-        return logits
-    least = logits.detach().topk(count, dim=dim).values.amin(dim=dim, keepdim=True)
-    return logits.masked_fill(logits < least, -math.inf)
+from varloss._core import checks
+from varloss._core.checks import Negatives
+from varloss._core.hard import check_hard, count_of_hard, mask_easy
+from varloss._core.numerics import own_columns, products, unit
+from varloss.losses.base import Pairwise
 
 
 def simple_loss(
@@ -89,16 +61,16 @@ def simple_loss(
 
     Source: Wang & Liu 2021 (arXiv 2012.09740), the simple and the hard contrastive loss of section 3.
     """
-    _checks.two_views(z0, z1, keys, offset)
-    _checks.one_of(negatives, _checks.KINDS, "negatives")
+    checks.two_views(z0, z1, keys, offset)
+    checks.one_of(negatives, checks.KINDS, "negatives")
     if check:
-        _checks.rows_are_sound(z0=z0, z1=z1)
+        checks.rows_are_sound(z0=z0, z1=z1)
     u, v = unit(z0), unit(z1)
     key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
     rows, total = u.shape[0], key_u.shape[0]
     others = (total - 1) * (2 if negatives == "both" else 1)
     count = count_of_hard(others, hard_fraction, hard_count)
-    factor = 1 / (others if count is None else count) if weight is None else _checks.weight(weight)
+    factor = 1 / (others if count is None else count) if weight is None else checks.weight(weight)
     own = own_columns(rows, total, offset, u.device)
 
     def repulsion(anchors: Tensor, own_view: Tensor, other_view: Tensor) -> Tensor:
@@ -109,3 +81,46 @@ def simple_loss(
 
     pull = (u * v).sum(dim=1).mean()
     return factor * (repulsion(u, key_u, key_v) + repulsion(v, key_v, key_u)) / 2 - pull
+
+
+class SimpleLoss(Pairwise):
+    """:func:`varloss.functional.simple_loss` as a module; with hard negatives it is HardSimple.
+
+    Args:
+        weight: on the sum of an anchor's negative similarities; by default 1 over their number.
+        negatives: ``"cross"``, ``"within"`` or ``"both"``.
+        hard_fraction: keeps only this upper share of each anchor's negatives; or
+        hard_count: this many.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
+    """
+
+    _shown = ("weight", "negatives", "hard_fraction", "hard_count")
+
+    def __init__(
+        self,
+        *,
+        weight: float | None = None,
+        negatives: Negatives = "cross",
+        hard_fraction: float | None = None,
+        hard_count: int | None = None,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__(gather_distributed)
+        checks.one_of(negatives, checks.KINDS, "negatives")
+        check_hard(hard_fraction, hard_count)
+        self.weight = None if weight is None else checks.weight(weight)
+        self.negatives: Negatives = negatives
+        self.hard_fraction = hard_fraction
+        self.hard_count = hard_count
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views, each (N, D)."""
+        return self._call(
+            simple_loss,
+            z0,
+            z1,
+            weight=self.weight,
+            negatives=self.negatives,
+            hard_fraction=self.hard_fraction,
+            hard_count=self.hard_count,
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from varloss._kernels.common import Problem, to_raw_rows, unit_rows
-from varloss._numerics import widest
+from varloss._core.numerics import products, widest
+from varloss._kernels.problem import Problem, to_raw_rows, unit_rows
 
 
 def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
@@ -54,3 +56,38 @@ def add_to(gradient: Tensor | None, z: Tensor, problem: Problem, factor: float =
             part.sub_(sums[others], alpha=factor * slope * delta)
             part.addcmul_(skipped.unsqueeze(1), z[others * n : others * n + n], value=-factor * slope)
     return total.to(z.dtype)
+
+
+def closed_mean(a: Tensor, own: Tensor, b: Tensor, delta: float) -> Tensor:
+    """Mean of ``(a_i . b_j - delta)^2`` over i and j but for the pairs ``(a_i, own_i)``, without the products."""
+    left, right = Moments.of(a), Moments.of(b)
+    skipped = widest((a * own).sum(dim=1) - delta).square().sum()
+    total = left.squared_gaps(right, delta) - skipped
+    mean: Tensor = total / (a.shape[0] * (b.shape[0] - 1))
+    return mean.to(a.dtype)
+
+
+class Moments(NamedTuple):
+    """What the closed form needs of a set of rows: Gram matrix (D, D), sum (D,), count."""
+
+    gram: Tensor
+    sum: Tensor
+    rows: Tensor | int
+
+    @classmethod
+    def of(cls, z: Tensor, rows: Tensor | int | None = None) -> Moments:
+        return cls(products(z.mT, z.mT), z.sum(dim=0), z.shape[0] if rows is None else rows)
+
+    def squared_gaps(self, other: Moments, delta: float) -> Tensor:
+        """Sum of ``(a_i . b_j - delta)^2`` over all pairs of the two sets, in float64 where the device has it."""
+        fourth = (widest(self.gram) * widest(other.gram)).sum()
+        second = (widest(self.sum) * widest(other.sum)).sum()
+        pairs = self.rows * other.rows
+        if isinstance(pairs, Tensor):
+            pairs = widest(pairs)
+        return fourth - 2 * delta * second + delta**2 * pairs
+
+
+def is_cheaper(rows: int, columns: int, dim: int) -> bool:
+    """Two D x D Gram matrices against one N x M product: (N + M) D^2 < N M D."""
+    return (rows + columns) * dim < rows * columns

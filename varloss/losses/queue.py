@@ -1,4 +1,4 @@
-"""Contrast with a queue of past keys (MoCo), and the ring that holds them."""
+"""Contrast with a queue of past keys (MoCo), VRN against it, and the ring that holds the keys."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varloss import _checks, _formulas
-from varloss._numerics import masked_logsumexp, products, unit, wide
-from varloss._vrn import valid_slots
+from varloss import distributed
+from varloss._core import checks
+from varloss._core.numerics import masked_logsumexp, products, unit, wide
+from varloss._kernels import dense, gram
 
 
 def queue_info_nce(
@@ -54,21 +55,83 @@ def queue_info_nce(
 
     Source: He et al. 2020 (MoCo, arXiv 1911.05722) eq. 1.
     """
-    _checks.embeddings(query=query, key=key, queue=queue)
-    _checks.same_precision(query=query, key=key)
+    checks.embeddings(query=query, key=key, queue=queue)
+    checks.same_precision(query=query, key=key)
     if query.shape != key.shape:
         raise ValueError(f"query and key must have the same shape; got {tuple(query.shape)} and {tuple(key.shape)}.")
     if query.shape[0] == 0:
         raise ValueError("query is empty: a batch needs at least one sample.")
-    _checks.temperature(temperature)
+    checks.temperature(temperature)
     keep = valid_slots(valid, queue)
     if check:
-        _checks.rows_are_sound(query=query, key=key)
+        checks.rows_are_sound(query=query, key=key)
     q, k = unit(query), unit(key)
     positive = (q * k).sum(dim=1) / temperature
     logits = products(q / temperature, wide(queue.detach()).to(q.dtype))
     log_negatives, some = masked_logsumexp(logits, keep.expand_as(logits))
-    return _formulas.excess(log_negatives, positive, decoupled=False).masked_fill(~some, 0).mean()
+    return dense.excess(log_negatives, positive, decoupled=False).masked_fill(~some, 0).mean()
+
+
+def vrn_queue(
+    query: Tensor,
+    queue: Tensor,
+    *,
+    num_samples: int | None = None,
+    target: float | None = None,
+    exponent: float = 2,
+    valid: Tensor | None = None,
+    check: bool = False,
+) -> Tensor:
+    r"""VRN of queries against a queue of past keys.
+
+    .. math:: \frac{1}{N K}\sum_{i,k} |q_i \cdot m_k - \delta|^p
+
+    The gradient goes to the query alone. That is why no adapter uses it by default: with the gradient on one side, queries
+    are pushed away from keys that follow them, and in half of our runs of MoCo with keys on the other side every embedding
+    ended up the same (``benchmarks/results/moco-one-sided``). Prefer :func:`vrn` between two views of the query encoder.
+    The naive program::
+
+        loss = (normalize(query) @ queue[valid].T - delta).abs().pow(p).mean()
+
+    Args:
+        query: (N, D) projections.
+        queue: (K, D) past keys of unit length, used as they are, without gradient.
+        num_samples: n, the number of training samples; or
+        target: the target similarity.
+        exponent: p >= 1.
+        valid: (K,) booleans: the slots that hold a key. All by default.
+        check: look at the values too (synchronises).
+
+    Returns:
+        A scalar; 0, attached to the graph, while no slot is valid.
+
+    Raises:
+        TypeError, ValueError: as :func:`vrn`, and for a queue of another dimension.
+    """
+    checks.embeddings(query=query, queue=queue)
+    delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
+    keep = valid_slots(valid, queue)
+    if check:
+        checks.rows_are_sound(query=query)
+    q, memory = unit(query), wide(queue.detach()).to(wide(query).dtype)
+    pairs = q.shape[0] * keep.sum().clamp_min(1)
+    if p == 2 and gram.is_cheaper(*query.shape[:1], *queue.shape):
+        kept = memory * keep.unsqueeze(1)
+        total = gram.Moments.of(q).squared_gaps(gram.Moments.of(kept, keep.sum()), delta)
+        return (total / pairs).to(q.dtype)
+    gap = (products(q, memory) - delta).masked_fill(~keep, 0)
+    return dense.power(gap, p).sum() / pairs
+
+
+def valid_slots(valid: Tensor | None, queue: Tensor) -> Tensor:
+    """(K,) mask of the slots of ``queue`` that hold a key: ``valid``, checked, or all."""
+    if valid is None:
+        return torch.ones(queue.shape[0], dtype=torch.bool, device=queue.device)
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+        raise TypeError(f"valid must be a boolean tensor; got {getattr(valid, 'dtype', type(valid).__name__)}.")
+    if valid.shape != queue.shape[:1]:
+        raise ValueError(f"valid must have one entry for each of the {queue.shape[0]} slots; got {tuple(valid.shape)}.")
+    return valid
 
 
 class MemoryBank(nn.Module):
@@ -91,8 +154,8 @@ class MemoryBank(nn.Module):
 
     def __init__(self, num: int, dim: int) -> None:
         super().__init__()
-        self.num = _checks.whole("number of slots", num, 1)
-        self.dim = _checks.whole("dimension of the bank", dim, 1)
+        self.num = checks.whole("number of slots", num, 1)
+        self.dim = checks.whole("dimension of the bank", dim, 1)
         self.register_buffer("bank", torch.zeros(self.num, self.dim))
         self.register_buffer("ptr", torch.zeros((), dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
@@ -108,7 +171,7 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Overwrites the oldest slots with ``keys`` (N, dim), normalised here."""
-        _checks.embeddings(keys=keys)
+        checks.embeddings(keys=keys)
         if keys.shape[1] != self.dim:
             raise ValueError(f"the bank holds keys of dimension {self.dim}; got {keys.shape[1]}.")
         count = keys.shape[0]
@@ -161,3 +224,56 @@ class MemoryBank(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+class QueueInfoNCELoss(nn.Module):
+    """:func:`varloss.functional.queue_info_nce` with a memory bank of its own (MoCo).
+
+    Args:
+        memory_bank_size: (K, D), number of keys kept and their dimension. A ring larger than half the data set holds
+            samples' own keys.
+        temperature: divides the cosine similarities.
+        gather_distributed: enqueues the keys of all ranks, so that the bank is the same on each. Ranks may differ in batch
+            size.
+    """
+
+    def __init__(
+        self, *, memory_bank_size: tuple[int, int], temperature: float = 0.2, gather_distributed: bool = False
+    ) -> None:
+        super().__init__()
+        checks.temperature(temperature)
+        if gather_distributed:
+            distributed.require_available()
+        if not isinstance(memory_bank_size, (tuple, list)) or len(memory_bank_size) != 2:
+            raise ValueError(f"memory_bank_size must be a pair (number of keys, dimension); got {memory_bank_size}.")
+        self.temperature = temperature
+        self.gather_distributed = gather_distributed
+        self.memory_bank = MemoryBank(*memory_bank_size)
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
+
+    def forward(self, query: Tensor, key: Tensor, *, update: bool | None = None) -> Tensor:
+        """Loss of queries against their keys, each (N, D), and the bank as it was; then enqueues the keys.
+
+        Args:
+            query: (N, D) projections of the query encoder.
+            key: (N, D) projections of the momentum encoder.
+            update: whether to enqueue; by default where ``query`` requires a gradient. For a symmetric loss pass False
+                and call :meth:`enqueue` once after both directions.
+        """
+        bank = self.memory_bank
+        # A copy, since the backward pass needs the bank as it was and the ring is written in place.
+        loss = queue_info_nce(query, key.detach(), bank.bank.clone(), temperature=self.temperature, valid=bank.valid())
+        # Not where nothing is trained: a rank that evaluates by itself must not wait for the others.
+        if self.gather_distributed and query.requires_grad:
+            loss = distributed.weighed(loss, distributed.share(distributed.sizes(query)))
+        if query.requires_grad if update is None else update:
+            self.enqueue(key)
+        return loss
+
+    def enqueue(self, key: Tensor) -> None:
+        """Puts keys (N, D), of all ranks where ``gather_distributed``, into the bank."""
+        key = key.detach()
+        self.memory_bank.enqueue(distributed.gather(key) if self.gather_distributed else key)

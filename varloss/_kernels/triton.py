@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from varloss._kernels.common import Problem, anchor_losses, to_raw_rows
-from varloss._numerics import lengths, wide
+from varloss._core.numerics import lengths, wide
+from varloss._kernels.problem import Problem, anchor_losses, to_raw_rows
 
 ROWS, COLUMNS = 64, 64
 # Said outright since Triton 3.10 changes the default.
@@ -123,7 +123,7 @@ def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: 
 
 
 def _near_one(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows at lengths in [1/2, 1), what makes unit rows of them, (2N,), and :func:`varloss._numerics.lengths` of ``z``.
+    """Rows at lengths in [1/2, 1), what makes unit rows of them, (2N,), and :func:`varloss._core.numerics.lengths` of ``z``.
 
     By powers of two, which changes no digit, so that products of the rows cannot overflow.
     """

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from varloss import _checks, _formulas
-from varloss._kernels import closed_vrn, gathered, tiles, whole
-from varloss._kernels.common import Problem
-from varloss._numerics import ieee_products, products_are_ieee
+from varloss._core import checks
+from varloss._core.numerics import ieee_products, products_are_ieee
+from varloss._kernels import dense, gathered, gram, tiles, whole
+from varloss._kernels.problem import Problem
 
 Form = Literal["auto", "dense", "tiled"]
 FORMS = ("auto", "dense", "tiled")
@@ -52,20 +52,20 @@ def nt_xent(
     return compute(inputs, need_gradient=False)[0]
 
 
-def vrn(z0: Tensor, z1: Tensor, problem: Problem, *, closed: bool, dense: Dense) -> Tensor:
-    """VRN alone of checked inputs, ``problem.vrn_weight`` times; ``dense`` is the same by autograd. Not for torch.compile."""
+def vrn(z0: Tensor, z1: Tensor, problem: Problem, *, closed: bool, formula: Dense) -> Tensor:
+    """VRN alone of checked inputs, ``problem.vrn_weight`` times; ``formula`` is the same by autograd. Not for torch.compile."""
 
     def compute(inputs: Inputs, *, need_gradient: bool) -> Computed:
-        routine = closed_vrn.value_and_gradient if closed else whole.vrn_value_and_gradient
+        routine = gram.value_and_gradient if closed else whole.vrn_value_and_gradient
         with _exact(z0.device.type):
             return *routine(inputs[0], inputs[1], problem, need_gradient), None
 
     if torch.is_grad_enabled() and (z0.requires_grad or z1.requires_grad):
-        return _Fused.apply(z0, z1, None, None, compute, dense)  # type: ignore[no-any-return]
+        return _Fused.apply(z0, z1, None, None, compute, formula)  # type: ignore[no-any-return]
     return compute((z0, z1, None, None), need_gradient=False)[0]
 
 
-def can_fuse(negatives: _checks.Negatives, pairs: _checks.Negatives) -> bool:
+def can_fuse(negatives: checks.Negatives, pairs: checks.Negatives) -> bool:
     """Whether VRN's similarities are among those the loss looks at."""
     return negatives in ("both", pairs)
 
@@ -118,15 +118,15 @@ def _compute(inputs: Inputs, *, offset: int, force_tiles: bool, problem: Problem
         if not force_tiles and _is_small(z0, z1, problem):
             return *whole.value_and_gradient(z0, z1, problem, need_gradient), None
         if not force_tiles and _suits_triton(z0, z1, problem):
-            from varloss._kernels import triton_tiles  # noqa: PLC0415  (Triton is not on every machine)
+            from varloss._kernels import triton  # noqa: PLC0415  (Triton is not on every machine)
 
-            return *triton_tiles.value_and_gradient(z0, z1, problem, need_gradient), None
+            return *triton.value_and_gradient(z0, z1, problem, need_gradient), None
         return *tiles.value_and_gradient(z0, z1, problem, need_gradient), None
 
 
-def _backward(upstream: Tensor, inputs: Inputs, gradients: tuple[Tensor, Tensor | None], dense: Dense) -> Gradients:
+def _backward(upstream: Tensor, inputs: Inputs, gradients: tuple[Tensor, Tensor | None], formula: Dense) -> Gradients:
     if torch.is_grad_enabled():
-        return _differentiable(upstream, inputs, dense)
+        return _differentiable(upstream, inputs, formula)
     z0, z1, k0, k1 = inputs
     gradient, key_gradient = gradients
     first, second = (gradient * upstream).unbind(0)
@@ -142,7 +142,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        inputs, compute, ctx.dense = arguments[:4], *arguments[4:]
+        inputs, compute, ctx.formula = arguments[:4], *arguments[4:]
         value, *gradients = compute(inputs, need_gradient=True)
         ctx.save_for_backward(*inputs, *gradients)
         return value  # type: ignore[no-any-return]
@@ -150,7 +150,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        return (*_backward(upstream, inputs, gradients, ctx.dense), None, None)
+        return (*_backward(upstream, inputs, gradients, ctx.formula), None, None)
 
 
 # The schema is written out because torch 2.4 cannot read annotations that are strings.
@@ -193,18 +193,18 @@ def _operator_backward(ctx: Any, upstream: Tensor, *of_gradients: Tensor) -> tup
 _operator.register_autograd(_operator_backward, setup_context=_save)
 
 
-def _differentiable(upstream: Tensor, inputs: Inputs, dense: Dense) -> Gradients:
+def _differentiable(upstream: Tensor, inputs: Inputs, formula: Dense) -> Gradients:
     """The gradients once more by the dense formula, as a part of the graph: for ``create_graph=True``, at N x N memory."""
     # Views of the inputs rather than the inputs: the same tensor may have been given twice.
     first, second, third, fourth = given = [None if z is None else z.view_as(z) for z in inputs]
     assert first is not None
     assert second is not None
     wanted = [z for z in given if z is not None and z.requires_grad]
-    found = iter(torch.autograd.grad(dense((first, second, third, fourth)), wanted, upstream, create_graph=True))
+    found = iter(torch.autograd.grad(formula((first, second, third, fourth)), wanted, upstream, create_graph=True))
     first, second, third, fourth = (next(found) if z is not None and z.requires_grad else None for z in given)
     return first, second, third, fourth
 
 
 def _dense(problem: Problem, offset: int, inputs: Inputs) -> Tensor:
     z0, z1, k0, k1 = inputs
-    return _formulas.of_problem(problem, offset, z0, z1, None if k0 is None or k1 is None else (k0, k1))
+    return dense.of_problem(problem, offset, z0, z1, None if k0 is None or k1 is None else (k0, k1))

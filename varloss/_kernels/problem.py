@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from varloss._checks import Negatives
-from varloss._numerics import lengths, wide
+from varloss._core.checks import Negatives
+from varloss._core.numerics import lengths, wide
 
 
 class Problem(NamedTuple):

@@ -1,0 +1,1 @@
+"""What every other room of the package stands on: arithmetic, checks, and the choice of hard negatives."""

@@ -1,0 +1,1 @@
+"""One file a loss: the function, then its module."""

@@ -1,0 +1,92 @@
+"""DHEL: NT-Xent with negatives from within each view and without the positive pair in the denominator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from varloss import distributed
+from varloss._core import checks
+from varloss.losses.base import Tempered
+from varloss.losses.nt_xent import nt_xent
+
+
+def dhel(
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    scale: Literal["paper", "official"] = "paper",
+    keys: tuple[Tensor, Tensor] | None = None,
+    offset: int = 0,
+    check: bool = False,
+) -> Tensor:
+    r"""Decoupled hyperspherical energy loss, in either of the two scales in circulation.
+
+    .. math:: \frac{1}{N}\sum_i -S_{ii}/t + c \log\sum_{j \ne i} e^{A_{ij}/t} + c \log\sum_{j \ne i} e^{B_{ij}/t}
+
+    with c = 1/2 for ``scale="paper"`` (Lee et al. and their code: this is ``nt_xent(negatives="within",
+    decoupled=True)``) and c = 1 for ``scale="official"`` (the authors of DHEL). They weigh alignment differently; no constant
+    factor turns one into the other. The naive program, official scale::
+
+        u, v = normalize(z0), normalize(z1)
+        a, b = ((x @ x.T / temperature).fill_diagonal_(-inf) for x in (u, v))
+        loss = (-(u * v).sum(1) / temperature + a.logsumexp(1) + b.logsumexp(1)).mean()
+
+    Args, returns, errors and edges as :func:`nt_xent`.
+
+    Sources: Koromilas et al. 2024 (arXiv 2405.18045); Lee et al. 2025 (arXiv 2506.09781) Def. 3.1.
+    """
+    checks.one_of(scale, ("paper", "official"), "scale")
+    # 2 (-S/2t + mean of the two log-sums) is the official scale: half the weight on the positive, then twice the whole.
+    factor = 1.0 if scale == "paper" else 2.0
+    loss = nt_xent(
+        z0,
+        z1,
+        temperature=temperature,
+        negatives="within",
+        decoupled=True,
+        positive_weight=None if scale == "paper" else 1 / factor,
+        keys=keys,
+        offset=offset,
+        check=check,
+    )
+    return factor * loss
+
+
+class DHELLoss(Tempered):
+    """:func:`varloss.functional.dhel` as a module.
+
+    Args:
+        temperature: divides the cosine similarities.
+        scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL): they weigh alignment differently.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
+        learnable_temperature: as :class:`NTXentLoss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.5,
+        scale: Literal["paper", "official"] = "paper",
+        gather_distributed: bool = False,
+        learnable_temperature: bool = False,
+    ) -> None:
+        super().__init__()
+        self._start_temperature(temperature, learnable_temperature)
+        checks.one_of(scale, ("paper", "official"), "scale")
+        if gather_distributed:
+            distributed.require_available()
+        self.scale: Literal["paper", "official"] = scale
+        self.gather_distributed = gather_distributed
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        return f"{self._temperature_repr()}, scale={self.scale!r}, gather_distributed={self.gather_distributed}"
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views, each (N, D)."""
+        keys, offset, share = distributed.gather_two_views(z0, z1, self.gather_distributed)
+        loss = dhel(z0, z1, temperature=self.temperature, scale=self.scale, keys=keys, offset=offset)
+        return distributed.weighed(loss, share)

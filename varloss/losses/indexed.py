@@ -1,0 +1,254 @@
+"""Losses by sample index: several crops of an image, duplicates in a batch, or labels in place of indices."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from varloss._core import checks
+from varloss._core.checks import Negatives
+from varloss._core.numerics import group_sizes, joint_labels, masked_logsumexp, own_columns, products, unit
+from varloss._kernels import dense
+
+Positives = Literal["inside", "outside"]
+
+
+def nt_xent_indexed(
+    z: Tensor,
+    index: Tensor,
+    *,
+    views: Tensor | None = None,
+    temperature: float | Tensor = 0.5,
+    negatives: Negatives = "both",
+    decoupled: bool = False,
+    positives: Positives = "inside",
+    keys: Tensor | None = None,
+    keys_index: Tensor | None = None,
+    keys_views: Tensor | None = None,
+    offset: int = 0,
+    check: bool = False,
+) -> Tensor:
+    r"""NT-Xent by sample index: several crops of an image, duplicates in a batch, or labels in place of indices.
+
+    Rows with the same index are positives of each other, rows with different indices are negatives. For anchor a with
+    positives P and chosen negatives Q, similarities :math:`s`, and the bracket absent when ``decoupled``:
+
+    .. math::
+        \text{inside: } -\log\sum_{p \in P} e^{s_p/t} + \log\Big(\Big[\sum_{p \in P} e^{s_p/t}\Big] + \sum_{q \in Q} e^{s_q/t}\Big)
+
+    .. math::
+        \text{outside: } -\frac{1}{|P|}\sum_{p \in P} s_p/t + \log\Big(\Big[\sum_{p \in P} e^{s_p/t}\Big] + \sum_{q \in Q} e^{s_q/t}\Big)
+
+    The naive program, for ``positives="inside"`` and ``negatives="both"`` (solo-learn's ``simclr_loss_func``)::
+
+        sim = exp(normalize(z) @ normalize(z).T / temperature)
+        pos = (sim * ((index == index[:, None]) & ~eye(R))).sum(1)
+        loss = -log(pos / (pos + (sim * (index != index[:, None])).sum(1))).mean()
+
+    With two crops and distinct indices both forms are :func:`nt_xent`.
+
+    Args:
+        z: (R, D) projections of all crops, of any length.
+        index: (R,) integers: the sample each row belongs to, or its label (supervised contrastive learning).
+        views: (R,) integers: the view each row belongs to. Needed unless ``negatives="both"``.
+        temperature: divides the cosine similarities.
+        negatives: ``"cross"`` rows of other samples in other views, ``"within"`` in the anchor's own view, ``"both"``.
+        decoupled: leaves the positives out of the denominator.
+        positives: where the sum over positives stands: ``"inside"`` or ``"outside"`` the logarithm (Khosla et al.'s
+            L_in, here without its constant log|P|, and L_out).
+        keys: (M, D) rows of all ranks, that contain this rank's.
+        keys_index: (M,) indices of ``keys``; given with ``keys``.
+        keys_views: (M,) views of ``keys``; given with ``keys`` where ``views`` is.
+        offset: row of ``keys`` where this rank's rows start.
+        check: look at the values too (synchronises): raises for rows that are zero or not finite and for anchors without
+            positives or negatives.
+
+    Returns:
+        A scalar in nats, the mean over the anchors that have a positive and a negative. Under ranks of equal size the
+        mean over ranks is the single-process value, also where the ranks differ in how many anchors count; under others,
+        of values times ``distributed.share``.
+
+    Raises:
+        TypeError, ValueError: as :func:`nt_xent`, and for ids of the wrong shape or dtype.
+
+    At the edge: an anchor without a positive or without a negative contributes 0 and leaves the mean; where none is left
+    the result is 0, attached to the graph.
+
+    Sources: Khosla et al. 2020 (SupCon, arXiv 2004.11362) eqs. 2 and 3; Lee et al. 2025 (arXiv 2506.09781) Def. 3.1.
+    """
+    checks.embeddings(z=z)
+    checks.one_of(negatives, checks.KINDS, "negatives")
+    checks.one_of(positives, ("inside", "outside"), "positives")
+    checks.temperature(temperature)
+    rows = IndexedRows(
+        z, index, views, keys=keys, keys_index=keys_index, keys_views=keys_views, offset=offset, kind=negatives
+    )
+    if check:
+        checks.rows_are_sound(z=z)
+        rows.raise_for_lonely_anchors()
+    u = unit(z)
+    logits = products(u / temperature, u if keys is None else unit(keys))
+    log_negatives, has_negative = masked_logsumexp(logits, rows.negative)
+    log_positives, has_positive = masked_logsumexp(logits, rows.positive)
+    if positives == "inside":
+        loss = dense.excess(log_negatives, log_positives, decoupled)
+    else:
+        count = rows.positive.sum(dim=1).clamp_min(1)
+        mean_positive = logits.masked_fill(~rows.positive, 0).sum(dim=1) / count
+        denominator = log_negatives if decoupled else torch.logaddexp(log_negatives, log_positives)
+        loss = denominator - mean_positive
+    loss = loss.masked_fill(~(has_negative & has_positive), 0)
+    return rows.mean_over_anchors(loss.sum())
+
+
+def vrn_indexed(
+    z: Tensor,
+    index: Tensor,
+    *,
+    views: Tensor | None = None,
+    num_samples: int | None = None,
+    target: float | None = None,
+    pairs: Negatives = "cross",
+    exponent: float = 2,
+    keys: Tensor | None = None,
+    keys_index: Tensor | None = None,
+    keys_views: Tensor | None = None,
+    offset: int = 0,
+    check: bool = False,
+) -> Tensor:
+    r"""VRN by sample index: rows that share an index (crops, duplicates, one label) are not negatives.
+
+    .. math:: \frac{1}{|Q|}\sum_{(a, b) \in Q} |s_{ab} - \delta|^p, \qquad Q = \{(a, b): \text{index}_a \ne \text{index}_b\}
+
+    where Q keeps the pairs of different views (``"cross"``), of one view (``"within"``); ``"both"`` averages the two. The
+    naive program, for cross pairs::
+
+        s = normalize(z) @ normalize(z).T
+        loss = (s - delta).abs().pow(p)[(index[:, None] != index) & (views[:, None] != views)].mean()
+
+    Args:
+        z: (R, D) projections of all crops.
+        index: (R,) integers: sample or label of each row.
+        views: (R,) integers: view of each row.
+        num_samples: n, the number of training samples (of classes, where ``index`` holds labels); or
+        target: the target similarity.
+        pairs: which pairs of views.
+        exponent: p >= 1.
+        keys: (M, D) rows of all ranks, that contain this rank's.
+        keys_index: (M,) indices of ``keys``; given with ``keys``.
+        keys_views: (M,) views of ``keys``; given with ``keys``.
+        offset: row of ``keys`` where this rank's rows start.
+        check: look at the values too (synchronises).
+
+    Returns:
+        A scalar. Under ranks of equal size the mean over ranks is the single-process value; under others, of values times
+        ``distributed.share``.
+
+    Raises:
+        TypeError, ValueError: as :func:`vrn`, and for ids of the wrong shape or dtype or missing views.
+
+    At the edge: a kind of pair that does not occur contributes 0, attached to the graph.
+
+    Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7.
+    """
+    checks.embeddings(z=z)
+    checks.one_of(pairs, checks.KINDS, "pairs")
+    delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
+    kinds: tuple[Negatives, ...] = ("cross", "within") if pairs == "both" else (pairs,)
+    ids = [
+        IndexedRows(z, index, views, keys=keys, keys_index=keys_index, keys_views=keys_views, offset=offset, kind=kind)
+        for kind in kinds
+    ]
+    if check:
+        checks.rows_are_sound(z=z)
+    u = unit(z)
+    cost = dense.power(products(u, u if keys is None else unit(keys)) - delta, p)
+    terms = [rows.mean_over_pairs(cost.masked_fill(~rows.negative, 0).sum()) for rows in ids]
+    return torch.stack(terms).mean()
+
+
+class IndexedRows:
+    """Which pairs of anchor row and key row are positives and negatives, from ids alone.
+
+    ``negative`` and ``positive`` are (R, M) masks. Counts over ALL ranks' rows come from sorted ids, so that a rank
+    knows its share of the global mean without another collective.
+    """
+
+    def __init__(
+        self,
+        z: Tensor,
+        index: Tensor,
+        views: Tensor | None,
+        *,
+        keys: Tensor | None,
+        keys_index: Tensor | None,
+        keys_views: Tensor | None,
+        offset: int,
+        kind: Negatives,
+    ) -> None:
+        index = checks.ids("index", index, z, "z")
+        views = _known_views(views, z, "views", "z", kind)
+        if keys is None:
+            if offset != 0 or keys_index is not None or keys_views is not None:
+                raise ValueError("offset, keys_index and keys_views describe keys: give them with keys only.")
+            keys, keys_index, keys_views = z, index, views
+        else:
+            checks.embeddings(z=z, keys=keys)
+            checks.same_precision(z=z, keys=keys)
+            keys_index = checks.ids("keys_index", keys_index, keys, "keys")
+            keys_views = _known_views(keys_views, keys, "keys_views", "keys", kind)
+            checks.rows_inside(z.shape[0], keys.shape[0], offset)
+        if z.shape[0] == 0:
+            raise ValueError("z is empty: a batch needs at least one row.")
+        if keys.shape[0] < 2:
+            raise ValueError("one row has neither positives nor negatives: give at least 2 rows (or gathered keys).")
+
+        self._rows, self._total = z.shape[0], keys.shape[0]
+        self._kind = kind
+        self._keys_index, self._keys_views = keys_index, keys_views
+        same_sample = index.unsqueeze(1) == keys_index
+        self.positive = same_sample & ~own_columns(self._rows, self._total, offset, z.device)
+        self.negative = ~same_sample
+        if views is not None and keys_views is not None and kind != "both":
+            same_view = views.unsqueeze(1) == keys_views
+            self.negative = self.negative & (same_view if kind == "within" else ~same_view)
+
+    def negatives_of_each_key(self) -> Tensor:
+        """(M,) number of negatives that each row of all ranks has."""
+        same_sample = group_sizes(self._keys_index)
+        if self._keys_views is None or self._kind == "both":
+            return self._total - same_sample
+        same_view = group_sizes(self._keys_views)
+        same_both = group_sizes(joint_labels(self._keys_index, self._keys_views))
+        within = same_view - same_both
+        return within if self._kind == "within" else self._total - same_sample - within
+
+    def mean_over_anchors(self, total: Tensor) -> Tensor:
+        """``total`` over this rank's share, R/M, of the number of anchors in the global mean; at least that of one."""
+        counts = (self.negatives_of_each_key() > 0) & (group_sizes(self._keys_index) > 1)
+        return self._mean(total, counts)
+
+    def mean_over_pairs(self, total: Tensor) -> Tensor:
+        """``total`` over this rank's share, R/M, of the number of negative pairs in the global mean; at least that of one."""
+        return self._mean(total, self.negatives_of_each_key())
+
+    def _mean(self, total: Tensor, counts: Tensor) -> Tensor:
+        # The ratio multiplies ``total`` and not the count: an integer tensor times a float is fp32 even among float64.
+        return total * (self._total / self._rows) / counts.sum().clamp_min(1)
+
+    def raise_for_lonely_anchors(self) -> None:
+        """``check=True``: raises where an anchor has no positive or no negative. Synchronises with the device."""
+        for name, mask in (("positive", self.positive), ("negative", self.negative)):
+            lonely = int((~mask.any(dim=1)).sum())
+            if lonely:
+                raise ValueError(f"{lonely} of {self._rows} anchors have no {name}.")
+
+
+def _known_views(views: Tensor | None, z: Tensor, name: str, z_name: str, kind: Negatives) -> Tensor | None:
+    if views is None:
+        if kind != "both":
+            raise ValueError(f"{name} must be given to tell {kind!r} pairs apart; only 'both' does without.")
+        return None
+    return checks.ids(name, views, z, z_name)

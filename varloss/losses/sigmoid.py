@@ -1,0 +1,152 @@
+"""The pairwise sigmoid loss (SigLIP)."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from varloss._core import checks
+from varloss._core.checks import Negatives
+from varloss._core.numerics import unit, wide
+from varloss._kernels.dense import sum_over_negatives
+from varloss.losses.base import Pairwise
+
+
+def sigmoid_loss(
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    scale: float | Tensor = 10.0,
+    bias: float | Tensor = -10.0,
+    negatives: Negatives = "cross",
+    keys: tuple[Tensor, Tensor] | None = None,
+    offset: int = 0,
+    check: bool = False,
+) -> Tensor:
+    r"""The pairwise sigmoid loss (SigLIP), with a choice of negatives: every pair is a yes-or-no question of its own.
+
+    With unit rows :math:`u_i, v_i`, :math:`S_{ij} = u_i \cdot v_j`, A and B the similarities inside view 0 and view 1:
+
+    .. math::
+        \frac1N \sum_i \mathrm{softplus}(-(tS_{ii}+b)) + \frac1N \sum_{i \ne j} \mathrm{softplus}(tS_{ij}+b)
+        \Big[+ \frac{1}{2N} \sum_{i \ne j} \mathrm{softplus}(tA_{ij}+b) + \mathrm{softplus}(tB_{ij}+b)\Big]
+
+    The middle term is ``negatives="cross"``, the bracket ``"within"``, ``"both"`` adds them. The naive program (cross)::
+
+        logits = scale * normalize(z0) @ normalize(z1).T + bias
+        loss = -logsigmoid((2 * eye(N) - 1) * logits).sum() / N
+
+    Cross-view negatives alone can tear positive pairs apart (``theory.siglip_optimum``); within-view negatives cannot.
+
+    Args:
+        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
+        z1: (N, D) projections of view 1; row i is the positive of row i of ``z0``.
+        scale: t, MULTIPLIES similarities (an inverse temperature). Where learned, a 0-dim tensor.
+        bias: b, open_clip's sign: negative, since most pairs are negatives. Lee et al. write -b.
+        negatives: ``"cross"`` (SigLIP's), ``"within"`` or ``"both"``.
+        keys: rows of all ranks for the two views, each (M, D), that contain this rank's.
+        offset: row of ``keys`` where this rank's rows start.
+        check: look at the values too (synchronises): raises for rows that are zero or not finite.
+
+    Returns:
+        A scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. Averaged over ranks of
+        equal size it is the single-process value.
+
+    Raises:
+        TypeError: for what is not a floating-point tensor or not a number.
+        ValueError: for shapes, devices or options that do not fit, or one sample without gathered keys.
+
+    At the edge: grows linearly, never overflows. A zero row has similarity 0 to everything and gets a zero gradient.
+
+    Sources: Zhai et al. 2023 (SigLIP, arXiv 2303.15343) section 3.2; Lee et al. 2025 (arXiv 2506.09781) Def. 3.2 with
+    psi = softplus, c1 = c2 = N - 1.
+    """
+    checks.two_views(z0, z1, keys, offset)
+    checks.one_of(negatives, checks.KINDS, "negatives")
+    t, b = _number("scale", scale), _number("bias", bias)
+    if check:
+        checks.rows_are_sound(z0=z0, z1=z1)
+    u, v = unit(z0), unit(z1)
+    key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
+
+    def psi(s: Tensor) -> Tensor:
+        return _softplus(t * s + b)
+
+    loss = _softplus(-(t * (u * v).sum(dim=1) + b)).mean()
+    if negatives != "within":
+        loss = loss + sum_over_negatives(psi, u, key_v, offset)
+    if negatives != "cross":
+        inside = sum_over_negatives(psi, u, key_u, offset) + sum_over_negatives(psi, v, key_v, offset)
+        loss = loss + inside / 2
+    return loss
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # torch's softplus turns linear at 20, which costs float64 half its digits.
+    return -nnf.logsigmoid(-x)
+
+
+def _number(name: str, value: float | Tensor) -> float | Tensor:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be a single number; got a tensor of shape {tuple(value.shape)}.")
+        return wide(value)
+    return checks.real(name, value)
+
+
+class SigmoidLoss(Pairwise):
+    """:func:`varloss.functional.sigmoid_loss` (SigLIP) as a module.
+
+    Args:
+        scale: multiplies the cosine similarities; the start of ``exp(log_scale)`` where it is learned.
+        bias: added to the logits, open_clip's sign; the start of the parameter ``bias`` where it is learned.
+        negatives: ``"cross"`` (SigLIP's), ``"within"`` or ``"both"``.
+        learnable: learns ``log_scale`` and ``bias``, as SigLIP does. Give them to the optimizer.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: float = 10.0,
+        bias: float = -10.0,
+        negatives: Negatives = "cross",
+        learnable: bool = False,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__(gather_distributed)
+        checks.positive("scale", scale)
+        checks.real("bias", bias)
+        checks.one_of(negatives, checks.KINDS, "negatives")
+        self.negatives: Negatives = negatives
+        self.learnable = learnable
+        self._fixed_scale = None if learnable else scale
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnable else None
+        self.bias: float | nn.Parameter = nn.Parameter(torch.tensor(float(bias))) if learnable else bias
+
+    @property
+    def scale(self) -> float | Tensor:
+        """The number given, or, where it is learned, a 0-dim tensor with gradient."""
+        return self.log_scale.exp() if self.log_scale is not None else cast(float, self._fixed_scale)
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        if self.log_scale is not None:
+            raise AttributeError("the scale is learned: change the parameter log_scale instead.")
+        self._fixed_scale = checks.positive("scale", value)
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        scale, bias = (x.item() if isinstance(x, Tensor) else x for x in (self.scale, self.bias))
+        return (
+            f"scale={scale:.4g}, bias={bias:.4g}, negatives={self.negatives!r}, "
+            f"learnable={self.learnable}, gather_distributed={self.gather_distributed}"
+        )
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views, each (N, D)."""
+        return self._call(sigmoid_loss, z0, z1, scale=self.scale, bias=self.bias, negatives=self.negatives)

@@ -1,0 +1,298 @@
+"""Variance reduction of negative-pair similarities (VRN): direct, in closed form, and from sums over ranks."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from varloss import distributed
+from varloss._core import checks
+from varloss._core.checks import Form, Negatives
+from varloss._core.numerics import unit, widest
+from varloss._kernels import autograd, dense, gram
+from varloss._kernels.problem import Problem
+
+
+def vrn(
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    num_samples: int | None = None,
+    target: float | None = None,
+    pairs: Negatives = "cross",
+    exponent: float = 2,
+    form: Form = "auto",
+    keys: tuple[Tensor, Tensor] | None = None,
+    offset: int = 0,
+    check: bool = False,
+) -> Tensor:
+    r"""Variance auxiliary loss: pulls the similarity of every negative pair to the value of the full-batch optimum.
+
+    .. math:: \frac{1}{N(N-1)} \sum_{i \ne j} |S_{ij} - \delta|^p, \qquad \delta = -\frac{1}{n-1}
+
+    for ``pairs="cross"``, :math:`S_{ij} = u_i \cdot v_j`; ``"within"`` takes the mean over the pairs inside view 0 and inside
+    view 1, ``"both"`` half of each. For p = 2 it is the population variance of the negative similarities plus the square
+    of their mean's distance from :math:`\delta`. The naive program::
+
+        s = normalize(z0) @ normalize(z1).T
+        loss = (s[~eye(N, dtype=bool)] - delta).pow(2).mean()
+
+    For p = 2 there is a closed form with O(N D^2) work and O(D^2) memory,
+    :math:`\sum_{i,j}(S_{ij}-\delta)^2 = \langle U^\top U, V^\top V\rangle_F - 2\delta\,(\sum_i u_i)\cdot(\sum_j v_j) + N^2\delta^2`,
+    less the N diagonal terms. It is used where it is cheaper, N > 2 D. Its error is a few eps of the value plus a few
+    eps/(N-1), which counts where the value is tiny: the final difference is taken in float64.
+
+    Args:
+        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
+        z1: (N, D) projections of view 1.
+        num_samples: n, the number of TRAINING samples (not the batch), at least 2. Give this or ``target``.
+        target: :math:`\delta` itself, in [-1, 1].
+        pairs: which negative pairs. Cross alone with a large weight can destroy alignment when D < n - 1: shrinking
+            :math:`S_{ij}` is cheapest by moving the views into different subspaces. ``"both"`` does not.
+        exponent: p >= 1.
+        form: ``"dense"`` (N x N), ``"closed"`` (p = 2 only), or ``"auto"``, by cost.
+        keys: rows of all ranks for the two views, each (M, D), that contain this rank's.
+        offset: row of ``keys`` where this rank's rows start.
+        check: look at the values too (synchronises): raises for rows that are zero or not finite.
+
+    Returns:
+        A scalar, at least float32, also under autocast; not multiplied by a weight (see ``VRNRegularizer``).
+
+    Raises:
+        TypeError, ValueError: as :func:`nt_xent`; for neither or both of ``num_samples`` and ``target``; for the closed
+            form of p != 2.
+
+    At the edge: 0 where every negative similarity is :math:`\delta`; rounding leaves up to some 1e-6 in fp32, in the closed
+    form also below 0. Finite, not 0, for collapsed embeddings.
+
+    Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7; the closed form is this package's own.
+    """
+    checks.two_views(z0, z1, keys, offset)
+    checks.one_of(pairs, checks.KINDS, "pairs")
+    checks.one_of(form, ("auto", "dense", "closed"), "form")
+    delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
+    if form == "closed" and p != 2:
+        raise ValueError(f"the closed form needs exponent 2; got {exponent}. Use form='dense' or 'auto'.")
+    if check:
+        checks.rows_are_sound(z0=z0, z1=z1)
+    rows, total = z0.shape[0], z0.shape[0] if keys is None else keys[0].shape[0]
+    closed = form == "closed" or (form == "auto" and p == 2 and gram.is_cheaper(rows, total, z0.shape[1]))
+    # One step of autograd; torch.compile fuses what it sees well enough, and an operator would hide it.
+    if p == 2 and keys is None and not torch.compiler.is_compiling():
+        formula = partial(_of_inputs, delta, pairs, closed)
+        return autograd.vrn(z0, z1, Problem(1.0, pairs, True, 1.0, delta, pairs), closed=closed, formula=formula)
+    return dense.vrn(z0, z1, delta, p, pairs, closed=closed, keys=keys, offset=offset)
+
+
+def _of_inputs(delta: float, pairs: Negatives, closed: bool, inputs: autograd.Inputs) -> Tensor:
+    return dense.vrn(inputs[0], inputs[1], delta, 2, pairs, closed=closed)
+
+
+def vrn_moments(z0: Tensor, z1: Tensor, *, pairs: Negatives = "cross") -> Tensor:
+    """Sums over this rank's rows from which :func:`vrn_from_moments` computes VRN: add them over ranks.
+
+    Args:
+        z0: (N, D) projections of view 0.
+        z1: (N, D) projections of view 1. A rank may have one sample, or another number than the others.
+        pairs: which negative pairs.
+
+    Returns:
+        A (2 D^2 + 2 D + 5,) vector: both Gram matrices, both sums, sum and sum of squares of the skipped similarities
+        (for cross and within pairs), and N. Its size does not depend on N.
+
+    Raises:
+        TypeError, ValueError: as :func:`vrn`.
+    """
+    checks.embeddings(z0=z0, z1=z1)
+    checks.same_precision(z0=z0, z1=z1)
+    if z0.shape != z1.shape:
+        raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
+    checks.one_of(pairs, checks.KINDS, "pairs")
+    u, v = unit(z0), unit(z1)
+    first, second = gram.Moments.of(u), gram.Moments.of(v)
+    cross = (u * v).sum(dim=1)
+    within = torch.cat([u, v]).square().sum(dim=1)
+    skipped = torch.stack([cross.sum(), cross.square().sum(), within.sum(), within.square().sum()])
+    count = u.new_full((1,), u.shape[0])
+    return torch.cat([first.gram.flatten(), second.gram.flatten(), first.sum, second.sum, skipped, count])
+
+
+def vrn_from_moments(
+    moments: Tensor,
+    dim: int,
+    *,
+    num_samples: int | None = None,
+    target: float | None = None,
+    pairs: Negatives = "cross",
+) -> Tensor:
+    """VRN (exponent 2) of all the rows whose :func:`vrn_moments` were added up.
+
+    Args:
+        moments: the sum over ranks of :func:`vrn_moments`.
+        dim: D.
+        num_samples: n, the number of training samples; or
+        target: the target similarity.
+        pairs: which negative pairs.
+
+    Returns:
+        A scalar: ``vrn`` of the concatenated batch, to a few eps of the value plus a few eps/(N-1).
+
+    Raises:
+        ValueError: for a vector of the wrong length, and as :func:`vrn`.
+
+    At the edge: a global batch of one sample has no negatives; the result is 0, attached to the graph.
+    """
+    checks.one_of(pairs, checks.KINDS, "pairs")
+    delta = checks.delta(num_samples, target)
+    sizes = [dim * dim, dim * dim, dim, dim, 4, 1]
+    if moments.shape != (sum(sizes),):
+        raise ValueError(f"moments of dimension {dim} have shape ({sum(sizes)},); got {tuple(moments.shape)}.")
+    gram0, gram1, sum0, sum1, skipped, count = torch.split(widest(moments), sizes)
+    n = count.squeeze(0)
+    first, second = gram.Moments(gram0, sum0, n), gram.Moments(gram1, sum1, n)
+
+    def without(total: Tensor, one: Tensor, square: Tensor, terms: Tensor) -> Tensor:
+        return total - (square - 2 * delta * one + delta**2 * terms)
+
+    negatives = (n * (n - 1)).clamp_min(1)
+    cross = without(first.squared_gaps(second, delta), skipped[0], skipped[1], n) / negatives
+    inside = first.squared_gaps(first, delta) + second.squared_gaps(second, delta)
+    within = without(inside, skipped[2], skipped[3], 2 * n) / (2 * negatives)
+    value = {"cross": cross, "within": within, "both": (cross + within) / 2}[pairs]
+    return value.to(moments.dtype)
+
+
+ONE_SIDED = (
+    "VRN between views of which only one carries a gradient pulls queries away from keys that follow them; MoCo trained "
+    "that way collapsed to a single point in 2 of 4 runs. Keep the loss against the keys without VRN, and add VRN between "
+    "two views of the query encoder: "
+    "loss = criterion(query0, key1) + VRNRegularizer(weight, num_samples=n)(query0, query1)."
+)
+
+
+class VRNLoss(nn.Module):
+    """:func:`varloss.functional.vrn` as a module.
+
+    Args:
+        num_samples: n, the number of training samples; or
+        target: the similarity negatives are pulled to.
+        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        exponent: p >= 1.
+        gather_distributed: takes the pairs of the global batch. With exponent 2 only two D x D Gram matrices cross the
+            wire; with another exponent the rows are gathered. Ranks may differ in batch size.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int | None = None,
+        target: float | None = None,
+        pairs: Negatives = "cross",
+        exponent: float = 2,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        checks.delta(num_samples, target)
+        checks.one_of(pairs, checks.KINDS, "pairs")
+        checks.exponent(exponent)
+        if gather_distributed:
+            distributed.require_available()
+        self.num_samples = num_samples
+        self.target = target
+        self.pairs: Negatives = pairs
+        self.exponent = exponent
+        self.gather_distributed = gather_distributed
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        aim = f"num_samples={self.num_samples}" if self.target is None else f"target={self.target}"
+        return f"{aim}, pairs={self.pairs!r}, exponent={self.exponent}, gather_distributed={self.gather_distributed}"
+
+    def looks_across_ranks(self) -> bool:
+        """Whether other ranks' rows are there and wanted."""
+        return self.gather_distributed and distributed.world_size() > 1
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """VRN of two views, each (N, D)."""
+        many = self.looks_across_ranks()
+        if many and self.exponent == 2:
+            moments = distributed.all_reduce_sum(vrn_moments(z0, z1, pairs=self.pairs))
+            return vrn_from_moments(
+                moments, z0.shape[1], num_samples=self.num_samples, target=self.target, pairs=self.pairs
+            )
+        keys, offset, share = distributed.gather_two_views(z0, z1, many)
+        loss = vrn(
+            z0,
+            z1,
+            num_samples=self.num_samples,
+            target=self.target,
+            pairs=self.pairs,
+            exponent=self.exponent,
+            keys=keys,
+            offset=offset,
+        )
+        return distributed.weighed(loss, share)
+
+
+class VRNRegularizer(VRNLoss):
+    """``weight`` times VRN, to be added to any two-view loss: ``loss_fn(z0, z1) + regularizer(z0, z1)``.
+
+    Args:
+        weight: factor on the term; there is no default, since the weight that helps depends on n, D and the schedule. On
+            a thousand digits 1 to 10 were much alike; Lee et al. used 30 to 40 for n >= 50 000. A warm-up sets the attribute;
+            it is not part of ``state_dict``.
+        num_samples: n, the number of training samples; or
+        target: the similarity negatives are pulled to.
+        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        exponent: p >= 1.
+        gather_distributed: takes the pairs of the global batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        num_samples: int | None = None,
+        target: float | None = None,
+        pairs: Negatives = "cross",
+        exponent: float = 2,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__(
+            num_samples=num_samples,
+            target=target,
+            pairs=pairs,
+            exponent=exponent,
+            gather_distributed=gather_distributed,
+        )
+        self.weight = weight
+        self.warned_of_one_side = False
+
+    @property
+    def weight(self) -> float:
+        """The factor on the term, at least 0."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._weight = checks.weight(value)
+
+    def warn_if_one_sided(self, z0: Tensor, z1: Tensor) -> None:
+        """Warns, once, where only one of the views carries a gradient, as momentum keys do not."""
+        if self.warned_of_one_side or self.weight == 0 or z0.requires_grad == z1.requires_grad:
+            return
+        self.warned_of_one_side = True
+        warnings.warn(ONE_SIDED, UserWarning, stacklevel=3)
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        return f"weight={self.weight}, {super().extra_repr()}"
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Weighted VRN of two views, each (N, D)."""
+        term = self.weight * super().forward(z0, z1)
+        self.warn_if_one_sided(z0, z1)
+        return term

@@ -1,0 +1,74 @@
+"""Any two-view loss with VRN added to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from varloss._core.checks import Negatives
+from varloss.losses.nt_xent import NTXentLoss
+from varloss.losses.vrn import VRNRegularizer
+
+
+class WithVRN(nn.Module):
+    """Any two-view loss plus weighted VRN, under the loss's own call.
+
+    Args:
+        base: a module or function of two (N, D) views that returns a scalar.
+        weight: factor on VRN, see :class:`VRNRegularizer`.
+        num_samples: n, the number of training samples; or
+        target: the similarity negatives are pulled to.
+        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        exponent: p >= 1.
+        gather_distributed: takes VRN's pairs from the global batch. The base decides for itself.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss_fn = varloss.WithVRN(varloss.NTXentLoss(temperature=0.5), weight=3, num_samples=50_000)
+        >>> loss = loss_fn(torch.randn(16, 128), torch.randn(16, 128))
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        *,
+        weight: float,
+        num_samples: int | None = None,
+        target: float | None = None,
+        pairs: Negatives = "cross",
+        exponent: float = 2,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        if not callable(base):
+            raise TypeError(f"base must be a loss module or function of two views; got {type(base).__name__}.")
+        self.base = base
+        self.regularizer = VRNRegularizer(
+            weight=weight,
+            num_samples=num_samples,
+            target=target,
+            pairs=pairs,
+            exponent=exponent,
+            gather_distributed=gather_distributed,
+        )
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views, each (N, D)."""
+        # A subclass with a forward of its own, or a hook on either part, has to be called to be heard.
+        if (
+            isinstance(self.base, NTXentLoss)
+            and type(self.base).forward is NTXentLoss.forward
+            and not self._is_hooked()
+        ):
+            return self.base.plus(self.regularizer, z0, z1)
+        total: Tensor = self.base(z0, z1) + self.regularizer(z0, z1)
+        return total
+
+    def _is_hooked(self) -> bool:
+        parts = (self.base, self.regularizer)
+        return any(
+            hooks
+            for part in parts
+            for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+        )
