@@ -8,7 +8,7 @@ from varloss.losses.queue import queue_info_nce, vrn_queue
 from varloss.losses.sigmoid import sigmoid_loss
 from varloss.losses.simple import simple_loss
 from varloss.losses.spectral import spectral_loss
-from varloss.losses.vrn import vrn, vrn_from_moments, vrn_moments
+from varloss.losses.vrn import vrn
 
 __all__ = [
     "dclw_weights",
@@ -22,8 +22,6 @@ __all__ = [
     "simple_loss",
     "spectral_loss",
     "vrn",
-    "vrn_from_moments",
     "vrn_indexed",
-    "vrn_moments",
     "vrn_queue",
 ]

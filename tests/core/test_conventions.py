@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import varloss
 from varloss import functional as vf
+from varloss._core.grams import Grams
 
 each_loss = pytest.mark.parametrize("name", CASES)
 
@@ -131,7 +132,7 @@ TWO_VIEWS = {
     "dhel": vf.dhel,
     "vrn": lambda a, b: vf.vrn(a, b, num_samples=10),
     "dclw_weights": vf.dclw_weights,
-    "vrn_moments": vf.vrn_moments,
+    "Grams": Grams.of,
     "NTXentLoss": varloss.NTXentLoss(),
     "WithVRN": varloss.WithVRN(varloss.NTXentLoss(), weight=3, num_samples=10),
 }

@@ -150,10 +150,10 @@ def test_sizes_cross_between_hosts_where_the_group_takes_no_cpu_tensors(found):
 
 
 def test_gram_matrices_are_what_crosses_the_wire(found):
-    """2 D² + 2 D + 5 numbers whatever the batch, forwards and backwards; rows of both views otherwise."""
+    """2 D² + 2 D + 7 numbers whatever the batch, forwards and backwards; rows of both views otherwise."""
     world, results = found
     n, d = ranks.PAYLOAD_ROWS, ranks.PAYLOAD_DIM
-    gram, rows = 4 * (2 * d * d + 2 * d + 5), 4 * 2 * n * d
+    gram, rows = 4 * (2 * d * d + 2 * d + 7), 4 * 2 * n * d
     for result in results:
         if world == 1:
             assert not any(result["payload"].values())

@@ -5,6 +5,9 @@ Everything is a torch scalar in the dtype of its input (use float64), so that au
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,3 +143,20 @@ def views(
     z0 = torch.randn(n, d, generator=generator, dtype=torch.float64) * (1 + torch.arange(n).unsqueeze(1) / n)
     z1 = 0.6 * z0 + torch.randn(n, d, generator=generator, dtype=torch.float64)
     return z0.to(dtype).requires_grad_(grad), z1.to(dtype).requires_grad_(grad)
+
+
+def cluster(n: int, d: int, spread: float, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two views of rows around one common direction, ``spread`` away from it."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.nn.functional.normalize(torch.randn(d, generator=generator, dtype=torch.float64), dim=0)
+    z0, z1 = centre + spread * torch.randn(2, n, d, generator=generator, dtype=torch.float64) / d**0.5
+    return z0.to(dtype), z1.to(dtype)
+
+
+def exact_similarities(z0: Tensor, z1: Tensor, kind: str) -> Any:
+    """Similarities of all negative pairs of one kind in extended precision, 64 bits of mantissa, as a NumPy vector."""
+    u, v = (z.double().numpy().astype(np.longdouble) for z in (z0, z1))
+    u, v = (x / np.sqrt((x * x).sum(axis=1, keepdims=True)) for x in (u, v))
+    others = ~np.eye(len(u), dtype=bool)
+    blocks = [(u, v)] if kind == "cross" else [(u, u), (v, v)]
+    return np.concatenate([(a @ b.T)[others] for a, b in blocks])

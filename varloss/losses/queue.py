@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from varloss import distributed
 from varloss._core import checks
+from varloss._core.grams import RowSums
 from varloss._core.numerics import masked_logsumexp, products, unit, wide
 from varloss._kernels import dense, gram
 
@@ -117,7 +118,7 @@ def vrn_queue(
     pairs = q.shape[0] * keep.sum().clamp_min(1)
     if p == 2 and gram.is_cheaper(*query.shape[:1], *queue.shape):
         kept = memory * keep.unsqueeze(1)
-        total = gram.Moments.of(q).squared_gaps(gram.Moments.of(kept, keep.sum()), delta)
+        total = RowSums.of(q).pairs_with(RowSums.of(kept, keep.sum())).squared_gaps(delta)
         return (total / pairs).to(q.dtype)
     gap = (products(q, memory) - delta).masked_fill(~keep, 0)
     return dense.power(gap, p).sum() / pairs

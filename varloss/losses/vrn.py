@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from varloss import distributed
 from varloss._core import checks
 from varloss._core.checks import Form, Negatives
-from varloss._core.numerics import unit, widest
+from varloss._core.grams import Grams
 from varloss._kernels import autograd, dense, gram
 from varloss._kernels.problem import Problem
 
@@ -42,8 +42,10 @@ def vrn(
 
     For p = 2 there is a closed form with O(N D^2) work and O(D^2) memory,
     :math:`\sum_{i,j}(S_{ij}-\delta)^2 = \langle U^\top U, V^\top V\rangle_F - 2\delta\,(\sum_i u_i)\cdot(\sum_j v_j) + N^2\delta^2`,
-    less the N diagonal terms. It is used where it is cheaper, N > 2 D. Its error is a few eps of the value plus a few
-    eps/(N-1), which counts where the value is tiny: the final difference is taken in float64.
+    less the N diagonal terms. It is used where it is cheaper, N > 2 D. Its error is a few eps times the sum of the value,
+    :math:`\delta^2` and 1/(N-1). That counts where the value is tiny: for rows that are nearly orthogonal, and for a cluster
+    around a ``target`` far from 0, whose value is the difference of numbers near :math:`\delta^2`. The dense form has a few
+    eps of each similarity there.
 
     Args:
         z0: (N, D) projections of view 0, of any length: rows are normalised inside.
@@ -89,80 +91,6 @@ def vrn(
 
 def _of_inputs(delta: float, pairs: Negatives, closed: bool, inputs: autograd.Inputs) -> Tensor:
     return dense.vrn(inputs[0], inputs[1], delta, 2, pairs, closed=closed)
-
-
-def vrn_moments(z0: Tensor, z1: Tensor, *, pairs: Negatives = "cross") -> Tensor:
-    """Sums over this rank's rows from which :func:`vrn_from_moments` computes VRN: add them over ranks.
-
-    Args:
-        z0: (N, D) projections of view 0.
-        z1: (N, D) projections of view 1. A rank may have one sample, or another number than the others.
-        pairs: which negative pairs.
-
-    Returns:
-        A (2 D^2 + 2 D + 5,) vector: both Gram matrices, both sums, sum and sum of squares of the skipped similarities
-        (for cross and within pairs), and N. Its size does not depend on N.
-
-    Raises:
-        TypeError, ValueError: as :func:`vrn`.
-    """
-    checks.embeddings(z0=z0, z1=z1)
-    checks.same_precision(z0=z0, z1=z1)
-    if z0.shape != z1.shape:
-        raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
-    checks.one_of(pairs, checks.KINDS, "pairs")
-    u, v = unit(z0), unit(z1)
-    first, second = gram.Moments.of(u), gram.Moments.of(v)
-    cross = (u * v).sum(dim=1)
-    within = torch.cat([u, v]).square().sum(dim=1)
-    skipped = torch.stack([cross.sum(), cross.square().sum(), within.sum(), within.square().sum()])
-    count = u.new_full((1,), u.shape[0])
-    return torch.cat([first.gram.flatten(), second.gram.flatten(), first.sum, second.sum, skipped, count])
-
-
-def vrn_from_moments(
-    moments: Tensor,
-    dim: int,
-    *,
-    num_samples: int | None = None,
-    target: float | None = None,
-    pairs: Negatives = "cross",
-) -> Tensor:
-    """VRN (exponent 2) of all the rows whose :func:`vrn_moments` were added up.
-
-    Args:
-        moments: the sum over ranks of :func:`vrn_moments`.
-        dim: D.
-        num_samples: n, the number of training samples; or
-        target: the target similarity.
-        pairs: which negative pairs.
-
-    Returns:
-        A scalar: ``vrn`` of the concatenated batch, to a few eps of the value plus a few eps/(N-1).
-
-    Raises:
-        ValueError: for a vector of the wrong length, and as :func:`vrn`.
-
-    At the edge: a global batch of one sample has no negatives; the result is 0, attached to the graph.
-    """
-    checks.one_of(pairs, checks.KINDS, "pairs")
-    delta = checks.delta(num_samples, target)
-    sizes = [dim * dim, dim * dim, dim, dim, 4, 1]
-    if moments.shape != (sum(sizes),):
-        raise ValueError(f"moments of dimension {dim} have shape ({sum(sizes)},); got {tuple(moments.shape)}.")
-    gram0, gram1, sum0, sum1, skipped, count = torch.split(widest(moments), sizes)
-    n = count.squeeze(0)
-    first, second = gram.Moments(gram0, sum0, n), gram.Moments(gram1, sum1, n)
-
-    def without(total: Tensor, one: Tensor, square: Tensor, terms: Tensor) -> Tensor:
-        return total - (square - 2 * delta * one + delta**2 * terms)
-
-    negatives = (n * (n - 1)).clamp_min(1)
-    cross = without(first.squared_gaps(second, delta), skipped[0], skipped[1], n) / negatives
-    inside = first.squared_gaps(first, delta) + second.squared_gaps(second, delta)
-    within = without(inside, skipped[2], skipped[3], 2 * n) / (2 * negatives)
-    value = {"cross": cross, "within": within, "both": (cross + within) / 2}[pairs]
-    return value.to(moments.dtype)
 
 
 ONE_SIDED = (
@@ -219,10 +147,9 @@ class VRNLoss(nn.Module):
         """VRN of two views, each (N, D)."""
         many = self.looks_across_ranks()
         if many and self.exponent == 2:
-            moments = distributed.all_reduce_sum(vrn_moments(z0, z1, pairs=self.pairs))
-            return vrn_from_moments(
-                moments, z0.shape[1], num_samples=self.num_samples, target=self.target, pairs=self.pairs
-            )
+            packed = distributed.all_reduce_sum(Grams.of(z0, z1).pack())
+            grams = Grams.unpack(packed, z0.shape[1])
+            return grams.vrn(num_samples=self.num_samples, target=self.target, pairs=self.pairs)
         keys, offset, share = distributed.gather_two_views(z0, z1, many)
         loss = vrn(
             z0,
