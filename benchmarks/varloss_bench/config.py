@@ -8,22 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from varloss_bench.methods import METHODS, NEGATIVES, methods_with_negatives, trained_methods, untrained_methods
 from varloss_bench.options import Option, Range, documented, setting
 
 # Raise this whenever a change of the harness changes the numbers a configuration leads to (augmentation, evaluation,
 # schedule, ...): it is hashed into every trial's key, so old results are then run again instead of silently mixed in.
 PROTOCOL = 2
 
-CONTRASTIVE = ("simclr", "dcl", "dhel", "moco")
-UNTRAINED = ("raw-pixels", "random-init")
 LR_RULES = ("linear", "sqrt", "constant")
 # What trains: this package with lightly's heads, or solo-learn; with the backbone that is meant where none is named.
 FRAMEWORKS = {"lightly": "small", "solo": "resnet18"}
 EVALUATION_SPLITS = ("test", "val")
-# Methods whose negatives can be chosen, with their own. DHEL is what it is by its negatives, MoCo's come from the queue.
-NEGATIVES_OF = {"simclr": "both", "dcl": "both"}
-NEGATIVES = ("cross", "within", "both")
-HEAD_BATCH_NORM_OF = {"simclr": True, "dcl": True, "dhel": True, "moco": False}
 VRN_AGAINST = ("queries", "queue")
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 # Those of Lightning's that keep all parameters on every rank (the evaluation reads them) and launch nothing themselves.
@@ -74,7 +69,7 @@ class TrialConfig:
             metavar="PATH",
         ),
     )
-    method: str = setting("simclr", Option("Method.", _ARM, choices=CONTRASTIVE))
+    method: str = setting("simclr", Option("Method.", _ARM, choices=trained_methods()))
     seed: int = 0
     backbone: str = setting(
         "small",
@@ -157,7 +152,7 @@ class TrialConfig:
     negatives: str | None = setting(
         None,
         Option(
-            f"Views whose rows are negatives, for {', '.join(NEGATIVES_OF)}. Default: the method's own, which is both.",
+            f"Views whose rows are negatives, for {', '.join(methods_with_negatives())}. Default: the method's own, which is both.",
             _TRAINING,
             choices=NEGATIVES,
         ),
@@ -256,14 +251,15 @@ class TrialConfig:
     @property
     def has_head_batch_norm(self) -> bool:
         """Whether the projection head has BatchNorm, asked for or by the method's own choice."""
-        return HEAD_BATCH_NORM_OF[self.method] if self.head_batch_norm is None else self.head_batch_norm
+        return METHODS[self.method].head_batch_norm if self.head_batch_norm is None else self.head_batch_norm
 
     def canonical(self) -> "TrialConfig":
         """The same trial with choices that change nothing left at their defaults, so that it has one key, not several."""
         changes: dict[str, Any] = {}
-        if self.negatives == NEGATIVES_OF.get(self.method):
+        method = METHODS[self.method]
+        if self.negatives == method.negatives and method.negatives_can_be_chosen:
             changes["negatives"] = None
-        if self.head_batch_norm == HEAD_BATCH_NORM_OF.get(self.method):
+        if self.head_batch_norm == method.head_batch_norm and method.trained:
             changes["head_batch_norm"] = None
         if not self.weight:
             changes["vrn_against"] = "queries"
@@ -325,7 +321,7 @@ class Arm:
     @property
     def trained(self) -> bool:
         """Whether the row comes from training."""
-        return self.method in CONTRASTIVE
+        return self.method in METHODS and METHODS[self.method].trained
 
     def slug(self) -> str:
         """For file names."""
@@ -374,7 +370,7 @@ def grid(
     ]
     trials: list[TrialConfig] = []
     for seed in seeds:
-        trials += [untrained(base, name, seed) for name in UNTRAINED]
+        trials += [untrained(base, name, seed) for name in untrained_methods()]
         for method, batch_size, temperature, weight in arms:
             trials.append(
                 dataclasses.replace(
@@ -397,8 +393,8 @@ def untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
         image_size=base.image_size,
         method=method,
         seed=seed,
-        backbone=base.backbone if method == "random-init" else "small",
-        framework=base.framework if method == "random-init" else "lightly",
+        backbone=base.backbone if METHODS[method].own_backbone else "small",
+        framework=base.framework if METHODS[method].own_backbone else "lightly",
         epochs=0,
         evaluate_on=base.evaluate_on,
         device=base.device,

@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from varloss_bench.config import (
-    CONTRASTIVE,
     EVALUATION_SPLITS,
     FRAMEWORKS,
     LR_RULES,
     MAX_EPOCHS,
-    NEGATIVES,
-    NEGATIVES_OF,
     PRECISIONS,
     STRATEGIES,
-    UNTRAINED,
     VRN_AGAINST,
     TrialConfig,
     queue_length,
 )
 from varloss_bench.measures import FEW_LABELS
 from varloss_bench.messages import counted
+from varloss_bench.methods import (
+    METHODS,
+    NEGATIVES,
+    methods_with_negatives,
+    methods_with_queue,
+    trained_methods,
+)
 
 if TYPE_CHECKING:
     from varloss_bench.execution.cluster import Cluster
@@ -56,7 +59,7 @@ def check_methods(methods: Sequence[str]) -> None:
     Before the grid is made: afterwards an untrained row that was asked for looks like one that belongs to every sweep.
     """
     for method in methods:
-        _one_of("--method", method, CONTRASTIVE)
+        _one_of("--method", method, trained_methods())
 
 
 def check_choices(base: TrialConfig, methods: Sequence[str]) -> None:
@@ -68,15 +71,18 @@ def check_choices(base: TrialConfig, methods: Sequence[str]) -> None:
     if base.negatives is not None:
         _one_of("--negatives", base.negatives, NEGATIVES)
         for method in methods:
-            if method not in NEGATIVES_OF:
-                own = "its negatives come from the queue" if method == "moco" else "within-view negatives define it"
+            row = METHODS[method]
+            if not row.negatives_can_be_chosen:
+                own = row.negatives_fixed or "its loss has no such choice"
                 raise ValueError(
-                    f"--negatives {base.negatives} does not go with {method}: {own}. It is for {', '.join(NEGATIVES_OF)}"
+                    f"--negatives {base.negatives} does not go with {method}: {own}. It is for "
+                    f"{', '.join(methods_with_negatives())}"
                 )
     _one_of("--vrn-against", base.vrn_against, VRN_AGAINST)
-    if base.vrn_against == "queue" and set(methods) != {"moco"}:
+    if base.vrn_against == "queue" and not set(methods) <= set(methods_with_queue()):
         raise ValueError(
-            f"--vrn-against queue goes with --method moco only: nothing else has a queue, got {', '.join(methods)}"
+            f"--vrn-against queue goes with --method {', '.join(methods_with_queue())} only: nothing else has a queue, "
+            f"got {', '.join(methods)}"
         )
     _one_of("--precision", base.precision, PRECISIONS)
     if base.precision == "16-mixed" and base.device == "cpu":
@@ -106,7 +112,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
     from varloss_bench.training import backbones  # noqa: PLC0415  (torch)
 
     for trial in trials:
-        if trial.method not in UNTRAINED:
+        if trial.arm.trained:
             _check_values(trial)
     first = next(trial for trial in trials if trial.arm.trained)
     source = data.load(first.data, first.data_dir, **data.options_of(first))
@@ -136,7 +142,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
                 f"--epochs, or those that --steps make, must be at most {MAX_EPOCHS}, got {passes}: later ones would share "
                 "their augmentations with the evaluation and with the next seed"
             )
-        if trial.method == "moco":
+        if METHODS[trial.method].momentum_queue:
             queue_length(trial.queue_size, source.sizes[0])
     if first.framework == "solo":
         _check_solo([trial for trial in trials if trial.arm.trained], source.sizes[0])

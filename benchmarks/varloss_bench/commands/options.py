@@ -11,16 +11,14 @@ import typer
 
 from varloss_bench.commands.config_file import load_defaults
 from varloss_bench.config import (
-    CONTRASTIVE,
     FRAMEWORKS,
     LR_RULES,
-    NEGATIVES,
-    NEGATIVES_OF,
     PRECISIONS,
     STRATEGIES,
     VRN_AGAINST,
 )
 from varloss_bench.measures import SELECTABLE
+from varloss_bench.methods import NEGATIVES, methods_with_negatives, trained_methods
 
 _COMPARED = "What is compared"
 _SELECTION = "Choosing on validation"
@@ -34,7 +32,7 @@ def _listed(values: "tuple[str, ...] | dict[str, str]") -> str:
 
 
 Method = Annotated[
-    str, typer.Option(help=f"Comma-separated list of {_listed(CONTRASTIVE)}.", rich_help_panel=_COMPARED)
+    str, typer.Option(help=f"Comma-separated list of {_listed(trained_methods())}.", rich_help_panel=_COMPARED)
 ]
 BatchSize = Annotated[str, typer.Option(help="Comma-separated list.", rich_help_panel=_COMPARED)]
 Weight = Annotated[
@@ -188,7 +186,7 @@ WeightWarmup = Annotated[
 Negatives = Annotated[
     str | None,
     typer.Option(
-        help=f"{_listed(NEGATIVES)}: whose rows are negatives, for {_listed(NEGATIVES_OF)}; by default both.",
+        help=f"{_listed(NEGATIVES)}: whose rows are negatives, for {_listed(methods_with_negatives())}; by default both.",
         rich_help_panel=_TRAINING,
     ),
 ]

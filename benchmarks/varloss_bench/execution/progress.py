@@ -16,14 +16,12 @@ from rich.progress import (
 from varloss_bench.config import TrialConfig
 from varloss_bench.execution.workers import Event
 from varloss_bench.messages import say
-
-# Rough cost of an epoch against SimCLR's: MoCo encodes the keys as well. Only the estimate of the time left uses it.
-_COST = {"moco": 1.4, "raw-pixels": 0.05, "random-init": 0.05}
+from varloss_bench.methods import METHODS
 
 
 def cost(config: TrialConfig) -> float:
     """How long a trial takes, in units that compare within one sweep: a step costs as much as 64 images and its own."""
-    factor = _COST.get(config.method, 1.0)
+    factor = METHODS[config.method].cost
     if config.steps:
         return config.steps / 100 * factor * (config.batch_size + 64)
     return max(1, config.epochs) * factor * (1 + 64 / config.batch_size)

@@ -90,7 +90,7 @@ def _run(
     from varloss_bench.records import provenance  # noqa: PLC0415
     from varloss_bench.training import ranks  # noqa: PLC0415
     from varloss_bench.training import trial as train  # noqa: PLC0415
-    from varloss_bench.training.methods import TrainingDivergedError  # noqa: PLC0415
+    from varloss_bench.training.errors import TrainingDivergedError  # noqa: PLC0415
 
     outcome: dict[str, Any] = {}
     try:

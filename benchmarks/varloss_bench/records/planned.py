@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from varloss_bench.config import CONTRASTIVE, EVALUATION_SPLITS, PROTOCOL, UNTRAINED, Arm, TrialConfig
+from varloss_bench.config import EVALUATION_SPLITS, PROTOCOL, Arm, TrialConfig
+from varloss_bench.methods import METHODS
 from varloss_bench.records.store import write_atomically
 from varloss_bench.statistics.summary import Pair, Role
 
@@ -140,7 +141,7 @@ def check_config(config: TrialConfig) -> None:
             raise ValueError(f"{name} is {value!r}, not {hints[name]}")
         if isinstance(value, float | int) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}")
-    if config.method not in (*CONTRASTIVE, *UNTRAINED):
+    if config.method not in METHODS:
         raise ValueError(f"unknown method {config.method!r}")
     if config.evaluate_on not in EVALUATION_SPLITS:
         raise ValueError(f"unknown split {config.evaluate_on!r}")

@@ -16,7 +16,8 @@ import torch
 
 import varloss
 from varloss_bench import measures
-from varloss_bench.config import NEGATIVES_OF, TrialConfig
+from varloss_bench.config import TrialConfig
+from varloss_bench.methods import METHODS
 from varloss_bench.records import redraws as seed_words
 from varloss_bench.training.solo import config as solo_config
 from varloss_bench.training.solo import install as solo_install
@@ -42,7 +43,7 @@ PACKAGE = Path(__file__).parents[1]
 def trial_sources() -> list[Path]:
     """What a trial's numbers come from, in this package: the layout states the rule."""
     folders = [path for folder in ("data", "training") for path in (PACKAGE / folder).rglob("*.py")]
-    return sorted([*folders, PACKAGE / "config.py", PACKAGE / "measures.py"])
+    return sorted([*folders, *(PACKAGE / name for name in ("config.py", "measures.py", "methods.py"))])
 
 
 @lru_cache(maxsize=1)
@@ -135,7 +136,7 @@ def confounds(config: TrialConfig) -> dict[str, Any] | None:
     return {
         "forward": "both views in one pass" if config.fused else "one pass per view",
         "head_batch_norm": config.has_head_batch_norm,
-        "negatives": _negatives(config),
+        "negatives": config.negatives or METHODS[config.method].negatives,
         "vrn_between": "query and queue" if config.vrn_against == "queue" else "the two views by the trained encoder",
         "learning_rate_rule": f"{config.lr_rule}: base {config.base_lr:g} at batch 256, momentum 0.9, cosine",
         "equal": config.equal,
@@ -161,12 +162,6 @@ def confounds_by_method(trials: Iterable[TrialConfig]) -> dict[str, dict[str, An
         if trial.method not in chosen or trial.weight > chosen[trial.method].weight:
             chosen[trial.method] = trial
     return {method: told for method, trial in chosen.items() if (told := confounds(trial)) is not None}
-
-
-def _negatives(config: TrialConfig) -> str:
-    if config.method == "moco":
-        return "queue"
-    return {"dhel": "within"}.get(config.method) or config.negatives or NEGATIVES_OF[config.method]
 
 
 def _batch_norm_statistics(config: TrialConfig) -> str:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from varloss_bench.config import ARM_AND_SEED, PROTOCOL, Arm, TrialConfig
 from varloss_bench.measures import ACCURACIES, METRICS
 from varloss_bench.messages import counted
+from varloss_bench.methods import display_name
 from varloss_bench.records import same_data
 from varloss_bench.report import origins as report_origins
 from varloss_bench.report import text as report_text
@@ -19,7 +20,7 @@ from varloss_bench.report.groups import Found, Group
 from varloss_bench.report.heat import SCORE, tuned
 from varloss_bench.report.panel import Panel
 from varloss_bench.report.pictures import Figure, controls, pictures
-from varloss_bench.report.style import METHOD_NAMES, equal_words, split_words
+from varloss_bench.report.style import equal_words, split_words
 from varloss_bench.statistics import inference as stats
 from varloss_bench.statistics.summary import EFFECT_POINTS, Summary, grid_pairs, summarise
 
@@ -182,7 +183,7 @@ def _asked(group: Group, summary: Summary, arms: Sequence[Arm]) -> tuple[tuple[s
     asked = [
         ("Question", "does VRN, added to the method's loss, change what frozen features are worth?"),
         ("Data", f"{config.data}, read on the {split_words(config)}"),
-        ("Methods", ", ".join(METHOD_NAMES.get(m, m) for m in dict.fromkeys(arm.method for arm in arms))),
+        ("Methods", ", ".join(display_name(m) for m in dict.fromkeys(arm.method for arm in arms))),
         ("Batch sizes", _list(arm.batch_size for arm in arms)),
         ("VRN weights", _list(arm.weight for arm in arms)),
         ("Temperatures", _list(arm.temperature for arm in arms)),

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 from varloss_bench.config import Arm, TrialConfig
 from varloss_bench.measures import METRICS
+from varloss_bench.methods import display_name
 from varloss_bench.report import figures
 from varloss_bench.report.groups import Group
 from varloss_bench.report.heat import SCORE, Heat, heat_maps, tuned
 from varloss_bench.report.panel import CROSS, Key, Look, Panel, css, glyph
-from varloss_bench.report.style import GREY, METHOD_NAMES, equal_words, split_words, weight_colours
+from varloss_bench.report.style import GREY, equal_words, split_words, weight_colours
 from varloss_bench.report.text import group_label
 from varloss_bench.report.verdict import FAILURES
 from varloss_bench.statistics.summary import Comparison, Summary
@@ -139,7 +140,7 @@ def _capital(text: str) -> str:
 
 
 def _name(method: str) -> str:
-    return METHOD_NAMES.get(method, method)
+    return display_name(method)
 
 
 def _baselines(summary: Summary) -> str:

@@ -12,7 +12,6 @@ from varloss_bench.records.redraws import redraws_test
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#707070"
 MARKERS = "osD^vP*X"
-METHOD_NAMES = {"simclr": "SimCLR", "moco": "MoCo v2", "dcl": "DCL", "dhel": "DHEL"}
 
 
 def weight_colours(weights: Iterable[float]) -> dict[float, str]:

@@ -16,8 +16,9 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.measures import ACCURACIES, METRICS
+from varloss_bench.methods import display_name
 from varloss_bench.records.redraws import enumerated, redraws
-from varloss_bench.report.style import GREY, MARKERS, METHOD_NAMES, equal_words, split_words, weight_colours
+from varloss_bench.report.style import GREY, MARKERS, equal_words, split_words, weight_colours
 from varloss_bench.statistics.inference import Failure
 from varloss_bench.statistics.summary import Comparison, Summary
 
@@ -84,7 +85,7 @@ def build(summary: Summary, config: TrialConfig) -> Figure:
             _variance_over_batch(variance, summary, method, look)
             for axis in (gain, variance):
                 _over_batch(axis, batch_sizes)
-        name = METHOD_NAMES.get(method, method)
+        name = display_name(method)
         gain.set_title(f"{name}: accuracy gained with VRN", fontsize=10.5, loc="left", fontweight="bold")
         variance.set_title(f"{name}: variance of negatives", fontsize=10.5, loc="left", fontweight="bold")
         for axis in (gain, variance):

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from varloss_bench.config import COLLAPSE_MEAN, Arm, TrialConfig
 from varloss_bench.measures import ACCURACIES, METRICS, Metric
+from varloss_bench.methods import display_name
 from varloss_bench.records import redraws as seed_words
-from varloss_bench.report.style import METHOD_NAMES, split_words
+from varloss_bench.report.style import split_words
 from varloss_bench.statistics.inference import MOST_SEEDS, POWER, Failure, Interval, SeedsNeeded, spread_factors
 from varloss_bench.statistics.summary import Comparison, Row, Summary
 
@@ -51,7 +52,7 @@ def arm_label(arm: Arm) -> str:
 
 def group_label(arm: Arm) -> str:
     """Method and batch size of an arm."""
-    return f"{METHOD_NAMES.get(arm.method, arm.method)}, B={arm.batch_size}" if arm.trained else "without training"
+    return f"{display_name(arm.method)}, B={arm.batch_size}" if arm.trained else "without training"
 
 
 def format_interval(value: Interval, metric: Metric, signed: bool = False) -> str:

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from typing import IO, Any
 
 from varloss_bench.config import TrialConfig
+from varloss_bench.training.errors import TrainingDivergedError
 
 LOCALHOST = "127.0.0.1"
 # How long the ranks of a node may outlive the first of them that failed: then they wait for it in a collective.
@@ -49,7 +50,7 @@ def run_trial(
         port: The same; with one node any free one will do.
 
     Raises:
-        methods.TrainingDivergedError: As `train.run_trial`.
+        TrainingDivergedError: As `train.run_trial`.
         RankError: A rank died or failed; the others of this node have been ended.
     """
     if port is None:
@@ -121,8 +122,6 @@ def _wait(ranks: list["subprocess.Popen[str]"], errors: Sequence[IO[str]]) -> No
 
 
 def _outcome(messages: list[dict[str, Any]], node: int) -> dict[str, Any]:
-    from varloss_bench.training.methods import TrainingDivergedError  # noqa: PLC0415  (torch)
-
     for message in messages:
         if "diverged" in message:
             raise TrainingDivergedError(message["diverged"])
@@ -140,7 +139,6 @@ def main() -> None:
     rank = int(os.environ["NODE_RANK"]) * config.devices + int(os.environ["LOCAL_RANK"])
 
     from varloss_bench.training import trial as train  # noqa: PLC0415
-    from varloss_bench.training.methods import TrainingDivergedError  # noqa: PLC0415
 
     def say(**message: Any) -> None:
         if int(os.environ["LOCAL_RANK"]) == 0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from varloss_bench.config import Arm, TrialConfig
 from varloss_bench.training.augment import TwoViewLoader, two_views
-from varloss_bench.training.methods import ContrastiveModule
+from varloss_bench.training.modules import ContrastiveModule
 
 # The loss is timed this often, or until the seconds are over: at N = 4096 on a CPU one pass takes seconds.
 _REPEATS, _MAX_SECONDS = 9, 1.0

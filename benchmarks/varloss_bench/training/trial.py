@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from varloss_bench import measures
 from varloss_bench.config import COLLAPSE_MEAN, TrialConfig
 from varloss_bench.data import sets as data
-from varloss_bench.data.sets import Split, as_float
-from varloss_bench.training import augment, backbones, evaluate, methods, timing
+from varloss_bench.data.sets import Split
+from varloss_bench.methods import METHODS
+from varloss_bench.methods import load as load_code
+from varloss_bench.training import augment, backbones, evaluate, modules, timing
+from varloss_bench.training.errors import TrainingDivergedError
 from varloss_bench.training.solo import net as solo_net
 from varloss_bench.training.solo import run as solo_run
+from varloss_bench.training.untrained import random_net
 
 _load = lru_cache(maxsize=1)(data.load)
 
@@ -93,13 +97,13 @@ def make_trainer(
 
 def build(
     config: TrialConfig, splits: data.Splits, source: data.Source, rank: int = 0
-) -> tuple[methods.ContrastiveModule, augment.TwoViewLoader, str]:
+) -> tuple[modules.ContrastiveModule, augment.TwoViewLoader, str]:
     """Module, loader and what was changed in the backbone. Initial weights depend on seed, backbone and method only."""
     device = _device(config, rank)
     channels, height, width = source.images.shape[1:]
     torch.manual_seed(config.seed)
     backbone = backbones.build(config.backbone, (channels, height, width))
-    module = methods.build_method(config, backbone, num_samples=len(splits.train))
+    module = modules.build_module(config, backbone, num_samples=len(splits.train))
     module.to(memory_format=torch.channels_last)  # a sixth faster on CPUs, the layout of choice on GPUs
     loader = augment.TwoViewLoader(
         splits.train.to(device),
@@ -134,7 +138,7 @@ def run_trial(
 
     Raises:
         solo_run.SoloLearnError: solo-learn failed.
-        methods.TrainingDivergedError: The loss became NaN or infinite, or the trained net's outputs are.
+        TrainingDivergedError: The loss became NaN or infinite, or the trained net's outputs are.
     """
     torch.use_deterministic_algorithms(config.device == "cpu")
     source = load_source(config)
@@ -145,11 +149,12 @@ def run_trial(
         outcome["data_digest"] = source.digest
     started = time.perf_counter()
     if not config.arm.trained:
-        train_features, held_out_features = _untrained_features(config, source, splits.train, held_out)
+        features_of = load_code(METHODS[config.method].features)
+        train_features, held_out_features = features_of(config, source, splits.train, held_out)
         trained = started
         metrics: dict[str, float] = {}
     else:
-        encoder: methods.ContrastiveModule | solo_net.SoloEncoder
+        encoder: modules.ContrastiveModule | solo_net.SoloEncoder
         if config.framework == "solo":
             encoder, told = solo_run.train(config, splits.train, source, report, log)
             trained = time.perf_counter()
@@ -203,7 +208,7 @@ def run_trial(
 def _require_finite(outputs: Tensor, name: str) -> None:
     """What the last step did to the weights is in no loss: without this look it would count as a crash, and run again."""
     if not outputs.isfinite().all():
-        raise methods.TrainingDivergedError(f"{name} after the last step are not finite")
+        raise TrainingDivergedError(f"{name} after the last step are not finite")
 
 
 def number_of_steps(config: TrialConfig) -> int:
@@ -224,7 +229,7 @@ def measure_evaluation_seconds(config: TrialConfig) -> float:
     train_few = _a_few(splits.train, config.seed)
     held_out_few = Split(held_out.images[:_TIMED_HELD_OUT], held_out.labels[:_TIMED_HELD_OUT])
     device = _device(config, 0)
-    net = _untrained_net(config, source).to(device)
+    net = random_net(config, source).to(device)
     evaluate.encode(net, held_out_few.images[:2].to(device))  # pays for lazy imports and allocation
     started = time.perf_counter()
     features = [evaluate.encode(net, split.images.to(device)).cpu() for split in (train_few, held_out_few)]
@@ -279,42 +284,6 @@ def measure_step(config: TrialConfig, short: int = 5, long: int = 35) -> tuple[f
     trained = max(0.0, seconds[long] - seconds[short]) / (long - short)
     augmented = config.batch_size / timing.augmented_images_per_second(loader)
     return trained + augmented, timing.loss_seconds(module, endless)
-
-
-def _untrained_features(
-    config: TrialConfig, source: data.Source, train: data.Split, held_out: data.Split
-) -> tuple[Tensor, Tensor]:
-    """Pixels, or features of the freshly drawn backbone with BatchNorm statistics taken from the training images.
-
-    Without the latter BatchNorm would pass its input on unscaled, a weaker baseline than a random net can be.
-    """
-    if config.method == "raw-pixels":
-        return _pixels(train.images, config.raw_pixels_side), _pixels(held_out.images, config.raw_pixels_side)
-    device = _device(config, 0)
-    net = _untrained_net(config, source).to(device)
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # a cumulative average over the pass below
-    with torch.no_grad():
-        for part in torch.split(train.images, evaluate.ENCODE_BATCH):
-            net(as_float(part.to(device)))
-    return evaluate.encode(net, train.images.to(device)), evaluate.encode(net, held_out.images.to(device))
-
-
-def _untrained_net(config: TrialConfig, source: data.Source) -> nn.Module:
-    torch.manual_seed(config.seed)
-    channels, height, width = source.images.shape[1:]
-    if config.framework == "solo":
-        return solo_net.build_backbone(config.backbone, source)
-    return backbones.build(config.backbone, (channels, height, width)).net
-
-
-def _pixels(images: Tensor, side: int | None) -> Tensor:
-    """Pixels as features, of images averaged to side x side where there is one; part by part: as floats all are too many."""
-    if side is None:
-        return as_float(images).flatten(1)
-    parts = torch.split(images, evaluate.ENCODE_BATCH)
-    return torch.cat([nn.functional.adaptive_avg_pool2d(as_float(part), side).flatten(1) for part in parts])
 
 
 def _pairing_evidence(backbone: nn.Module, loader: augment.TwoViewLoader) -> dict[str, str]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from varloss_bench.commands import arguments, options
-from varloss_bench.config import CONTRASTIVE, TrialConfig
+from varloss_bench.config import TrialConfig
 from varloss_bench.measures import SELECTABLE
+from varloss_bench.methods import trained_methods
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ _SEARCH = "Search"
 # Options that are fields of a trial are read from the context, all at once: `arguments.base_config`.
 def tune(  # noqa: PLR0917  (typer calls it, by name)
     context: typer.Context,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(CONTRASTIVE)}.")] = "simclr",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(trained_methods())}.")] = "simclr",
     batch_size: Annotated[int, typer.Option(help="One; another batch size is another search.")] = 16,
     weight_range: Annotated[
         str, typer.Option(help="Lowest and highest weight of VRN.", rich_help_panel=_SEARCH)

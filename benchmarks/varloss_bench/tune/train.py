@@ -16,7 +16,7 @@ from varloss_bench.records import provenance
 from varloss_bench.records.store import Store, write_atomically
 from varloss_bench.training import evaluate
 from varloss_bench.training import trial as train
-from varloss_bench.training.methods import TrainingDivergedError
+from varloss_bench.training.errors import TrainingDivergedError
 from varloss_bench.tune.search import Candidate, CandidateFailedError
 
 RUNGS_SCHEMA = 1

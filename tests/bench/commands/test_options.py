@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from varloss_bench.cli import app
 from varloss_bench.commands import checks
 from varloss_bench.commands.arguments import resolve_device
-from varloss_bench.config import HEAD_BATCH_NORM_OF, NEGATIVES_OF, TrialConfig, grid
+from varloss_bench.config import TrialConfig, grid
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
 from varloss_bench.records.store import Store
 from varloss_bench.report import text as report_text
 from varloss_bench.statistics import summary
-from varloss_bench.training import methods, ranks
+from varloss_bench.training import modules, ranks
 from varloss_bench.training import trial as train
 
 TINY = TrialConfig(epochs=1, batch_size=128)
@@ -48,13 +48,13 @@ def compare(*arguments):
 @pytest.mark.parametrize("batch_size", [64, 128])
 def test_equal_steps_are_counted_in_steps(batch_size, monkeypatch):
     taken = []
-    step = methods.ContrastiveModule.training_step
+    step = modules.ContrastiveModule.training_step
 
     def spy(self, batch, batch_idx):
         taken.append(self.global_step)
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(methods.ContrastiveModule, "training_step", spy)
+    monkeypatch.setattr(modules.ContrastiveModule, "training_step", spy)
     config = dataclasses.replace(TINY, batch_size=batch_size, epochs=0, steps=10)
     fractions = []
     outcome = train.run_trial(config, fractions.append)
@@ -65,21 +65,6 @@ def test_equal_steps_are_counted_in_steps(batch_size, monkeypatch):
     assert outcome["timing"]["seconds_per_step"] * 10 < outcome["seconds"]["train"]
     # Training waits for the augmentation among others, which alone is hence faster.
     assert outcome["timing"]["augmented_images_per_second"] > outcome["timing"]["images_per_second"]
-
-
-def test_methods_have_the_negatives_and_heads_that_are_their_own():
-    for method, negatives in NEGATIVES_OF.items():
-        assert methods.TWO_VIEW_LOSSES[method]().negatives == negatives
-    for method, has in HEAD_BATCH_NORM_OF.items():
-        for asked in (None, True, False):
-            module, _ = build(method=method, head_batch_norm=asked)
-            norms = [part for part in module.head.modules() if isinstance(part, torch.nn.BatchNorm1d)]
-            assert bool(norms) == (has if asked is None else asked), (method, asked)
-
-
-@pytest.mark.parametrize("negatives", ["cross", "within"])
-def test_negatives_reach_the_loss(negatives):
-    assert build(method="dcl", negatives=negatives)[0].criterion.negatives == negatives
 
 
 def test_choices_that_change_nothing_do_not_change_the_key():
@@ -121,13 +106,13 @@ def test_vrn_against_the_queue_is_of_the_queue_before_this_batch():
 @pytest.mark.usefixtures("trains")
 def test_precision_is_lightnings_and_evaluation_is_not(monkeypatch):
     seen = []
-    own_loss = methods.TwoViewModule.own_loss
+    own_loss = modules.TwoViewModule.own_loss
 
     def spy(self, z0, *rest):
         seen.append(z0.dtype)
         return own_loss(self, z0, *rest)
 
-    monkeypatch.setattr(methods.TwoViewModule, "own_loss", spy)
+    monkeypatch.setattr(modules.TwoViewModule, "own_loss", spy)
     config = dataclasses.replace(TINY, epochs=0, steps=2)
     half = train.run_trial(dataclasses.replace(config, precision="bf16-mixed"))
     assert seen[:2] == [torch.bfloat16] * 2

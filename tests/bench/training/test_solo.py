@@ -28,7 +28,7 @@ from varloss_bench.execution import workers as runner
 from varloss_bench.records import provenance
 from varloss_bench.training import augment
 from varloss_bench.training import trial as train
-from varloss_bench.training.methods import TrainingDivergedError
+from varloss_bench.training.errors import TrainingDivergedError
 from varloss_bench.training.solo import config as solo_config
 from varloss_bench.training.solo import guard as solo_guard
 from varloss_bench.training.solo import install as solo_install

@@ -8,7 +8,7 @@ from torch import nn
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
-from varloss_bench.training import augment, evaluate, methods, timing
+from varloss_bench.training import augment, evaluate, modules, timing
 from varloss_bench.training import trial as train
 
 pytestmark = pytest.mark.usefixtures("trains")
@@ -72,9 +72,9 @@ def prices(monkeypatch, clock):
     priced(monkeypatch, clock, evaluate, "_rank", lambda z: PER_RANKED * len(z))
     # Of images; that the head is run on features once more costs next to nothing.
     priced(monkeypatch, clock, evaluate, "encode", lambda net, rows: PER_ENCODED * len(rows) * (rows.ndim == 4))
-    priced(monkeypatch, clock, methods.ContrastiveModule, "training_step", lambda *_: PER_STEP)
-    priced(monkeypatch, clock, methods.TwoViewModule, "own_loss", lambda *_: PER_LOSS)
-    priced(monkeypatch, clock, methods.ContrastiveModule, "vrn_term", lambda *_: PER_VRN)
+    priced(monkeypatch, clock, modules.ContrastiveModule, "training_step", lambda *_: PER_STEP)
+    priced(monkeypatch, clock, modules.TwoViewModule, "own_loss", lambda *_: PER_LOSS)
+    priced(monkeypatch, clock, modules.ContrastiveModule, "vrn_term", lambda *_: PER_VRN)
 
 
 @pytest.mark.usefixtures("prices")

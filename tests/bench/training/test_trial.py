@@ -15,7 +15,7 @@ from varloss_bench.config import TrialConfig, grid, queue_length
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
 from varloss_bench.records import provenance, store
-from varloss_bench.training import augment, backbones, evaluate, methods
+from varloss_bench.training import augment, backbones, evaluate, modules
 from varloss_bench.training import trial as train
 
 TINY = TrialConfig(epochs=1, batch_size=128)
@@ -32,14 +32,14 @@ pytestmark = pytest.mark.usefixtures("trains")
 def first_steps(monkeypatch):
     """What each trial really starts from: backbone weights and batch at its first training step."""
     seen = []
-    step = methods.ContrastiveModule.training_step
+    step = modules.ContrastiveModule.training_step
 
     def spy(self, batch, batch_idx):
         if batch_idx == 0 and self.current_epoch == 0:
             seen.append(([p.detach().clone() for p in self.backbone.parameters()], batch))
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(methods.ContrastiveModule, "training_step", spy)
+    monkeypatch.setattr(modules.ContrastiveModule, "training_step", spy)
     return seen
 
 
@@ -121,14 +121,14 @@ def test_fused_and_split_differ_only_through_batch_norm():
 
 def test_weight_warm_up_rises_to_the_weight(monkeypatch):
     weights = []
-    step = methods.ContrastiveModule.training_step
+    step = modules.ContrastiveModule.training_step
 
     def spy(self, batch, batch_idx):
         loss = step(self, batch, batch_idx)
         weights.append(self.regularizer.weight)
         return loss
 
-    monkeypatch.setattr(methods.ContrastiveModule, "training_step", spy)
+    monkeypatch.setattr(modules.ContrastiveModule, "training_step", spy)
     train.run_trial(dataclasses.replace(TINY, epochs=2, weight=3.0, weight_warmup=0.5))
     assert len(weights) == 14
     assert weights == pytest.approx([3.0 * min(1.0, i / 7) for i in range(14)])
@@ -147,14 +147,14 @@ def test_diverged_training_is_recorded_and_raises_nothing(tmp_path):
 @pytest.mark.parametrize(("part", "outputs"), [("backbone", "features"), ("head", "projections")])
 def test_a_last_step_that_ruins_the_weights_is_divergence_and_no_crash(tmp_path, monkeypatch, part, outputs):
     """The loss of a step is from before its update, so every loss of such a trial is finite."""
-    note_loss = methods.ContrastiveModule.on_train_epoch_end
+    note_loss = modules.ContrastiveModule.on_train_epoch_end
 
     def ruin(self):
         note_loss(self)
         with torch.no_grad():
             next(getattr(self, part).parameters()).fill_(float("inf"))
 
-    monkeypatch.setattr(methods.ContrastiveModule, "on_train_epoch_end", ruin)
+    monkeypatch.setattr(modules.ContrastiveModule, "on_train_epoch_end", ruin)
     status, reason = runner.execute(TINY, tmp_path, [])
     assert (status, reason) == ("diverged", f"{outputs} after the last step are not finite")
     assert store.Store(tmp_path).load([TINY]).done(TINY)
@@ -261,7 +261,7 @@ def test_record_says_how_long_its_probes_took(monkeypatch):
 
 
 def test_collapse_is_flagged(monkeypatch):
-    monkeypatch.setattr(methods.ContrastiveModule, "forward", _collapsed)
+    monkeypatch.setattr(modules.ContrastiveModule, "forward", _collapsed)
     record = train.run_trial(TINY)
     assert record["collapsed"] is True
     assert record["metrics"]["negative_variance"] < 0.05

@@ -6,10 +6,9 @@ from typing import Any
 
 from varloss_bench.config import TrialConfig, queue_length
 from varloss_bench.data.types import Source
+from varloss_bench.methods import METHODS
 from varloss_bench.training.backbones import SMALL_IMAGE
 
-# solo-learn's names of the harness's methods. dcl and dhel are registered there by varloss's plugin.
-METHODS = {"simclr": "simclr", "dcl": "dcl", "dhel": "dhel", "moco": "mocov2plus"}
 # Those of solo-learn's backbones that can be rebuilt here: torchvision's, without their classifier.
 BACKBONES = ("resnet18", "resnet50")
 # Smaller images are enlarged to this side: the stem, which solo-learn shrinks for its CIFAR data sets only, divides it by 4.
@@ -34,6 +33,9 @@ def check(config: TrialConfig, num_train: int) -> None:
         num_train: Images in its training split.
     """
     prefix = "--framework solo"
+    method = METHODS[config.method]
+    if method.solo is None:
+        raise ValueError(f"{prefix}: solo-learn does not train {config.method}")
     if config.backbone not in BACKBONES:
         raise ValueError(f"{prefix}: --backbone must be one of {', '.join(BACKBONES)}, got {config.backbone!r}")
     if config.fused:
@@ -46,11 +48,11 @@ def check(config: TrialConfig, num_train: int) -> None:
         raise ValueError(f"{prefix}: the projection heads of simclr and mocov2plus have no BatchNorm in solo-learn")
     if config.ranks > 1:
         raise ValueError(f"{prefix}: one device and one node only, got {config.ranks} ranks")
-    if config.method == "moco":
+    if method.momentum_queue:
         size = queue_length(config.queue_size, num_train)
         if size % config.batch_size:
             raise ValueError(
-                f"{prefix}: mocov2plus needs a queue that is a multiple of the batch size, got a queue of {size} and "
+                f"{prefix}: {method.solo} needs a queue that is a multiple of the batch size, got a queue of {size} and "
                 f"--batch-size {config.batch_size}"
             )
 
@@ -80,7 +82,7 @@ def configuration(config: TrialConfig, source: Source, *, images: Path, output: 
         ],
         "hydra": {"output_subdir": None, "run": {"dir": "."}},
         "name": "trial",
-        "method": METHODS[config.method],
+        "method": METHODS[config.method].solo,
         "seed": config.seed,
         "backbone": {"name": config.backbone},
         "method_kwargs": method_kwargs,
@@ -117,7 +119,7 @@ def configuration(config: TrialConfig, source: Source, *, images: Path, output: 
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    if config.method == "moco":
+    if METHODS[config.method].momentum_queue:
         method_kwargs["queue_size"] = queue_length(config.queue_size, num_train)
         made["momentum"] = {"base_tau": config.key_momentum, "final_tau": config.key_momentum}
     return made
@@ -193,6 +195,6 @@ def confounds(config: TrialConfig) -> dict[str, Any]:
         "pairing": "arms of one seed and method share split, initial weights, order and augmentations; methods share split "
         "and initial backbone",
     }
-    if config.method == "moco":
+    if METHODS[config.method].momentum_queue:
         found["queue"] = "one for each view, at first filled with random unit vectors that count as negatives"
     return found

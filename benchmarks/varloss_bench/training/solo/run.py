@@ -20,7 +20,7 @@ import torch
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.data.types import Source, Split
-from varloss_bench.training.methods import TrainingDivergedError
+from varloss_bench.training.errors import TrainingDivergedError
 from varloss_bench.training.solo import config as solo_config
 from varloss_bench.training.solo import guard as solo_guard
 from varloss_bench.training.solo import net as solo_net

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,18 +14,9 @@ from torch import Tensor, nn
 import varloss
 from varloss import functional
 from varloss_bench.config import TrialConfig, queue_length
+from varloss_bench.methods import METHODS, load
 from varloss_bench.training.backbones import Backbone
-
-# Each is one cell of losses that differ in their negatives and in whether the positive stands in the denominator.
-TWO_VIEW_LOSSES: dict[str, Callable[..., nn.Module]] = {
-    "simclr": partial(varloss.NTXentLoss, negatives="both"),
-    "dcl": partial(varloss.NTXentLoss, negatives="both", decoupled=True),
-    "dhel": partial(varloss.NTXentLoss, negatives="within", decoupled=True),
-}
-
-
-class TrainingDivergedError(RuntimeError):
-    """The loss, or what the trained net puts out, became NaN or infinite."""
+from varloss_bench.training.errors import TrainingDivergedError
 
 
 class ContrastiveModule(LightningModule):
@@ -122,16 +112,18 @@ class ContrastiveModule(LightningModule):
 
 
 class TwoViewModule(ContrastiveModule):
-    """SimCLR, DCL, DHEL: one loss of the two views' projections, negatives from the batch."""
+    """SimCLR, DCL, DHEL: one loss of the two views' projections, which the row of `METHODS` names."""
 
     def __init__(self, config: TrialConfig, backbone: Backbone, num_samples: int) -> None:
         head = SimCLRProjectionHead(
             backbone.features, config.hidden_dim, config.output_dim, batch_norm=config.has_head_batch_norm
         )
         super().__init__(config, backbone.net, head, num_samples)
-        chosen = {"negatives": config.negatives} if config.negatives else {}
-        self.criterion = TWO_VIEW_LOSSES[config.method](
-            temperature=config.temperature, gather_distributed=config.ranks > 1, **chosen
+        method = METHODS[config.method]
+        assert method.loss is not None, f"{config.method} names no loss of two views"
+        negatives = {"negatives": config.negatives or method.negatives} if method.negatives else {}
+        self.criterion: nn.Module = load(method.loss)(
+            temperature=config.temperature, gather_distributed=config.ranks > 1, **negatives, **method.loss_options
         )
 
     def contrastive_loss(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,8 +195,8 @@ class MoCoModule(ContrastiveModule):
         return self.regularizer.weight * (terms[0] + terms[1]) / 2
 
 
-def build_method(config: TrialConfig, backbone: Backbone, num_samples: int) -> ContrastiveModule:
+def build_module(config: TrialConfig, backbone: Backbone, num_samples: int) -> ContrastiveModule:
     """The module of a trial, its weights drawn from torch's current random state."""
-    if config.method == "moco":
-        return MoCoModule(config, backbone, num_samples)
-    return TwoViewModule(config, backbone, num_samples)
+    place = METHODS[config.method].module
+    assert place is not None, f"{config.method} is not trained"
+    return cast(ContrastiveModule, load(place)(config, backbone, num_samples))
