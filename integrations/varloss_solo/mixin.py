@@ -276,15 +276,14 @@ class ObjectiveMixin(_Method):
         crops, rows = len(out["z"]), z.shape[0] // len(out["z"])
         index = batch[0].repeat(crops)
         views = torch.arange(crops, device=z.device).repeat_interleave(rows)
-        keys, share = _gathered(z, index, views)
-        nce_loss = share * functional.nt_xent_indexed(
+        nce_loss = functional.nt_xent_indexed(
             z,
             index,
             views=views,
             temperature=self.temperature,
             negatives=negatives,  # type: ignore[arg-type]  # checked against the same three names when it was read
             decoupled=objective.decoupled,
-            **keys,
+            gathered=distributed.gather_rows(z, index, views),
         )
         self.log_dict({"train_nce_loss": nce_loss}, on_epoch=True, sync_dist=True)
         return nce_loss + out["loss"]
@@ -296,26 +295,11 @@ def _describe_objective(decided: plan.Plan) -> str:
     return f"objective {name} with {negatives} negatives in simclr's place"
 
 
-def _gathered(z: Tensor, index: Tensor, views: Tensor) -> tuple[dict[str, Any], float]:
-    """The arguments by which an indexed loss sees the rows of all ranks, and the factor on its value that goes with them."""
-    if distributed.world_size() == 1:
-        return {}, 1.0
-    rows = distributed.sizes(z)
-    keys = {
-        "keys": distributed.gather(z, rows),
-        "keys_index": distributed.gather(index, rows),
-        "keys_views": distributed.gather(views, rows),
-        "offset": sum(rows[: distributed.rank()]),
-    }
-    return keys, distributed.share(rows)
-
-
 def _between_classes(first: Tensor, second: Tensor, labels: Tensor, term: varloss.VRNLoss) -> Tensor:
     """VRN where only images of different classes are negatives."""
     z, index = torch.cat([first, second]), labels.repeat(2)
     views = torch.arange(2, device=z.device).repeat_interleave(first.shape[0])
-    keys, share = _gathered(z, index, views)
-    return share * functional.vrn_indexed(
+    return functional.vrn_indexed(
         z,
         index,
         views=views,
@@ -323,5 +307,5 @@ def _between_classes(first: Tensor, second: Tensor, labels: Tensor, term: varlos
         target=term.target,
         pairs=term.pairs,
         exponent=term.exponent,
-        **keys,
+        gathered=distributed.gather_rows(z, index, views),
     )

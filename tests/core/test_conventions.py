@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import varloss
 from varloss import functional as vf
 from varloss._core.grams import Grams
+from varloss.distributed import GatheredRows
 
 each_loss = pytest.mark.parametrize("name", CASES)
 
@@ -137,6 +138,7 @@ TWO_VIEWS = {
     "WithVRN": varloss.WithVRN(varloss.NTXentLoss(), weight=3, num_samples=10),
 }
 GOOD = torch.ones(4, 3)
+IDS = torch.arange(4)
 
 
 @pytest.mark.parametrize("name", TWO_VIEWS)
@@ -267,8 +269,15 @@ def test_bad_weights_are_named(weight):
         (torch.rand(4), {}, TypeError, "index must have an integer dtype; got torch.float32"),
         ([0, 1, 2, 3], {}, TypeError, "index must be a torch.Tensor of integers; got list"),
         (torch.arange(4), {"views": None}, ValueError, "views must be given to tell 'cross' pairs apart"),
-        (torch.arange(4), {"offset": 2}, ValueError, "give them with keys only"),
-        (torch.arange(4), {"keys": GOOD}, TypeError, "keys_index must be a torch.Tensor of integers; got NoneType"),
+        (torch.arange(4), {"gathered": (GOOD, IDS)}, TypeError, "gathered must be GatheredRows or None; got tuple"),
+        (torch.arange(4), {"gathered": GatheredRows(GOOD)}, TypeError, "keys_index must be a torch.Tensor of integers"),
+        (
+            torch.arange(4),
+            {"gathered": GatheredRows(GOOD, IDS)},
+            ValueError,
+            "keys_views must be given to tell 'cross'",
+        ),
+        (torch.arange(4), {"gathered": GatheredRows(GOOD, IDS, IDS, 1)}, ValueError, "offset 1 does not fit: 4 local"),
     ],
 )
 def test_bad_ids_are_named(function, index, options, error, message):

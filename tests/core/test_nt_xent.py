@@ -12,6 +12,7 @@ from support.cases import INDEX, KINDS, VIEWS
 
 from varloss import functional as vf
 from varloss._core.numerics import group_sizes, joint_labels
+from varloss.distributed import GatheredRows
 
 CELLS = [(kind, decoupled) for kind in KINDS for decoupled in (False, True)]
 
@@ -81,9 +82,11 @@ def test_local_rows_against_gathered_keys_are_rows_of_the_whole(kind, decoupled,
                 views=torch.tensor([0, 1]),
                 negatives=kind,
                 decoupled=decoupled,
-                keys=torch.cat([z0[[i]], z1[[i]], z0[:i], z0[i + 1 :], z1[:i], z1[i + 1 :]]),
-                keys_index=torch.tensor([i, i, *(j for j in range(8) if j != i)] + [j for j in range(8) if j != i]),
-                keys_views=torch.tensor([0, 1, *views[:7], *views[8:15]]),
+                gathered=GatheredRows(
+                    torch.cat([z0[[i]], z1[[i]], z0[:i], z0[i + 1 :], z1[:i], z1[i + 1 :]]),
+                    torch.tensor([i, i, *(j for j in range(8) if j != i)] + [j for j in range(8) if j != i]),
+                    torch.tensor([0, 1, *views[:7], *views[8:15]]),
+                ),
             )
             for i in range(rows.start, rows.stop)
         ]
@@ -110,10 +113,7 @@ def test_gathered_indexed_rows_average_to_the_whole_when_ranks_differ(kind, posi
             z[rows],
             index[rows],
             views=views[rows],
-            keys=z,
-            keys_index=index,
-            keys_views=views,
-            offset=rows.start,
+            gathered=GatheredRows(z, index, views, rows.start),
             **options,
         )
         for rows in (slice(0, 4), slice(4, 8))

@@ -13,6 +13,7 @@ from support.cases import INDEX, KINDS, VIEWS
 
 from varloss import functional as vf
 from varloss._kernels.gram import is_cheaper
+from varloss.distributed import GatheredRows
 
 
 @pytest.mark.parametrize("form", ["dense", "closed"])
@@ -50,10 +51,7 @@ def test_gathered_indexed_rows_average_to_the_whole_when_ranks_differ(kind):
             views=views[rows],
             num_samples=40,
             pairs=kind,
-            keys=z,
-            keys_index=index,
-            keys_views=views,
-            offset=rows.start,
+            gathered=GatheredRows(z, index, views, rows.start),
         )
         for rows in (slice(0, 4), slice(4, 8))
     ]

@@ -113,19 +113,8 @@ class ByIndex(nn.Module):
         mine = index[:, before : before + n].flatten()
         views = torch.arange(2).repeat_interleave(n)
         z = torch.cat([z0, z1])
-        if distributed.world_size() == 1:
-            return self.function(z, mine, views=views, **self.options)
-        rows = distributed.sizes(z)
-        return distributed.share(rows) * self.function(
-            z,
-            mine,
-            views=views,
-            keys=distributed.gather(z, rows),
-            keys_index=distributed.gather(mine),
-            keys_views=distributed.gather(views),
-            offset=2 * before,
-            **self.options,
-        )
+        gathered = distributed.gather_rows(z, mine, views)
+        return self.function(z, mine, views=views, gathered=gathered, **self.options)
 
 
 def _queue(build: Callable[[], nn.Module]) -> nn.Module:

@@ -11,6 +11,7 @@ from varloss._core import checks
 from varloss._core.checks import Negatives
 from varloss._core.numerics import group_sizes, joint_labels, masked_logsumexp, own_columns, products, unit
 from varloss._kernels import dense
+from varloss.distributed import GatheredRows
 
 Positives = Literal["inside", "outside"]
 
@@ -24,10 +25,7 @@ def nt_xent_indexed(
     negatives: Negatives = "both",
     decoupled: bool = False,
     positives: Positives = "inside",
-    keys: Tensor | None = None,
-    keys_index: Tensor | None = None,
-    keys_views: Tensor | None = None,
-    offset: int = 0,
+    gathered: GatheredRows | None = None,
     check: bool = False,
 ) -> Tensor:
     r"""NT-Xent by sample index: several crops of an image, duplicates in a batch, or labels in place of indices.
@@ -41,7 +39,7 @@ def nt_xent_indexed(
     .. math::
         \text{outside: } -\frac{1}{|P|}\sum_{p \in P} s_p/t + \log\Big(\Big[\sum_{p \in P} e^{s_p/t}\Big] + \sum_{q \in Q} e^{s_q/t}\Big)
 
-    The naive program, for ``positives="inside"`` and ``negatives="both"`` (solo-learn's ``simclr_loss_func``)::
+    Equivalent to, for ``positives="inside"`` and ``negatives="both"`` (solo-learn's ``simclr_loss_func``)::
 
         sim = exp(normalize(z) @ normalize(z).T / temperature)
         pos = (sim * ((index == index[:, None]) & ~eye(R))).sum(1)
@@ -58,38 +56,38 @@ def nt_xent_indexed(
         decoupled: leaves the positives out of the denominator.
         positives: where the sum over positives stands: ``"inside"`` or ``"outside"`` the logarithm (Khosla et al.'s
             L_in, here without its constant log|P|, and L_out).
-        keys: (M, D) rows of all ranks, that contain this rank's.
-        keys_index: (M,) indices of ``keys``; given with ``keys``.
-        keys_views: (M,) views of ``keys``; given with ``keys`` where ``views`` is.
-        offset: row of ``keys`` where this rank's rows start.
+        gathered: rows of all ranks with their ids, see :func:`varloss.distributed.gather_rows`. Anchors stay local.
         check: look at the values too (synchronises): raises for rows that are zero or not finite and for anchors without
             positives or negatives.
 
     Returns:
-        A scalar in nats, the mean over the anchors that have a positive and a negative. Under ranks of equal size the
-        mean over ranks is the single-process value, also where the ranks differ in how many anchors count; under others,
-        of values times ``distributed.share``.
+        A scalar in nats, the mean over the anchors that have a positive and a negative. With ``gathered``, the mean over
+        ranks of the results is the value of one process on all rows, also where ranks differ in how many anchors count.
 
     Raises:
         TypeError, ValueError: as :func:`nt_xent`, and for ids of the wrong shape or dtype.
 
-    At the edge: an anchor without a positive or without a negative contributes 0 and leaves the mean; where none is left
+    Edge cases: an anchor without a positive or without a negative contributes 0 and leaves the mean; where none is left
     the result is 0, attached to the graph.
 
     Sources: Khosla et al. 2020 (SupCon, arXiv 2004.11362) eqs. 2 and 3; Lee et al. 2025 (arXiv 2506.09781) Def. 3.1.
+
+    Example:
+        >>> import torch
+        >>> from varloss.functional import nt_xent_indexed
+        >>> z, labels = torch.randn(6, 16), torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> loss = nt_xent_indexed(z, labels, temperature=0.1, positives="outside")
     """
     checks.embeddings(z=z)
     checks.one_of(negatives, checks.KINDS, "negatives")
     checks.one_of(positives, ("inside", "outside"), "positives")
     checks.temperature(temperature)
-    rows = IndexedRows(
-        z, index, views, keys=keys, keys_index=keys_index, keys_views=keys_views, offset=offset, kind=negatives
-    )
+    rows = IndexedRows(z, index, views, gathered, negatives)
     if check:
         checks.rows_are_sound(z=z)
-        rows.raise_for_lonely_anchors()
+        rows.require_pairs()
     u = unit(z)
-    logits = products(u / temperature, u if keys is None else unit(keys))
+    logits = products(u / temperature, u if gathered is None else unit(gathered.keys))
     log_negatives, has_negative = masked_logsumexp(logits, rows.negative)
     log_positives, has_positive = masked_logsumexp(logits, rows.positive)
     if positives == "inside":
@@ -112,18 +110,15 @@ def vrn_indexed(
     target: float | None = None,
     pairs: Negatives = "cross",
     exponent: float = 2,
-    keys: Tensor | None = None,
-    keys_index: Tensor | None = None,
-    keys_views: Tensor | None = None,
-    offset: int = 0,
+    gathered: GatheredRows | None = None,
     check: bool = False,
 ) -> Tensor:
     r"""VRN by sample index: rows that share an index (crops, duplicates, one label) are not negatives.
 
     .. math:: \frac{1}{|Q|}\sum_{(a, b) \in Q} |s_{ab} - \delta|^p, \qquad Q = \{(a, b): \text{index}_a \ne \text{index}_b\}
 
-    where Q keeps the pairs of different views (``"cross"``), of one view (``"within"``); ``"both"`` averages the two. The
-    naive program, for cross pairs::
+    where Q keeps the pairs of different views (``"cross"``) or of one view (``"within"``); ``"both"`` averages the two.
+    Equivalent to, for cross pairs::
 
         s = normalize(z) @ normalize(z).T
         loss = (s - delta).abs().pow(p)[(index[:, None] != index) & (views[:, None] != views)].mean()
@@ -136,119 +131,116 @@ def vrn_indexed(
         target: the target similarity.
         pairs: which pairs of views.
         exponent: p >= 1.
-        keys: (M, D) rows of all ranks, that contain this rank's.
-        keys_index: (M,) indices of ``keys``; given with ``keys``.
-        keys_views: (M,) views of ``keys``; given with ``keys``.
-        offset: row of ``keys`` where this rank's rows start.
+        gathered: rows of all ranks with their ids, see :func:`varloss.distributed.gather_rows`.
         check: look at the values too (synchronises).
 
     Returns:
-        A scalar. Under ranks of equal size the mean over ranks is the single-process value; under others, of values times
-        ``distributed.share``.
+        A scalar. With ``gathered``, the mean over ranks of the results is the value of one process on all rows.
 
     Raises:
         TypeError, ValueError: as :func:`vrn`, and for ids of the wrong shape or dtype or missing views.
 
-    At the edge: a kind of pair that does not occur contributes 0, attached to the graph.
+    Edge cases: a kind of pair that does not occur contributes 0, attached to the graph.
 
     Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7.
+
+    Example:
+        >>> import torch
+        >>> from varloss.functional import vrn_indexed
+        >>> z, index, views = torch.randn(6, 16), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 1])
+        >>> loss = vrn_indexed(z, index, views=views, num_samples=50_000)
     """
     checks.embeddings(z=z)
     checks.one_of(pairs, checks.KINDS, "pairs")
     delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
     kinds: tuple[Negatives, ...] = ("cross", "within") if pairs == "both" else (pairs,)
-    ids = [
-        IndexedRows(z, index, views, keys=keys, keys_index=keys_index, keys_views=keys_views, offset=offset, kind=kind)
-        for kind in kinds
-    ]
+    ids = [IndexedRows(z, index, views, gathered, kind) for kind in kinds]
     if check:
         checks.rows_are_sound(z=z)
     u = unit(z)
-    cost = dense.power(products(u, u if keys is None else unit(keys)) - delta, p)
+    cost = dense.power(products(u, u if gathered is None else unit(gathered.keys)) - delta, p)
     terms = [rows.mean_over_pairs(cost.masked_fill(~rows.negative, 0).sum()) for rows in ids]
     return torch.stack(terms).mean()
 
 
 class IndexedRows:
-    """Which pairs of anchor row and key row are positives and negatives, from ids alone.
+    """Which pairs of a row of this rank and a row of any rank are positives and negatives, from ids alone.
 
-    ``negative`` and ``positive`` are (R, M) masks. Counts over ALL ranks' rows come from sorted ids, so that a rank
-    knows its share of the global mean without another collective.
+    ``positive`` and ``negative`` are (R, M) masks. Counts over ALL ranks' rows come from sorted ids, so that no collective is
+    needed to divide by them.
     """
 
     def __init__(
-        self,
-        z: Tensor,
-        index: Tensor,
-        views: Tensor | None,
-        *,
-        keys: Tensor | None,
-        keys_index: Tensor | None,
-        keys_views: Tensor | None,
-        offset: int,
-        kind: Negatives,
+        self, z: Tensor, index: Tensor, views: Tensor | None, gathered: GatheredRows | None, kind: Negatives
     ) -> None:
         index = checks.ids("index", index, z, "z")
-        views = _known_views(views, z, "views", "z", kind)
-        if keys is None:
-            if offset != 0 or keys_index is not None or keys_views is not None:
-                raise ValueError("offset, keys_index and keys_views describe keys: give them with keys only.")
-            keys, keys_index, keys_views = z, index, views
+        views = _views_to_compare("views", views, z, "z", kind)
+        if gathered is None:
+            total, offset, share = z.shape[0], 0, 1.0
+            keys_index, keys_views = index, views
         else:
+            if not isinstance(gathered, GatheredRows):
+                raise TypeError(f"gathered must be GatheredRows or None; got {type(gathered).__name__}.")
+            keys, offset, share = gathered.keys, gathered.offset, gathered.share
             checks.embeddings(z=z, keys=keys)
             checks.same_precision(z=z, keys=keys)
-            keys_index = checks.ids("keys_index", keys_index, keys, "keys")
-            keys_views = _known_views(keys_views, keys, "keys_views", "keys", kind)
-            checks.rows_inside(z.shape[0], keys.shape[0], offset)
+            total = keys.shape[0]
+            checks.rows_inside(z.shape[0], total, offset)
+            keys_index = checks.ids("keys_index", gathered.keys_index, keys, "keys")
+            keys_views = _views_to_compare("keys_views", gathered.keys_views, keys, "keys", kind)
         if z.shape[0] == 0:
             raise ValueError("z is empty: a batch needs at least one row.")
-        if keys.shape[0] < 2:
-            raise ValueError("one row has neither positives nor negatives: give at least 2 rows (or gathered keys).")
+        if total < 2:
+            raise ValueError("one row has neither positives nor negatives: give at least 2 rows (or gathered rows).")
 
-        self._rows, self._total = z.shape[0], keys.shape[0]
-        self._kind = kind
-        self._keys_index, self._keys_views = keys_index, keys_views
         same_sample = index.unsqueeze(1) == keys_index
-        self.positive = same_sample & ~own_columns(self._rows, self._total, offset, z.device)
+        self.positive = same_sample & ~own_columns(z.shape[0], total, offset, z.device)
         self.negative = ~same_sample
-        if views is not None and keys_views is not None and kind != "both":
+        if views is not None and keys_views is not None:
             same_view = views.unsqueeze(1) == keys_views
             self.negative = self.negative & (same_view if kind == "within" else ~same_view)
+        self._kind, self._keys_index, self._keys_views = kind, keys_index, keys_views
+        # A sum over R of M rows is the global sum's part that a rank of average size would have: see Gathered.scale.
+        self._scale = share * total / z.shape[0]
 
     def negatives_of_each_key(self) -> Tensor:
         """(M,) number of negatives that each row of all ranks has."""
-        same_sample = group_sizes(self._keys_index)
-        if self._keys_views is None or self._kind == "both":
-            return self._total - same_sample
+        total, same_sample = self._keys_index.shape[0], group_sizes(self._keys_index)
+        if self._keys_views is None:
+            return total - same_sample
         same_view = group_sizes(self._keys_views)
         same_both = group_sizes(joint_labels(self._keys_index, self._keys_views))
         within = same_view - same_both
-        return within if self._kind == "within" else self._total - same_sample - within
+        return within if self._kind == "within" else total - same_sample - within
 
     def mean_over_anchors(self, total: Tensor) -> Tensor:
-        """``total`` over this rank's share, R/M, of the number of anchors in the global mean; at least that of one."""
+        """From this rank's sum over anchors to the mean over all ranks' anchors that have a positive and a negative.
+
+        The mean over ranks of the results is that mean.
+        """
         counts = (self.negatives_of_each_key() > 0) & (group_sizes(self._keys_index) > 1)
         return self._mean(total, counts)
 
     def mean_over_pairs(self, total: Tensor) -> Tensor:
-        """``total`` over this rank's share, R/M, of the number of negative pairs in the global mean; at least that of one."""
+        """From this rank's sum over negative pairs to the mean over all ranks' negative pairs, likewise."""
         return self._mean(total, self.negatives_of_each_key())
 
     def _mean(self, total: Tensor, counts: Tensor) -> Tensor:
         # The ratio multiplies ``total`` and not the count: an integer tensor times a float is fp32 even among float64.
-        return total * (self._total / self._rows) / counts.sum().clamp_min(1)
+        return total * self._scale / counts.sum().clamp_min(1)
 
-    def raise_for_lonely_anchors(self) -> None:
-        """``check=True``: raises where an anchor has no positive or no negative. Synchronises with the device."""
+    def require_pairs(self) -> None:
+        """Raises where an anchor has no positive or no negative. Synchronises with the device."""
         for name, mask in (("positive", self.positive), ("negative", self.negative)):
             lonely = int((~mask.any(dim=1)).sum())
             if lonely:
-                raise ValueError(f"{lonely} of {self._rows} anchors have no {name}.")
+                raise ValueError(f"{lonely} of {mask.shape[0]} anchors have no {name}.")
 
 
-def _known_views(views: Tensor | None, z: Tensor, name: str, z_name: str, kind: Negatives) -> Tensor | None:
-    if views is None:
-        if kind != "both":
-            raise ValueError(f"{name} must be given to tell {kind!r} pairs apart; only 'both' does without.")
-        return None
-    return checks.ids(name, views, z, z_name)
+def _views_to_compare(name: str, views: Tensor | None, z: Tensor, z_name: str, kind: Negatives) -> Tensor | None:
+    """The views of ``z``, checked; None where pairs of every kind count alike."""
+    if views is not None:
+        checks.ids(name, views, z, z_name)
+    elif kind != "both":
+        raise ValueError(f"{name} must be given to tell {kind!r} pairs apart; only 'both' does without.")
+    return None if kind == "both" else views
