@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from varloss_bench.methods import METHODS, NEGATIVES, methods_with_negatives, trained_methods, untrained_methods
+from varloss_bench.methods import (
+    METHODS,
+    NEGATIVES,
+    display_name,
+    methods_with_negatives,
+    trained_methods,
+    untrained_methods,
+)
 from varloss_bench.options import Option, Range, documented, setting
 
 # Raise this whenever a change of the harness changes the numbers a configuration leads to (augmentation, evaluation,
@@ -329,13 +336,19 @@ class Arm:
             return self.method
         return f"{self.method}-b{self.batch_size}-t{self.temperature:g}-w{self.weight:g}"
 
-    def label(self) -> str:
-        """For tables and figures."""
+    def group_label(self) -> str:
+        """Method and batch size, which arms are compared within: `SimCLR, B=16`."""
+        return f"{display_name(self.method)}, B={self.batch_size}" if self.trained else "without training"
+
+    def short_label(self) -> str:
+        """Where its group is named beside it: `t=0.5 + VRN 3`, or `t=0.5` without VRN."""
         if not self.trained:
-            return self.method
-        return f"{self.method} B={self.batch_size} t={self.temperature:g} " + (
-            f"VRN {self.weight:g}" if self.weight else "no VRN"
-        )
+            return display_name(self.method)
+        return f"t={self.temperature:g}" + (f" + VRN {self.weight:g}" if self.weight else "")
+
+    def label(self) -> str:
+        """Where it stands alone: `SimCLR, B=16, t=0.5 + VRN 3`."""
+        return f"{self.group_label()}, {self.short_label()}" if self.trained else self.short_label()
 
 
 # Fields of a trial that are not common to all trials of a sweep.

@@ -89,3 +89,21 @@ def test_learning_rate_rules():
     assert TrialConfig(batch_size=64, base_lr=0.4).learning_rate == pytest.approx(0.1)
     assert TrialConfig(batch_size=64, base_lr=0.4, lr_rule="sqrt").learning_rate == pytest.approx(0.2)
     assert TrialConfig(batch_size=64, base_lr=0.4, lr_rule="constant").learning_rate == 0.4
+
+
+@pytest.mark.parametrize(
+    ("arm", "group", "short", "label", "slug"),
+    [
+        (
+            Arm("moco", 16, 0.5, 3.0),
+            "MoCo v2, B=16",
+            "t=0.5 + VRN 3",
+            "MoCo v2, B=16, t=0.5 + VRN 3",
+            "moco-b16-t0.5-w3",
+        ),
+        (Arm("dhel", 8, 0.25, 0.0), "DHEL, B=8", "t=0.25", "DHEL, B=8, t=0.25", "dhel-b8-t0.25-w0"),
+        (Arm("raw-pixels", 16, 0.5, 0.0), "without training", "raw-pixels", "raw-pixels", "raw-pixels"),
+    ],
+)
+def test_names_of_an_arm(arm, group, short, label, slug):
+    assert (arm.group_label(), arm.short_label(), arm.label(), arm.slug()) == (group, short, label, slug)

@@ -99,7 +99,7 @@ def test_compare_takes_a_new_method_with_its_row():
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "COLUMNS": "200"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "toy B=64" in done.stdout
+    assert "Toy, B=64" in done.stdout
 
 
 def test_solo_learn_refuses_a_method_that_it_does_not_have(monkeypatch):

@@ -269,7 +269,7 @@ def test_test_waits_for_a_cell_without_a_result(tmp_path, monkeypatch):
         select_run.run_select(plan(), tmp_path, effect_points=0.5, workers=1, dry_run=False, console=console)
     assert stopped.value.exit_code == 1
     assert tried == [crashed]
-    assert "t=0.5 VRN 3: no result for seeds 100." in console.file.getvalue()
+    assert "t=0.5 + VRN 3: no result for seeds 100." in console.file.getvalue()
     assert not (tmp_path / "selection.json").exists()
     assert not (tmp_path / "summary.json").exists()
 

@@ -287,7 +287,7 @@ def test_dry_run_lists_and_estimates_and_runs_nothing(tmp_path):
 
     result = CliRunner().invoke(app, [*TINY, "--dry-run", "--output", str(tmp_path / "new")])
     assert result.exit_code == 0, result.output
-    assert "simclr B=64 t=0.5 VRN 3" in result.output
+    assert "SimCLR, B=64, t=0.5 + VRN 3" in result.output
     assert re.search(r"About \d+\.\d minutes with 2 workers", result.output)
     assert not (tmp_path / "new").exists()
 

@@ -148,7 +148,7 @@ def test_a_login_node_lists_the_steps_that_it_cannot_time(login_node, tmp_path):
     result = login_node("--seeds", "3", "--dry-run")
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    assert re.search(r"simclr B=64 t=0.5 VRN 3 +0,1,2 +2 epochs +30 *\n", result.output)  # 997 // 64 x 2
+    assert re.search(r"SimCLR, B=64, t=0.5 \+ VRN 3 +0,1,2 +2 epochs +30 *\n", result.output)  # 997 // 64 x 2
     assert "270 steps. How long they take cannot be measured here: this machine has no CUDA device." in text
     assert "--dry-run on a node that has one, with --cluster local or without --cluster, measures it." in text
     assert "minutes" not in text

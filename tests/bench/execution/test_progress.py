@@ -55,9 +55,9 @@ def test_reasons_stand_in_the_output_and_elsewhere_there_is_a_line_per_trial():
         progress.update(Event(trials[1], 1.0, "diverged", "mean training loss of epoch 1 is nan"))
         progress.update(Event(trials[0], 1.0, "finished"))
     assert file.getvalue().splitlines() == [
-        "simclr B=16 t=0.5 no VRN, seed 0: note: another process is running it; its result will be taken",
-        "simclr B=16 t=0.5 no VRN, seed 1: diverged: mean training loss of epoch 1 is nan",
-        "2/2 simclr B=16 t=0.5 no VRN, seed 0",
+        "SimCLR, B=16, t=0.5, seed 0: note: another process is running it; its result will be taken",
+        "SimCLR, B=16, t=0.5, seed 1: diverged: mean training loss of epoch 1 is nan",
+        "2/2 SimCLR, B=16, t=0.5, seed 0",
     ]
 
 
@@ -75,7 +75,7 @@ def test_a_reason_is_shown_as_it_is(reason, terminal):
     with SweepProgress(Console(file=file, force_terminal=terminal, width=150), [trial]) as progress:
         progress.update(Event(trial, 1.0, "crashed", reason))
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
-    assert f"simclr B=16 t=0.5 no VRN, seed 0: crashed: {reason}\n" in shown.replace("\r", "")
+    assert f"SimCLR, B=16, t=0.5, seed 0: crashed: {reason}\n" in shown.replace("\r", "")
 
 
 def test_smaller_batches_cost_more_at_equal_epochs_and_less_at_equal_steps():
