@@ -34,6 +34,7 @@ include_patterns = [
     "*.md",
     "docs/**",
     "benchmarks/README.md",
+    "benchmarks/recipes/README.md",
     "benchmarks/results/*/README.md",
     "integrations/README.md",
 ]

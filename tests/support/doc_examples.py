@@ -15,6 +15,7 @@ PAGES = sorted(
         "*.md",
         "docs/**/*.md",
         "benchmarks/README.md",
+        "benchmarks/recipes/README.md",
         "benchmarks/results/*/README.md",
         "integrations/*.md",
     )
