@@ -17,8 +17,8 @@ from varloss_bench.execution.cluster import Cluster
 from varloss_bench.measures import METRICS
 from varloss_bench.records import same_data
 from varloss_bench.records.store import Store, write_atomically
-from varloss_bench.report import selection as selection_words
-from varloss_bench.report import text as report_text
+from varloss_bench.report.labels import format_interval
+from varloss_bench.report.selection import in_words
 from varloss_bench.statistics import selection as select_cells
 from varloss_bench.statistics.selection import Plan, Selection
 
@@ -61,14 +61,14 @@ def run_select(
     )
     selection = select_cells.choose(validation, Store(folder).load(validation).records, plan.metric)
     if not selection.chosen:
-        console.print(Text(selection_words.in_words(selection, plan.test_seeds)))
+        console.print(Text(in_words(selection, plan.test_seeds)))
         messages.error(console, "nothing to confirm on the test split")
         raise typer.Exit(1)
     stored = select_cells.to_dict(plan, selection, validation)
     stored["earlier"] = _earlier(before, stored)
     # Written before test is read: a choice that was cut short in the middle of phase 2 has been seen all the same.
     write_atomically(folder / FILE, json.dumps(stored, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    preface = selection_words.in_words(selection, plan.test_seeds) + _warning(stored)
+    preface = in_words(selection, plan.test_seeds) + _warning(stored)
     console.print("\n[bold]Phase 2 of 2: what was chosen, on the test split[/bold]")
     sweep.run_sweep(
         plan.test_trials(selection.chosen),
@@ -131,12 +131,12 @@ def _show_validation(
 def _scores(selection: Selection) -> str:
     lines = [f"{METRICS[selection.metric].title} on validation, mean over {len(selection.seeds)} seeds:"]
     for group in selection.groups:
-        lines.append(report_text.group_label(group.rows[0].arm))
+        lines.append(group.rows[0].arm.group_label())
         chosen = group.chosen or ()
         for row in group.rows:
-            score = report_text.format_interval(row.interval(selection.metric), METRICS[selection.metric])
+            score = format_interval(row.interval(selection.metric), METRICS[selection.metric])
             mark = "  <- chosen" if row.arm in chosen else ""
-            lines.append(f"  {report_text.arm_label(row.arm):<18} {row.failure or score}{mark}")
+            lines.append(f"  {row.arm.short_label():<18} {row.failure or score}{mark}")
     return "\n".join(lines)
 
 

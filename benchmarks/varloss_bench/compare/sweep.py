@@ -23,10 +23,10 @@ from varloss_bench.execution.cluster import Cluster
 from varloss_bench.execution.progress import SweepProgress
 from varloss_bench.records import planned, provenance, same_data
 from varloss_bench.records.store import Loaded, Store, write_atomically
-from varloss_bench.report import command as report
-from varloss_bench.report import groups as report_records
-from varloss_bench.report import sweep_figure as figure
-from varloss_bench.report import text as report_text
+from varloss_bench.report import groups
+from varloss_bench.report.command import write
+from varloss_bench.report.figures.sweep import sweep_png
+from varloss_bench.report.text import plain_text, render
 from varloss_bench.statistics import summary
 from varloss_bench.training import timing
 
@@ -143,17 +143,17 @@ def present(
     }
     write_atomically(store.folder / "summary.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
     speed = "\n".join(timing.in_words(trials, loaded.records))
-    text = report_text.plain_text(result, trained) + (f"\n{speed}\n" if speed else "")
+    text = plain_text(result, trained) + (f"\n{speed}\n" if speed else "")
     alarm = same_data.in_words(data_differ, command)
     lines = [*alarm, *([""] if alarm else []), *([*preface.splitlines(), ""] if preface else [])]
     above = [textwrap.fill(line, 100, subsequent_indent="    ", break_on_hyphens=False) for line in lines]
     write_atomically(store.folder / "table.txt", "\n".join([f"$ {shlex.join(command)}\n", *above, text]))
-    write_atomically(store.folder / "figure.png", figure.draw(result, trained))
+    write_atomically(store.folder / "figure.png", sweep_png(result, trained))
     if alarm:
         messages.say(console, "\n".join(alarm), "bold red")
     if preface:
         console.print(Text(preface))
-    console.print(report_text.render(result, trained))
+    console.print(render(result, trained))
     if speed:
         messages.say(console, speed, "dim")
     if content["environments_differ"]:
@@ -173,7 +173,7 @@ def _report(store: Store, command: list[str]) -> str:
     number = sum(1 for _ in store.trials.glob("*.json"))
     if not 0 < number <= _REPORTED_AT_ONCE:
         return f"One page with every figure: varloss-bench report {shlex.quote(str(store.folder))}"
-    report.write(report_records.read(store.folder), store.folder, store.folder, command)
+    write(groups.read(store.folder), store.folder, store.folder, command)
     return f"One page with every figure: {store.folder}/report.html"
 
 

@@ -12,6 +12,8 @@ from varloss_bench.records import provenance
 from varloss_bench.records.store import write_atomically
 from varloss_bench.report import groups, page
 from varloss_bench.report.groups import Found
+from varloss_bench.report.rows import tables
+from varloss_bench.report.sections import sections
 
 FILES = ("report.html", "report.md", "rows.csv", "rows.parquet")
 
@@ -60,8 +62,8 @@ def report(
 def write(found: Found, folder: Path, target: Path, command: list[str]) -> None:
     """Make all files, then write them: an error while they are made leaves the earlier files as they are."""
     words = shlex.join(command)
-    sections = page.sections(found)
-    html, markdown = (make(found, sections, folder, words) for make in (page.html, page.markdown))
-    csv, parquet = groups.tables(found)
-    for name, content in zip(FILES, (html, markdown, csv, parquet), strict=True):
+    parts = sections(found)
+    csv, parquet = tables(found.trials)
+    contents = (page.html(found, parts, folder, words), page.markdown(found, parts, folder, words), csv, parquet)
+    for name, content in zip(FILES, contents, strict=True):
         write_atomically(target / name, content)

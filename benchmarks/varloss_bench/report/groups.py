@@ -1,4 +1,4 @@
-"""The records of a folder, read as what they are: files that anybody may have written. Checked, grouped, as rows."""
+"""Read the records of a folder, check them, and group the trials that may be compared."""
 
 import dataclasses
 import json
@@ -14,16 +14,13 @@ from varloss_bench.records import planned
 from varloss_bench.records.planned import Planned
 from varloss_bench.records.store import Store
 
-# Not columns of a table of trials: pictures, curves and the text of an exception.
-_NO_COLUMNS = ("drawn", "epoch_losses", "traceback", "schema")
-
 
 @dataclass(frozen=True)
 class Trial:
-    """One record and the file it stands in.
+    """One record and its file.
 
     Attributes:
-        protocol: The harness's protocol that its key was made under.
+        protocol: The protocol of the harness that its key was made under.
     """
 
     file: str
@@ -42,10 +39,9 @@ class Group:
     """Trials that may be compared: equal in everything but arm and seed, under one protocol.
 
     Attributes:
-        trials: Those that there are records of.
-        plan: Of the sweep whose trials these are, and no others; some of them may be missing. None for whatever lies in the
-            folder.
-        beyond_plan: Whether the folder's last sweep is a part of these, and has a group of its own.
+        trials: The trials that have a record.
+        plan: The plan of the folder's last sweep if these are exactly its trials (some may be missing), else None.
+        beyond_plan: Whether the last sweep is a part of these trials; it has a group of its own.
     """
 
     protocol: int
@@ -55,23 +51,23 @@ class Group:
 
     @property
     def sample(self) -> TrialConfig:
-        """A trained trial's configuration, for what all have in common; one with VRN, whose choices others do not have."""
+        """The configuration of a trained trial, for what all have in common; one with VRN if there is one."""
         return max((config for config in self.configs if config.arm.trained), key=lambda config: bool(config.weight))
 
     @property
     def configs(self) -> list[TrialConfig]:
-        """All configurations: those of the records, and those that a plan asks for as well."""
+        """The planned configurations if there is a plan, else those of the records."""
         return list(self.plan.configs) if self.plan else [trial.config for trial in self.trials]
 
     @property
     def missing(self) -> list[TrialConfig]:
-        """What was planned and has no readable record."""
+        """Planned trials without a readable record."""
         records = self.records
         return [config for config in self.configs if config.key() not in records]
 
     @property
     def records(self) -> dict[str, Mapping[str, Any]]:
-        """By the key that `TrialConfig.key` gives now, which `summary` looks them up by."""
+        """By the current `TrialConfig.key`, which `summary` looks them up by."""
         return {trial.config.key(): trial.record for trial in self.trials}
 
     def of(self, arm: Arm) -> list[Trial]:
@@ -81,11 +77,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
-        groups: Of comparable trials: the folder's last sweep, then all others in the order of their first file.
-        left_out: File name -> why it is in no group.
+        groups: Groups of comparable trials: the folder's last sweep, then the others in the order of their first file.
+        left_out: File name -> the reason why it is in no group.
     """
 
     groups: tuple[Group, ...]
@@ -93,7 +89,7 @@ class Found:
 
     @property
     def trials(self) -> list[Trial]:
-        """Of all groups; an untrained row that belongs to several is there once."""
+        """The trials of all groups; an untrained row that belongs to several groups is listed once."""
         return list({trial.file: trial for group in self.groups for trial in group.trials}.values())
 
 
@@ -132,16 +128,16 @@ def read(folder: Path) -> Found:
 
 
 def _why_alone(config: TrialConfig) -> str:
-    """Why a row without training belongs to no trained one."""
+    """Why an untrained row belongs to no trained one."""
     if config.raw_pixels_side != untrained(config, config.method, config.seed).raw_pixels_side:
-        return "made before large images were averaged for the row of raw pixels; running the sweep's command again makes it"
-    return "without training, and no trained row of its data, split, backbone and protocol is here"
+        return "made before large images were averaged for the raw-pixels row; run the sweep's command again to make it anew"
+    return "an untrained row, and no trained row has its data, split, backbone and protocol"
 
 
 def _read_or_reason(file: Path) -> Trial | str:
     try:
         return _read(file)
-    # What an arbitrary file can raise on its way, as in `Store.load`.
+    # What an arbitrary file can raise, as in `Store.load`.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         return f"corrupt: {type(error).__name__}: {error}"
 
@@ -154,7 +150,7 @@ def _read(file: Path) -> Trial:
     planned.check_config(config)
     Store.check(record, config)
     _check_drawn(record)
-    _flat(record)  # nested too deeply to be walked: found out here, where it is named
+    flat(record)  # raises RecursionError here, where the file is known, if the record is nested too deeply
     protocols = [protocol for protocol in range(1, PROTOCOL + 1) if record["key"] == config.key(protocol)]
     if not protocols:
         raise ValueError(
@@ -164,7 +160,7 @@ def _read(file: Path) -> Trial:
 
 
 def _check_drawn(record: Mapping[str, Any]) -> None:
-    """The parts that figures are drawn from: absent, as in older records, or whole."""
+    """Raise ValueError unless the parts that figures are drawn from are complete or, as in older records, absent."""
     losses = record.get("epoch_losses", [])
     if not isinstance(losses, list) or not all(_is_number(loss) for loss in losses):
         raise ValueError("epoch_losses is not a list of numbers")
@@ -189,11 +185,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _group(trials: Sequence[Trial]) -> list[Group]:
-    """Groups of the arms with VRN, and with each all rows that belong beside them.
+    """A group for each set of options of the arms with VRN, with the rows that may be compared with them.
 
-    All fields but arm and seed must be equal, or rows would be compared that differ in more than their arm.
-    An arm without VRN has choices that only concern VRN at their defaults (`TrialConfig.canonical`), so that several
-    groups can share it.
+    All fields except arm and seed must be equal. An arm without VRN has the options that only concern VRN at their
+    defaults (`TrialConfig.canonical`), so several groups can share it.
     """
     shared: dict[str, tuple[int, dict[str, Any]]] = {}
     trained = [trial for trial in trials if trial.config.arm.trained]
@@ -210,7 +205,7 @@ def _group(trials: Sequence[Trial]) -> list[Group]:
 
 
 def _sweep_first(trials: Sequence[Trial], groups: Sequence[Group], plan: Planned) -> list[Group]:
-    """The planned sweep, whatever is left of it, then all groups that hold more than a part of it."""
+    """The planned sweep, complete or not, then all groups that hold more than a part of it."""
     keys = plan.keys
     members = sorted((trial for trial in trials if trial.record["key"] in keys), key=_by_arm)
     sweep = {trial.file for trial in members}
@@ -237,39 +232,12 @@ def _belongs(trial: Trial, protocol: int, common: Mapping[str, Any]) -> bool:
     return config in (moved := dataclasses.replace(config, **common), moved.canonical())
 
 
-def rows(found: Found) -> list[dict[str, Any]]:
-    """One flat row per trial: configuration, metrics, seconds, environment, confounds, where it stands.
-
-    Names of nested values are joined by points. Lists (the command) are JSON. A value that a record lacks is missing.
-    """
-    return [
-        {
-            "file": trial.file,
-            "protocol": trial.protocol,
-            **_flat({name: value for name, value in trial.record.items() if name not in _NO_COLUMNS}),
-            **({"final_loss": losses[-1]} if (losses := trial.record.get("epoch_losses")) else {}),
-        }
-        for trial in found.trials
-    ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under names joined by dots."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
-    return flat
-
-
-def tables(found: Found) -> tuple[str, bytes]:
-    """The rows as CSV and as Parquet. A column of several kinds of values, as records by hand may have, is text."""
-    import pandas as pd  # noqa: PLC0415  (its import takes a second, which a crash before should not cost)
-    import pyarrow  # noqa: F401, PLC0415  (pandas would not say which package it lacks in a way that `__main__` understands)
-
-    frame = pd.DataFrame(rows(found)).convert_dtypes()
-    for column in frame:
-        if frame[column].dtype == object:
-            frame[column] = frame[column].map(str, na_action="ignore").astype("string")
-    return str(frame.to_csv(index=False)), bytes(frame.to_parquet(index=False, engine="pyarrow"))
+            found[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
+    return found

@@ -10,7 +10,7 @@ from varloss_bench.report.groups import Group
 
 
 def environments(group: Group) -> list[tuple[str, str, int]]:
-    """Each set of versions, losses and machine with its number of trials; after the first, only what is different."""
+    """Each set of versions, losses and machine with its number of trials; after the first, only the differences."""
     counted = Counter(json.dumps(_made_by(trial.record), sort_keys=True) for trial in group.trials)
     first: dict[str, str] = {}
     result = []
@@ -19,7 +19,7 @@ def environments(group: Group) -> list[tuple[str, str, int]]:
         shown = flat if number == 0 else {name: value for name, value in flat.items() if first.get(name) != value}
         first = first or flat
         words = "; ".join(f"{name} {value}" for name, value in shown.items())
-        result.append(("as most" if number == 0 else "different in", words, count))
+        result.append(("most common" if number == 0 else "differences", words, count))
     return result
 
 
@@ -31,11 +31,11 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def confounds(group: Group) -> list[tuple[str, str]]:
-    """Every confound with all the values it has in this group."""
+    """Every confound with all its values in this group."""
     seen: dict[str, list[str]] = {}
     for trial in group.trials:
-        told = trial.record.get("confounds")
-        for name, value in told.items() if isinstance(told, Mapping) else ():
+        recorded = trial.record.get("confounds")
+        for name, value in recorded.items() if isinstance(recorded, Mapping) else ():
             values = seen.setdefault(str(name).replace("_", " "), [])
             if str(value) not in values:
                 values.append(str(value))
@@ -43,7 +43,7 @@ def confounds(group: Group) -> list[tuple[str, str]]:
 
 
 def commands(group: Group) -> list[tuple[str, int]]:
-    """Each command with the number of trials it made."""
+    """Each command with the number of its trials."""
     counted = Counter(shlex.join(map(str, trial.record.get("command", []))) for trial in group.trials)
     return counted.most_common()
 
@@ -51,6 +51,6 @@ def commands(group: Group) -> list[tuple[str, int]]:
 def _made_by(record: Mapping[str, Any]) -> dict[str, Any]:
     environment = record["environment"]
     made_by = {name: environment.get(name, "unknown") for name in ("versions", "varloss_source", "machine")}
-    # Younger than the others; a page about older records does not dwell on it.
+    # Older records have none.
     harness = {name: environment[name] for name in ("varloss_bench_source",) if name in environment}
     return made_by | harness

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 from varloss_bench.measures import METRICS
-from varloss_bench.report.text import arm_label, group_label
 from varloss_bench.statistics.selection import Choice, Group, Selection
 
 
 def _excluded(group: Group) -> list[str]:
     """The cells that are excluded, with the reason."""
     return [
-        f"{arm_label(row.arm)} ({row.failure} at seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+        f"{row.arm.short_label()} ({row.failure} at seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
         for row in group.rows
         if row.failure
         for seeds in [{"diverged": row.diverged, "collapsed": row.collapsed, "crashed": row.crashed}[row.failure]]
@@ -25,7 +24,7 @@ def in_words(selection: Selection, test_seeds: Sequence[int]) -> str:
         f"with {_seeds(test_seeds)}, read once."
     ]
     for group in selection.groups:
-        lines.append(group_label(group.rows[0].arm))
+        lines.append(group.rows[0].arm.group_label())
         for name, choice in (("baseline", group.baseline), ("VRN", group.vrn)):
             lines.append(f"  {name}: {_choice_in_words(choice, selection.metric)}")
         excluded = _excluded(group)
@@ -50,11 +49,11 @@ def _choice_in_words(choice: Choice | None, metric: str) -> str:
     if choice is None:
         return "none; every cell failed"
     digits = METRICS[metric].digits
-    text = f"{arm_label(choice.row.arm)}, {choice.row.mean(metric):.{digits}f} on validation"
+    text = f"{choice.row.arm.short_label()}, {choice.row.mean(metric):.{digits}f} on validation"
     if choice.runner_up is None or choice.lead is None:
         return f"{text}, the only cell"
     text += f", best of {choice.candidates} cells; "
-    runner_up = arm_label(choice.runner_up.arm)
+    runner_up = choice.runner_up.arm.short_label()
     if choice.tied:
         return f"{text}{runner_up} has the same score; the smaller weight or temperature is taken"
     lead = choice.lead

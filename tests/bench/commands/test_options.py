@@ -23,7 +23,7 @@ from varloss_bench.config import TrialConfig, grid
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
 from varloss_bench.records.store import Store
-from varloss_bench.report import text as report_text
+from varloss_bench.report.text import plain_text, render
 from varloss_bench.statistics import summary
 from varloss_bench.training import modules, ranks
 from varloss_bench.training import trial as train
@@ -275,9 +275,9 @@ def test_the_table_of_a_folder_with_brackets_says_its_name():
     trials = grid(base, methods=["simclr"], batch_sizes=[16], weights=[3.0], temperatures=[0.5], control_temperatures=[],
                   seeds=[0])  # fmt: skip
     found = summary.summarise(trials, {}, [])
-    assert f"Accuracy on {base.data}, test split" in report_text.plain_text(found, trials[-1])
+    assert f"Accuracy on {base.data}, test split" in plain_text(found, trials[-1])
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
-    console.print(report_text.render(found, trials[-1]))
+    console.print(render(found, trials[-1]))
     assert f"\x1b[1mAccuracy on {base.data}, test split" in console.file.getvalue()
 
 

@@ -14,7 +14,7 @@ from varloss_bench.compare import select as select_run
 from varloss_bench.config import Arm, TrialConfig, grid
 from varloss_bench.execution import workers as runner
 from varloss_bench.records.store import Store
-from varloss_bench.report import selection as selection_words
+from varloss_bench.report.selection import in_words
 from varloss_bench.statistics import selection as select_cells
 
 LEVELS = {"few_label_probe": 90.0, "fewest_label_probe": 80.0, "linear_probe": 98.0, "knn": 97.0, "projection_knn": 96.0,
@@ -69,7 +69,7 @@ def test_the_best_mean_with_and_without_vrn_is_chosen():
     assert group.vrn.runner_up.arm == arm(0.5, 3.0)
     assert group.vrn.lead.mean == pytest.approx(0.5)
     assert group.vrn.lead.half_width == pytest.approx(12.7062 * 3.5, rel=1e-4)  # of -3 and 4
-    text = selection_words.in_words(chosen(plan(), validation_records(plan())), range(4))
+    text = in_words(chosen(plan(), validation_records(plan())), range(4))
     assert (
         "VRN: t=0.5 + VRN 1, 94.00 on validation, best of 4 cells; runner-up t=0.5 + VRN 3, 0.50±44.47 behind" in text
     )
@@ -79,7 +79,7 @@ def test_the_best_mean_with_and_without_vrn_is_chosen():
 @pytest.mark.parametrize("official", [False, True])
 def test_images_that_served_the_choice_are_in_a_drawn_test_split_only(official):
     of_plan = plan(base=TrialConfig(data="cifar10", official_test=official))
-    text = selection_words.in_words(chosen(of_plan, validation_records(of_plan)), range(4))
+    text = in_words(chosen(of_plan, validation_records(of_plan)), range(4))
     assert ("an image used for the choice can be in the test split" in text) != official
 
 
@@ -88,9 +88,7 @@ def test_of_equal_cells_the_smaller_weight_then_the_smaller_temperature():
     selection = chosen(plan(), validation_records(plan(), scores))
     assert selection.chosen == [(arm(0.1, 0.0), arm(0.1, 1.0))]
     assert selection.groups[0].vrn.tied
-    assert "t=0.5 + VRN 1 has the same score; the smaller weight or temperature is taken" in selection_words.in_words(
-        selection, [0]
-    )
+    assert "t=0.5 + VRN 1 has the same score; the smaller weight or temperature is taken" in in_words(selection, [0])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +98,7 @@ def test_a_cell_with_a_failed_seed_is_out_with_the_reason(failure, word):
     records = validation_records(plan(), failed={(0.5, 1.0, 101): failure})
     selection = chosen(plan(), records)
     assert selection.chosen == [(arm(0.1, 0.0), arm(0.5, 3.0))]
-    assert f"excluded: t=0.5 + VRN 1 ({word} at seed 101)" in selection_words.in_words(selection, range(4))
+    assert f"excluded: t=0.5 + VRN 1 ({word} at seed 101)" in in_words(selection, range(4))
     stored = select_cells.to_dict(plan(), selection, plan().validation_trials())
     cells = {(cell["temperature"], cell["weight"]): cell["out"] for cell in stored["groups"][0]["cells"]}
     assert cells[0.5, 1.0] == word

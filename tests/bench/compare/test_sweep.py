@@ -1,5 +1,6 @@
 """Whole sweeps through the command, with real worker processes: resume after kill -9, Ctrl-C, corrupt files, errors."""
 
+import io
 import json
 import os
 import random
@@ -8,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import typer
+from rich.console import Console
 
 from varloss_bench.compare import sweep
 from varloss_bench.config import TrialConfig
@@ -348,3 +352,16 @@ def test_help_names_what_a_user_needs_and_keeps_the_studies_behind_one_word():
     assert not any(re.search(rf"^│ {name} ", listed, re.MULTILINE) for name in STUDIES)
     listed = CliRunner().invoke(app, ["study", "--help"]).output
     assert all(re.search(rf"^│ {name} ", listed, re.MULTILINE) for name in STUDIES)
+
+
+def test_a_sweep_counts_trials_and_jobs_in_grammar(tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    jobs = types.SimpleNamespace(run=interrupted, pending=lambda *_: ["5"])
+    console = Console(file=io.StringIO())
+    with pytest.raises(typer.Exit):
+        sweep.run_sweep([TrialConfig()], tmp_path, pairs=[], workers=1, dry_run=False, console=console, cluster=jobs)
+    shown = console.file.getvalue()
+    assert shown.startswith("1 trial, 0 of them already in ")
+    assert "\n1 job still queued or running; " in shown

@@ -17,8 +17,8 @@ from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
 from varloss_bench.records import same_data
 from varloss_bench.records.store import Store
-from varloss_bench.report import groups as report_records
-from varloss_bench.report import page as report_page
+from varloss_bench.report import groups
+from varloss_bench.report.sections import sections
 from varloss_bench.statistics.summary import grid_pairs
 from varloss_bench.training import trial as train
 
@@ -83,7 +83,7 @@ def test_a_folder_that_changed_between_two_sweeps_is_announced(tmp_path):
     assert all((results / "trials" / name).is_file() for entry in differ for name in entry["trials"])
     assert all(name in texts[1] for entry in differ for name in entry["trials"][:5])  # no name is broken in two
     # The page of the folder says so too, above what it calls settled, and its text in Markdown.
-    told = report_page.sections(report_records.read(results))[0].warnings
+    told = sections(groups.read(results))[0].warnings
     assert told[0].startswith("NOT THE SAME IMAGES: those that these trials read differ (the files changed, or other ")
     assert [line.split(" trials from the images with the digest ")[0] for line in told[1:3]] == ["8", "2"]
     assert "NOT THE SAME IMAGES" in (results / "report.html").read_text()
@@ -212,7 +212,7 @@ def test_an_earlier_row_of_large_raw_pixels_is_left_out_for_what_it_is(tmp_path)
     for trial in (trained, made_now, earlier):
         more = {"key": trial.key(), "config": trial.to_dict(), "status": "diverged", "reason": "a loss"}
         Store(tmp_path).write(trial, old_record(**more))
-    left_out = report_records.read(tmp_path).left_out
+    left_out = groups.read(tmp_path).left_out
     assert list(left_out) == [f"{earlier.file_stem()}.json"]
     assert left_out[f"{earlier.file_stem()}.json"].startswith("made before large images were averaged")
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from varloss_bench.report.style import COLOURS
+from varloss_bench.report.figures.style import COLOURS
 from varloss_bench.report.text import table_of_numbers
 from varloss_bench.statistics import inference as stats
 from varloss_bench.studies.simulate.run import LOOKS, Result

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from varloss_bench.messages import say
-from varloss_bench.report.style import COLOURS
+from varloss_bench.report.figures.style import COLOURS
 from varloss_bench.studies.speed.losses import GROUPS
 from varloss_bench.studies.speed.run import FLOOR
 

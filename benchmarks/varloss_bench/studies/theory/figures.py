@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from varloss_bench.report.style import COLOURS, GREY
+from varloss_bench.report.figures.style import COLOURS, GREY
 from varloss_bench.studies.theory.rows import Curve, Group
 
 

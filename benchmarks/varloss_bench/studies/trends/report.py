@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.report.style import COLOURS, equal_words
+from varloss_bench.report.figures.style import COLOURS
+from varloss_bench.report.labels import equal_words
 from varloss_bench.studies.trends.run import BATCH_SIZES, TEMPERATURES, WEIGHTS
 
 Row = dict[str, Any]

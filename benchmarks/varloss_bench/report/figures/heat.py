@@ -1,4 +1,4 @@
-"""Weight x temperature as tables of coloured cells: the score, and what is gained over the two baselines."""
+"""Weight x temperature as tables of coloured cells: the score, and the gain over the two baselines."""
 
 import math
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 
 from varloss_bench.config import Arm
-from varloss_bench.statistics import inference as stats
+from varloss_bench.statistics.best import SCORE, best_row, score_difference
+from varloss_bench.statistics.inference import Interval
 from varloss_bench.statistics.summary import Row, Summary
 
-SCORE = "few_label_probe"
-# Orange to blue through white: the poles differ in hue for every kind of colour blindness, in lightness they do not.
+# Orange to blue through white: the ends differ in hue for every kind of colour blindness and are equally light.
 _DIVERGING = LinearSegmentedColormap.from_list("gain", ["#B35806", "#F1A340", "#F7F7F7", "#74ADD1", "#2166AC"])
 _SEQUENTIAL = colormaps["cividis"]
-# Percentage points that the colours span at least: a tenth of a point shall not look like day and night.
+# The colours span at least this many percentage points, so that a tenth of a point does not look like a large difference.
 _LEAST_SPREAD = 2.0
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number, its 95% half width, and the colours it is written in; a failure has words and no colour."""
+    """A number with its 95% half width and its colours; a failure is a word without colour."""
 
     text: str
     half_width: str = ""
@@ -39,54 +39,17 @@ class Heat:
     rows: tuple[tuple[float, tuple[Cell, ...]], ...]
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """The best arm with VRN of a method and batch size beside the best one without, both chosen by these very numbers."""
-
-    treated: Row
-    base: Row
-    difference: stats.Interval
-
-
-def tuned_baseline(summary: Summary, method: str, batch_size: int) -> Row | None:
-    """The arm without VRN whose temperature gives the highest mean score; arms with a failed seed cannot be it."""
-    return _best(summary, method, batch_size, with_vrn=False)
-
-
-def tuned(summary: Summary, method: str, batch_size: int) -> Tuned | None:
-    """Best against best, paired by seed. None where either is missing."""
-    treated, base = (_best(summary, method, batch_size, with_vrn=vrn) for vrn in (True, False))
-    if treated is None or base is None:
-        return None
-    return Tuned(treated, base, _difference(treated, base))
-
-
-def _best(summary: Summary, method: str, batch_size: int, *, with_vrn: bool) -> Row | None:
-    fit = [
-        row
-        for row in summary.rows
-        if (row.arm.method, row.arm.batch_size, bool(row.arm.weight)) == (method, batch_size, with_vrn)
-        and row.values.get(SCORE)
-        and not row.failure
-    ]
-    return max(fit, key=lambda row: row.interval(SCORE).mean, default=None)
-
-
-def _difference(treated: Row, base: Row) -> stats.Interval:
-    return stats.paired(treated.values.get(SCORE, {}), base.values.get(SCORE, {})).difference
-
-
 def heat_maps(summary: Summary, method: str, batch_size: int) -> list[Heat]:
     """Score, gain over the same temperature without VRN, gain over the tuned temperature without VRN.
 
-    Empty where there are not at least two weights and two temperatures: the table of rows says it better. The scale of
-    the gains is symmetric and that of all methods and batch sizes together; that of the score is of this table.
+    Empty without at least two weights and two temperatures; the table of rows is clearer then. The scale of the gains is
+    symmetric and common to all methods and batch sizes; the scale of the scores is that of this table.
     """
     rows = {row.arm: row for row in summary.rows if (row.arm.method, row.arm.batch_size) == (method, batch_size)}
     weights, temperatures = sorted({arm.weight for arm in rows}), sorted({arm.temperature for arm in rows})
     if len(weights) < 2 or len(temperatures) < 2:
         return []
-    base = tuned_baseline(summary, method, batch_size)
+    base = best_row(summary, method, batch_size, with_vrn=False)
     limit = _limit(summary)
     scores = {arm: row.interval(SCORE) for arm, row in rows.items() if row.values.get(SCORE) and not row.failure}
     means = [score.mean for score in scores.values()]
@@ -102,7 +65,7 @@ def heat_maps(summary: Summary, method: str, batch_size: int) -> list[Heat]:
             return Cell("-")
         if arm == over.arm:
             return Cell("base")
-        value = _difference(rows[arm], over)
+        value = score_difference(rows[arm], over)
         if math.isnan(value.mean):
             return Cell("-")
         return _cell(value, "+", _DIVERGING(0.5 + 0.5 * max(-1.0, min(1.0, value.mean / limit))))
@@ -120,27 +83,28 @@ def heat_maps(summary: Summary, method: str, batch_size: int) -> list[Heat]:
 
         return Heat(title, tuple(temperatures), tuple((w, tuple(cell(w, t) for t in temperatures)) for w in weights))
 
-    tuned_title = "gain over the best temperature without VRN"
+    best_title = "gain over the best temperature without VRN"
     if base is not None:
-        tuned_title += f" (t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{base.arm.temperature:g})"
-    return [table("score", 0), table("gain over the same temperature without VRN", 1), table(tuned_title, 2)]
+        best_title += f" (t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{base.arm.temperature:g})"
+    return [table("score", 0), table("gain over the same temperature without VRN", 1), table(best_title, 2)]
 
 
 def _limit(summary: Summary) -> float:
-    """End of the colour scale of gains: the 90th percentile of their sizes, so that one collapse does not bleach the rest."""
+    """End of the colour scale of gains: the 90th percentile of their sizes, so that one outlier does not bleach the others."""
     sizes = []
     for row in summary.rows:
-        base = tuned_baseline(summary, row.arm.method, row.arm.batch_size) if row.arm.trained else None
+        arm = row.arm
+        base = best_row(summary, arm.method, arm.batch_size, with_vrn=False) if arm.trained else None
         if base and row.values.get(SCORE) and not row.failure:
-            sizes.append(abs(_difference(row, base).mean))
+            sizes.append(abs(score_difference(row, base).mean))
     sizes = sorted(size for size in sizes if size > 0)
     return max(_LEAST_SPREAD / 2, sizes[int(0.9 * (len(sizes) - 1))] if sizes else 0.0)
 
 
-def _cell(value: stats.Interval, sign: str, colour: Sequence[float], *, best: bool = False) -> Cell:
+def _cell(value: Interval, sign: str, colour: Sequence[float], *, best: bool = False) -> Cell:
     background = to_hex(tuple(colour)[:3])
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(background))
-    # WCAG's relative luminance; above .18 black has the higher contrast.
+    # WCAG's relative luminance; above 0.18 black has the higher contrast.
     ink = "#000" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else "#fff"
     half_width = "" if math.isnan(value.half_width) else f"±{value.half_width:.1f}"
     mean = round(value.mean, 1) + 0.0  # no -0.0
