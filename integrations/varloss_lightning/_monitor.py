@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varloss.metrics import similarity_moments, statistics_from_moments
+from varloss.metrics import SimilarityStatistics, SimilaritySums
 
 Projections = Callable[[Any, Any, Any, Any], "tuple[Tensor, Tensor] | None"]
 
@@ -81,15 +81,16 @@ class SimilarityMonitorMixin:
             return
         views = self._find(trainer, pl_module, outputs, batch)
         with torch.no_grad():
-            nothing = torch.zeros(8, dtype=torch.float32 if pl_module.device.type == "mps" else torch.float64)
-            moments = nothing if views is None else similarity_moments(*views)
+            dtype = torch.float32 if pl_module.device.type == "mps" else torch.float64
+            nothing = torch.zeros(SimilaritySums.length(), dtype=dtype)
+            packed = nothing if views is None else SimilaritySums.of(*views).pack()
             # Ranks without a batch to measure take part in the sum too, or the others would wait for ever.
-            moments = trainer.strategy.reduce(moments.to(pl_module.device), reduce_op="sum")
-            # One transfer to the host for all six.
-            counts, values = moments[:2].tolist(), torch.stack(statistics_from_moments(moments)).tolist()
-        if not all(counts):
+            packed = trainer.strategy.reduce(packed.to(pl_module.device), reduce_op="sum")
+            # One transfer to the host for all of them.
+            sums = SimilaritySums.unpack(packed.cpu())
+        if not sums.cross.number:
             return
-        names = statistics_from_moments(moments)._fields
+        names, values = SimilarityStatistics._fields, torch.stack(sums.statistics()).tolist()
         logged = {f"{self.prefix}{name}": value for name, value in zip(names, values, strict=True)}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
         for logger in trainer.loggers:

@@ -40,16 +40,18 @@ class SimilarityStatistics(_Metric):
         if embedding_dim is not None and embedding_dim < 1:
             raise ValueError(f"embedding_dim must be at least 1; got {embedding_dim}.")
         self.embedding_dim = embedding_dim
-        size = 8 if embedding_dim is None else 2 * embedding_dim**2 + 2 * embedding_dim + 7
+        size = metrics.SimilaritySums.length() if embedding_dim is None else metrics.Grams.length(embedding_dim)
         self.add_state("sums", torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, z0: Tensor, z1: Tensor) -> None:
         """Add a batch of two views."""
         if self.embedding_dim is not None and z0.shape[-1] != self.embedding_dim:
             raise ValueError(f"embedding_dim is {self.embedding_dim}; got projections of shape {tuple(z0.shape)}.")
-        added = (metrics.similarity_moments if self.embedding_dim is None else metrics.similarity_grams)(
-            z0.detach(), z1.detach()
-        )
+        z0, z1 = z0.detach(), z1.detach()
+        if self.embedding_dim is None:
+            added = metrics.SimilaritySums.of(z0, z1).pack()
+        else:
+            added = metrics.Grams.of(z0, z1, dtype=self.sums.dtype).pack()
         self.sums = self.sums + added.to(self.sums.dtype)
 
     def compute(self) -> dict[str, Tensor]:
@@ -58,11 +60,13 @@ class SimilarityStatistics(_Metric):
         Raises:
             ValueError: Not one negative pair was seen.
         """
-        dim = self.embedding_dim
-        moments = self.sums if dim is None else metrics.moments_from_grams(self.sums, dim)
-        if moments[1] == 0:
+        if self.embedding_dim is None:
+            sums = metrics.SimilaritySums.unpack(self.sums)
+        else:
+            sums = metrics.SimilaritySums.of_grams(metrics.Grams.unpack(self.sums, self.embedding_dim))
+        if sums.cross.number == 0:
             raise ValueError("similarity statistics need a negative pair: no batch had two samples.")
-        return metrics.statistics_from_moments(moments)._asdict()
+        return sums.statistics()._asdict()
 
 
 class _Mean(_Metric):
@@ -158,12 +162,12 @@ class Tolerance(_Metric):
 
     def update(self, z: Tensor, labels: Tensor) -> None:
         """Add a batch."""
-        added = metrics.tolerance_sums(z.detach(), labels, num_classes=self.num_classes)
+        added = metrics.ClassSums.of(z.detach(), labels, num_classes=self.num_classes).pack()
         self.sums = self.sums + added.to(self.sums.dtype)
 
     def compute(self) -> Tensor:
         """Mean cosine of same-label pairs."""
-        return metrics.tolerance_from_sums(self.sums)
+        return metrics.ClassSums.unpack(self.sums).tolerance()
 
 
 class _AllRows(_Metric):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from support import oracles
 
 from varloss import metrics
+from varloss.metrics.sphere import sphere_cosine_quantile
 
 
 def rows(n: int, d: int, seed: int, shift: float = 0.3) -> torch.Tensor:
@@ -142,7 +144,7 @@ def test_sphere_cosine_quantiles_match_the_beta_law(dim: int) -> None:
     q = torch.linspace(0, 1, 401, dtype=torch.float64)
     half = (dim - 1) / 2
     expected = torch.from_numpy(2 * scipy.stats.beta.ppf(q.numpy(), half, half) - 1)
-    torch.testing.assert_close(metrics.sphere_cosine_quantile(q, dim), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(sphere_cosine_quantile(q, dim), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("dim", [2, 3, 64])
@@ -216,16 +218,16 @@ def test_penalty_entropy_survives_a_temperature_that_leaves_one_negative(
         (lambda z: metrics.similarity_statistics(z.long(), z.long()), TypeError, "floating-point"),
         (lambda z: metrics.similarity_statistics(None, z), TypeError, "z0 must be a torch.Tensor; got NoneType"),
         (lambda z: metrics.alignment(z[:0], z[:0]), ValueError, "at least 1 row"),
-        (lambda z: metrics.alignment(z, z, alpha=0), ValueError, "alpha must be greater than 0; got 0"),
+        (lambda z: metrics.alignment(z, z, alpha=0), ValueError, "alpha must be positive; got 0"),
         (lambda z: metrics.uniformity(z[:1]), ValueError, "at least 2 rows"),
-        (lambda z: metrics.uniformity(z, t=-1), ValueError, "t must be greater than 0; got -1"),
+        (lambda z: metrics.uniformity(z, t=-1), ValueError, "t must be positive; got -1"),
         (lambda z: metrics.uniformity(z, t=math.nan), ValueError, "t must be finite"),
         (lambda z: metrics.tolerance(z, torch.arange(4)), ValueError, "two samples with the same label; all 4"),
         (lambda z: metrics.tolerance(z, torch.zeros(3, dtype=torch.long)), ValueError, "labels"),
         (lambda z: metrics.tolerance(z, torch.zeros(4)), TypeError, "integer"),
         (lambda z: metrics.wasserstein_uniformity(z[:1]), ValueError, "at least 2 rows"),
         (lambda z: metrics.wasserstein_uniformity(z[:, :1]), ValueError, "D >= 2"),
-        (lambda z: metrics.sphere_cosine_quantile(z, 1), ValueError, "dim must be at least 2"),
+        (lambda z: sphere_cosine_quantile(z, 1), ValueError, "dim must be at least 2"),
         (lambda z: metrics.effective_rank(0 * z), ValueError, "zeros"),
         (lambda z: metrics.effective_rank(z[:0]), ValueError, "at least 1 row"),
         (lambda z: metrics.relative_penalty_entropy(z[:1], z[:1]), ValueError, "at least 2 rows"),
@@ -245,36 +247,52 @@ def test_rows_that_are_not_finite_give_no_finite_answer() -> None:
     assert metrics.uniformity(z).isnan()
 
 
-def test_moments_of_batches_add_up_to_their_in_batch_pairs() -> None:
+BATCHES = ((0, 4), (4, 8), (8, 9))  # the last holds one sample: a positive pair, no negatives
+
+
+def test_sums_of_batches_add_up_to_their_in_batch_pairs() -> None:
     z0, z1 = rows(9, 4, seed=10), rows(9, 4, seed=11)
-    batches = [(0, 4), (4, 8), (8, 9)]  # the last holds one sample: a positive, no negatives
-    total = sum(metrics.similarity_moments(z0[a:b], z1[a:b]) for a, b in batches)
+    packed = sum(metrics.SimilaritySums.of(z0[a:b], z1[a:b]).pack() for a, b in BATCHES)
     positive = [cosine(z0[i], z1[i]) for i in range(9)]
-    pairs = [(i, j) for a, b in batches for i in range(a, b) for j in range(a, b) if i != j]
+    pairs = [(i, j) for a, b in BATCHES for i in range(a, b) for j in range(a, b) if i != j]
     cross = [cosine(z0[i], z1[j]) for i, j in pairs]
     within = [cosine(z[i], z[j]) for z in (z0, z1) for i, j in pairs]
     expected = [f(values) for values in (positive, cross, within) for f in (np.mean, np.var)]
-    found = metrics.statistics_from_moments(total)
-    torch.testing.assert_close(torch.stack(found), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-14)
+    sums = metrics.SimilaritySums.unpack(packed)
+    assert [int(part.number) for part in sums] == [9, len(cross), len(within)]
+    torch.testing.assert_close(
+        torch.stack(sums.statistics()), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-14
+    )
 
 
 def test_grams_of_batches_add_up_to_all_pairs() -> None:
     z0, z1 = rows(9, 4, seed=10), rows(9, 4, seed=11)
-    total = sum(metrics.similarity_grams(z0[a:b], z1[a:b]) for a, b in ((0, 4), (4, 8), (8, 9)))
-    found = metrics.statistics_from_moments(metrics.moments_from_grams(total, 4))
+    packed = sum(metrics.Grams.of(z0[a:b], z1[a:b]).pack() for a, b in BATCHES)
+    found = metrics.SimilaritySums.of_grams(metrics.Grams.unpack(packed, 4)).statistics()
     torch.testing.assert_close(
         torch.stack(found), torch.stack(metrics.similarity_statistics(z0, z1)), rtol=1e-12, atol=1e-14
     )
-    with pytest.raises(ValueError, match=r"grams of dim 3 must have shape \(31,\)"):
-        metrics.moments_from_grams(total, 3)
-    with pytest.raises(ValueError, match=r"moments must have shape \(8,\)"):
-        metrics.statistics_from_moments(total)
+    with pytest.raises(ValueError, match=r"similarity sums have shape \(9,\); got \(47,\)"):
+        metrics.SimilaritySums.unpack(packed)
 
 
-def test_tolerance_sums_of_batches_add_up() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [1.0, 1e-1, 1e-2, 1e-4, 1e-6, 0.0])
+def test_similarity_statistics_of_clusters_are_right_to_1e_14(spread: float, dtype: torch.dtype) -> None:
+    z0, z1 = oracles.cluster(700, 16, spread, dtype)
+    found = metrics.similarity_statistics(z0, z1)
+    for kind in ("cross", "within"):
+        exact = oracles.exact_similarities(z0, z1, kind)
+        mean, variance = getattr(found, f"{kind}_mean"), getattr(found, f"{kind}_var")
+        assert abs(mean.item() - float(exact.mean())) < 1e-14
+        assert abs(variance.item() - float(((exact - exact.mean()) ** 2).mean())) < 1e-14
+
+
+def test_class_sums_of_batches_add_up() -> None:
     z, labels = rows(9, 4, seed=12), torch.tensor([0, 2, 2, 0, 1, 2, 0, 0, 2])
-    total = sum(metrics.tolerance_sums(z[a:b], labels[a:b], num_classes=4) for a, b in ((0, 5), (5, 9)))
-    torch.testing.assert_close(metrics.tolerance_from_sums(total), metrics.tolerance(z, labels), rtol=1e-12, atol=0)
+    packed = sum(metrics.ClassSums.of(z[a:b], labels[a:b], num_classes=4).pack() for a, b in ((0, 5), (5, 9)))
+    found = metrics.ClassSums.unpack(packed).tolerance()
+    torch.testing.assert_close(found, metrics.tolerance(z, labels), rtol=1e-12, atol=0)
 
 
 def test_arguments_may_be_given_by_name():

@@ -20,6 +20,7 @@ from torch import Tensor
 import varloss
 from varloss import functional as vf
 from varloss import metrics
+from varloss.distributed import GatheredRows
 
 RECORD = Path(__file__).with_name("recorded_values.json")
 KINDS = ("cross", "within", "both")
@@ -36,7 +37,7 @@ def gathered(keys: tuple[Tensor, Tensor], offset: int) -> dict[str, object]:
 
 
 def gathered_rows(keys: Tensor, index: Tensor, views: Tensor, offset: int) -> dict[str, object]:
-    return {"keys": keys, "keys_index": index, "keys_views": views, "offset": offset}
+    return {"gathered": GatheredRows(keys, index, views, offset)}
 
 
 LINEAR_NT_XENT, LINEAR_VRN = "tiled", "closed"

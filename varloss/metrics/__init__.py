@@ -7,40 +7,28 @@ dtype on the input's device. What the shapes decide raises ``ValueError``; rows 
 that is not finite, because looking at them would synchronise the device.
 """
 
+from varloss._core.grams import Grams
 from varloss.metrics.embeddings import (
+    ClassSums,
     alignment,
     effective_rank,
     relative_penalty_entropy,
-    sphere_cosine_quantile,
     tolerance,
-    tolerance_from_sums,
-    tolerance_sums,
     uniformity,
     wasserstein_uniformity,
 )
-from varloss.metrics.statistics import (
-    SimilarityStatistics,
-    moments_from_grams,
-    similarity_grams,
-    similarity_moments,
-    similarity_statistics,
-    statistics_from_moments,
-)
+from varloss.metrics.statistics import SimilarityStatistics, SimilaritySums, similarity_statistics
 
 __all__ = [
+    "ClassSums",
+    "Grams",
     "SimilarityStatistics",
+    "SimilaritySums",
     "alignment",
     "effective_rank",
-    "moments_from_grams",
     "relative_penalty_entropy",
-    "similarity_grams",
-    "similarity_moments",
     "similarity_statistics",
-    "sphere_cosine_quantile",
-    "statistics_from_moments",
     "tolerance",
-    "tolerance_from_sums",
-    "tolerance_sums",
     "uniformity",
     "wasserstein_uniformity",
 ]

@@ -1,56 +1,62 @@
-"""Embedding metrics: alignment, uniformity, tolerance, rank, hardness."""
+"""Metrics of embeddings: alignment, uniformity, tolerance, effective rank, and how hard the negatives are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from varloss._core import checks, numerics
 from varloss._core.checks import Negatives
-from varloss.metrics.statistics import rows, unit_rows, unit_views, without_autocast
+from varloss.metrics.inputs import unit_rows, unit_views, wide_rows, without_autocast
+from varloss.metrics.sphere import sphere_cosine_quantile
 
 # Rows of a similarity tile: 1024 rows against 50 000 columns are 400 MB in float64, and large enough to keep a
 # matrix product efficient.
 _BLOCK_ROWS = 1024
 
 
-def _positive(name: str, value: float) -> float:
-    number = checks.real(name, value)
-    if number <= 0:
-        raise ValueError(f"{name} must be greater than 0; got {value}.")
-    return number
-
-
-def _blocks(count: int, rows: int = _BLOCK_ROWS) -> Iterator[slice]:
-    for start in range(0, count, rows):
-        yield slice(start, min(start + rows, count))
+def _blocks(count: int) -> Iterator[slice]:
+    for start in range(0, count, _BLOCK_ROWS):
+        yield slice(start, min(start + _BLOCK_ROWS, count))
 
 
 @without_autocast
 def alignment(z0: Tensor, z1: Tensor, *, alpha: float = 2.0) -> Tensor:
-    r"""Alignment E ||u_i - v_i||^alpha; 0 when both views coincide, smaller is better aligned.
+    r"""Alignment E ||u_i - v_i||^alpha: how far the two views of a sample lie apart. Smaller is better aligned.
 
-    ::
+    Equivalent to, with u, v the normalised rows of ``z0``, ``z1``::
 
         (u - v).norm(dim=1).pow(alpha).mean()
 
     For alpha = 2 it equals 2 - 2·E[u_i·v_i]. Differentiable.
 
     Args:
-        z0: (N, D) projections of the first view, N ≥ 1.
-        z1: (N, D) projections of the second view.
-        alpha: Exponent, > 0.
+        z0: (N, D) projections of view 0, N ≥ 1.
+        z1: (N, D) projections of view 1; row i belongs to the same sample as row i of ``z0``.
+        alpha: exponent, above 0.
+
+    Returns:
+        A 0-dim tensor in [0, 2^alpha], a distance to the power alpha.
 
     Raises:
-        TypeError: Not floating-point tensors.
-        ValueError: Shapes that differ or are not (N, D), N < 1, alpha ≤ 0.
+        TypeError: for what are not floating-point tensors.
+        ValueError: for shapes that differ or are not (N, D), N < 1, or alpha ≤ 0.
 
-    Reference: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.1.
+    Edge cases: 0 where both views coincide.
+
+    Source: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.1.
+
+    Example:
+        >>> import torch
+        >>> from varloss.metrics import alignment
+        >>> alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])).item()
+        2.0
     """
-    alpha = _positive("alpha", alpha)
+    alpha = checks.positive("alpha", alpha)
     u, v = unit_views(z0, z1, 1, "alignment")
     squared = (u - v).square().sum(1)
     # The square root of 0 has an infinite slope: an even power needs none.
@@ -59,9 +65,9 @@ def alignment(z0: Tensor, z1: Tensor, *, alpha: float = 2.0) -> Tensor:
 
 @without_autocast
 def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
-    r"""Uniformity log E_{i<j} exp(-t ||x_i - x_j||²); between -4t and 0, smaller is more uniform.
+    r"""Uniformity log E_{i<j} exp(-t ||x_i - x_j||²): how evenly the rows fill the sphere. Smaller is more uniform.
 
-    ::
+    Equivalent to, with x the normalised rows of ``z``::
 
         torch.pdist(x).square().mul(-t).exp().mean().log()
 
@@ -70,15 +76,26 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
     Args:
         z: (N, D) projections, N ≥ 2.
-        t: Scale of the Gaussian kernel, > 0.
+        t: scale of the Gaussian kernel, above 0.
+
+    Returns:
+        A 0-dim tensor in [-4t, 0], in nats.
 
     Raises:
-        TypeError: Not a floating-point tensor.
-        ValueError: Not (N, D), N < 2 (no pair), t ≤ 0.
+        TypeError: for what is not a floating-point tensor.
+        ValueError: for another shape than (N, D), N < 2 (no pair), or t ≤ 0.
 
-    Reference: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.2.
+    Edge cases: 0 for a collapse. It does not underflow where the kernel does.
+
+    Source: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.2.
+
+    Example:
+        >>> import torch
+        >>> from varloss.metrics import uniformity
+        >>> uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()
+        -8.0
     """
-    t = _positive("t", t)
+    t = checks.positive("t", t)
     x = unit_rows(z, 2, "uniformity")
     n = x.shape[0]
     totals = []
@@ -90,138 +107,142 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
     return torch.stack(totals).logsumexp(0) - math.log(n * (n - 1) / 2)
 
 
-@without_autocast
-def tolerance_sums(z: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
-    """What ``tolerance`` is made of, in a form that adds up over batches and ranks.
+class ClassSums(NamedTuple):
+    """What :func:`tolerance` is made of: they add up over disjoint sets of samples, hence over batches and ranks.
 
-    Args:
-        z: (N, D) projections, N ≥ 1.
-        labels: (N,) integer labels in [0, num_classes).
-        num_classes: C.
+    Attributes:
+        vectors: (C, D) sum of the unit rows of each class.
+        numbers: (C,) number of rows of each class.
+        squares: (C,) sum of the squared lengths of the unit rows of each class: its number, but for zero rows.
 
-    Returns:
-        (C, D + 2): for every class the sum of its unit rows, their number, and the sum of their squared lengths.
-
-    Raises:
-        TypeError: ``z`` not floating-point or ``labels`` not integer.
-        ValueError: Shapes do not fit. A label out of range is an IndexError or, on a GPU, a device-side assertion.
+    Example:
+        >>> import torch
+        >>> from varloss.metrics import ClassSums, tolerance
+        >>> z, labels = torch.randn(10, 8), torch.arange(10) % 3
+        >>> packed = sum(ClassSums.of(z[i::2], labels[i::2], num_classes=3).pack() for i in (0, 1))
+        >>> torch.testing.assert_close(ClassSums.unpack(packed).tolerance(), tolerance(z, labels))
     """
-    x = unit_rows(z, 1, "tolerance")
-    checks.ids("labels", labels, z, "z")
-    addends = torch.cat([x, torch.ones_like(x[:, :1]), x.square().sum(1, keepdim=True)], dim=1)
-    sums = x.new_zeros(checks.whole("num_classes", num_classes, 1), x.shape[1] + 2)
-    return sums.index_add(0, labels, addends)
 
+    vectors: Tensor
+    numbers: Tensor
+    squares: Tensor
 
-def tolerance_from_sums(sums: Tensor) -> Tensor:
-    """Mean cosine of same-label pairs from (C, D + 2) sums of ``tolerance_sums``.
+    @classmethod
+    def of(cls, z: Tensor, labels: Tensor, *, num_classes: int) -> ClassSums:
+        """Sums over the rows of one batch, in float64 (float32 on MPS).
 
-    Raises:
-        ValueError: No two samples share a label (synchronises the device).
-    """
-    vectors, counts, squares = sums[:, :-2], sums[:, -2], sums[:, -1]
-    pairs = (counts * (counts - 1)).sum()
-    if pairs.item() == 0:
-        raise ValueError(f"tolerance needs two samples with the same label; all {int(counts.sum())} labels differ.")
-    return (vectors.square().sum() - squares.sum()) / pairs
+        Args:
+            z: (N, D) projections, N ≥ 1.
+            labels: (N,) integer labels in [0, num_classes).
+            num_classes: C.
+
+        Raises:
+            TypeError: for ``z`` that is not floating-point or ``labels`` that are not integers.
+            ValueError: for shapes that do not fit. A label out of range is an IndexError or, on a GPU, a device-side
+                assertion.
+        """
+        x = unit_rows(z, 1, "tolerance")
+        checks.ids("labels", labels, z, "z")
+        zeros = x.new_zeros(checks.whole("num_classes", num_classes, 1), x.shape[1] + 2)
+        addends = torch.cat([x, torch.ones_like(x[:, :1]), x.square().sum(1, keepdim=True)], dim=1)
+        return cls.unpack(zeros.index_add(0, labels, addends))
+
+    def pack(self) -> Tensor:
+        """One (C, D + 2) matrix that adds up over disjoint sets of samples."""
+        return torch.cat([self.vectors, self.numbers.unsqueeze(1), self.squares.unsqueeze(1)], dim=1)
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> ClassSums:
+        """The sums in a packed matrix, or in the sum of several."""
+        return cls(packed[:, :-2], packed[:, -2], packed[:, -1])
+
+    def tolerance(self) -> Tensor:
+        """Mean cosine of the pairs of different samples with one label, see :func:`tolerance`.
+
+        Raises:
+            ValueError: where no two samples share a label (synchronises the device).
+        """
+        pairs = (self.numbers * (self.numbers - 1)).sum()
+        if pairs.item() == 0:
+            total = int(self.numbers.sum())
+            raise ValueError(f"tolerance needs two samples with the same label; all {total} labels differ.")
+        return (self.vectors.square().sum() - self.squares.sum()) / pairs
 
 
 @without_autocast
 def tolerance(z: Tensor, labels: Tensor) -> Tensor:
-    r"""Tolerance: mean cosine over pairs i ≠ j that carry the SAME label; large = samples of a class stay together.
+    r"""Tolerance: mean cosine over pairs i ≠ j that carry the SAME label. Large: samples of a class stay together.
 
-    ::
+    Equivalent to, with x the normalised rows of ``z``::
 
         same = labels[:, None] == labels[None, :]
         same.fill_diagonal_(False)
         (x @ x.T)[same].mean()
 
     This is the conditional mean. Wang & Liu print E[x·y · 1(same label)], which with 10 classes cannot exceed 0.1
-    and so cannot give the .372 of their table. Computed from class sums, ``sum_{i≠j} x_i·x_j = |Σx|² - Σ|x|²``, in O(N D).
+    and so cannot give the 0.372 of their table. Computed from class sums, ``sum_{i≠j} x_i·x_j = |Σx|² - Σ|x|²``, in O(N D);
+    :class:`ClassSums` adds them up over batches and ranks.
 
     Args:
         z: (N, D) projections or features, N ≥ 2.
         labels: (N,) integer labels, any values.
 
-    Raises:
-        TypeError: ``z`` not floating-point or ``labels`` not integer.
-        ValueError: Shapes do not fit, or no two samples share a label (which only the values can tell: this function
-            synchronises the device).
+    Returns:
+        A 0-dim tensor in [-1, 1], a cosine.
 
-    Reference: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Section 4.
+    Raises:
+        TypeError: for ``z`` that is not floating-point or ``labels`` that are not integers.
+        ValueError: for shapes that do not fit, or where no two samples share a label. Only the values can tell the latter:
+            this function synchronises the device.
+
+    Edge cases: a label that occurs once adds no pair. 1 where every class is one point.
+
+    Source: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Section 4.
+
+    Example:
+        >>> import torch
+        >>> from varloss.metrics import tolerance
+        >>> z, labels = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), torch.tensor([7, 7, 5])
+        >>> tolerance(z, labels).item()
+        1.0
     """
-    rows(2, "tolerance", z=z)
+    wide_rows(2, "tolerance", z=z)
     checks.ids("labels", labels, z, "z")
     values, inverse = torch.unique(labels, return_inverse=True)
-    return tolerance_from_sums(tolerance_sums(z, inverse, num_classes=values.numel()))
-
-
-def sphere_cosine_quantile(q: Tensor, dim: int) -> Tensor:
-    r"""Quantile function of the cosine between two independent uniform points on the sphere in R^dim.
-
-    The cosine is x = 2·Beta((dim-1)/2, (dim-1)/2) - 1; written x = sin(φ), φ has the density ∝ cos(φ)^(dim-2) on
-    [-π/2, π/2], which is bounded for every dim ≥ 2 (that of x is not for dim = 2). Its distribution function is
-    tabulated by Simpson's rule and inverted by Newton's method from the table. Absolute error below 1e-10.
-
-    Args:
-        q: Probabilities in [0, 1], any shape, floating-point.
-        dim: Dimension of the space, ≥ 2.
-
-    Returns:
-        Quantiles in [-1, 1], shape of ``q``, in float64 (float32 on MPS).
-
-    Raises:
-        ValueError: dim < 2 (on a line the cosine is ±1 and has no density).
-    """
-    power = checks.whole("dim", dim, 2) - 2
-    # cos(φ)^k <= exp(-kφ²/2): beyond 10/sqrt(k) less than 1e-21 of the mass is left.
-    limit = min(math.pi / 2, 10 / math.sqrt(power)) if power else math.pi / 2
-    level = numerics.widest(q).clamp(0, 1)
-    tiny = torch.finfo(level.dtype).tiny
-    cells = 4096
-    step = 2 * limit / cells
-
-    def density(phi: Tensor) -> Tensor:
-        return torch.cos(phi).pow(power)
-
-    grid = torch.linspace(-limit, limit, cells + 1, dtype=level.dtype, device=level.device)
-    middle = grid[:-1] + step / 2
-    mass = (density(grid[:-1]) + 4 * density(middle) + density(grid[1:])) * (step / 6)
-    cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
-    target = level * cumulative[-1]
-    cell = (torch.searchsorted(cumulative, target, right=True) - 1).clamp(0, cells - 1)
-    left, below = grid[cell], cumulative[cell]
-    # Linear interpolation, then Newton within the cell; the density vanishes only at ±π/2, where clamping holds it.
-    phi = left + step * ((target - below) / mass[cell].clamp_min(tiny)).clamp(0, 1)
-    for _ in range(2):
-        part = (density(left) + 4 * density((left + phi) / 2) + density(phi)) * ((phi - left) / 6)
-        slope = density(phi).clamp_min(tiny)
-        phi = torch.minimum(torch.maximum(phi - (below + part - target) / slope, left), left + step)
-    # The tails beyond the table matter at the two ends alone.
-    x = torch.sin(phi)
-    return torch.where(level <= 0, -1.0, torch.where(level >= 1, 1.0, x)).to(x.dtype)
+    return ClassSums.of(z, inverse, num_classes=values.numel()).tolerance()
 
 
 @without_autocast
 def wasserstein_uniformity(z: Tensor) -> Tensor:
     r"""W1 distance between the cosines of all pairs i < j and the law they would have on the uniform sphere.
 
-    ::
+    Equivalent to, with x the normalised rows of ``z``::
 
         cosines = sorted(x_i·x_j for i < j);  P = len(cosines)
         mean_k |cosines[k] - Q((k + ½)/P)|,   Q = quantiles of 2·Beta((D-1)/2, (D-1)/2) - 1
 
-    0 is uniform; collapse to a point gives 1. The quantiles are analytic for every D (``sphere_cosine_quantile``),
-    where the published code samples the law for D = 128. Memory O(N²/2): about 0.4 GB at N = 10 000.
+    Smaller is more uniform. The quantiles are analytic for every D, where the published code samples the law for D = 128.
+    Memory O(N²/2): about 0.4 GB at N = 10 000.
 
     Args:
         z: (N, D) projections, N ≥ 2, D ≥ 2.
 
-    Raises:
-        TypeError: Not a floating-point tensor.
-        ValueError: Not (N, D), N < 2 or D < 2.
+    Returns:
+        A 0-dim tensor, a difference of cosines.
 
-    Reference: Koromilas et al., ICML 2024 (arXiv 2405.18045), the metric and the law in its appendix.
+    Raises:
+        TypeError: for what is not a floating-point tensor.
+        ValueError: for another shape than (N, D), N < 2 or D < 2.
+
+    Edge cases: 1 for a collapse to a point. Small positive, not 0, for a finite sample of the uniform law.
+
+    Source: Koromilas et al., ICML 2024 (arXiv 2405.18045), the metric and the law in its appendix.
+
+    Example:
+        >>> import torch
+        >>> from varloss.metrics import wasserstein_uniformity
+        >>> round(wasserstein_uniformity(torch.ones(50, 64)).item(), 4)
+        1.0
     """
     x = unit_rows(z, 2, "Wasserstein uniformity")
     if x.shape[1] < 2:
@@ -235,25 +256,38 @@ def wasserstein_uniformity(z: Tensor) -> Tensor:
 
 @without_autocast
 def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
-    r"""Effective rank exp(H(p)), p_k = sigma_k / Σ sigma, of the uncentred embedding matrix; between 1 and min(N, D).
+    r"""Effective rank exp(H(p)), p_k = sigma_k / Σ sigma, of the uncentred embedding matrix.
 
-    ::
+    Equivalent to::
 
         sigma = torch.linalg.svdvals(z);  p = sigma / sigma.sum()
         torch.exp(-(p * p.log()).sum())          # with 0·log 0 = 0
 
+    Large: the embeddings use many directions.
+
     Args:
         z: (N, D) embeddings, N ≥ 1. Taken as they are, as RankMe does.
-        normalize: Scale the rows to unit length first.
+        normalize: scale the rows to unit length first.
+
+    Returns:
+        A 0-dim tensor in [1, min(N, D)], a number of dimensions.
 
     Raises:
-        TypeError: Not a floating-point tensor.
-        ValueError: Not (N, D), N < 1, or all entries 0 (no direction to count; synchronises the device, as the
-            singular value decomposition does anyway).
+        TypeError: for what is not a floating-point tensor.
+        ValueError: for another shape than (N, D), N < 1, or all entries 0 (no direction to count; synchronises the device,
+            as the singular value decomposition does anyway).
 
-    Reference: Roy & Vetterli, EUSIPCO 2007; for label-free quality Garrido et al., ICML 2023 (arXiv 2210.02885).
+    Edge cases: 1 for a collapse to one direction, whatever the lengths.
+
+    Source: Roy & Vetterli, EUSIPCO 2007; for label-free quality Garrido et al., ICML 2023 (arXiv 2210.02885).
+
+    Example:
+        >>> import torch
+        >>> from varloss.metrics import effective_rank
+        >>> round(effective_rank(torch.eye(6)).item(), 4)
+        6.0
     """
-    (x,) = rows(1, "effective rank", z=z)
+    (x,) = wide_rows(1, "effective rank", z=z)
     if normalize:
         x = numerics.unit(x)
     singular = torch.linalg.svdvals(x)
@@ -271,7 +305,7 @@ def relative_penalty_entropy(
 ) -> Tensor:
     r"""Mean entropy (nats) of the relative penalties r_ij = softmax over negatives j of s_ij / temperature.
 
-    ::
+    Equivalent to::
 
         for every anchor: r = softmax(similarities to its negatives / temperature)
         mean over anchors of -(r * r.log()).sum()
@@ -280,19 +314,31 @@ def relative_penalty_entropy(
     take it all; it grows strictly with the temperature, up to log(number of negatives per anchor).
 
     Args:
-        z0: (N, D) projections of the first view, N ≥ 2.
-        z1: (N, D) projections of the second view. Anchors are the 2N rows of both.
-        temperature: > 0.
+        z0: (N, D) projections of view 0, N ≥ 2.
+        z1: (N, D) projections of view 1. Anchors are the 2N rows of both.
+        temperature: divides the cosine similarities, above 0.
         negatives: "cross" (N-1 per anchor, the other view), "within" (N-1, the anchor's own view) or "both" (2N-2).
 
-    Raises:
-        TypeError: Not floating-point tensors.
-        ValueError: Shapes that differ or are not (N, D), N < 2, temperature ≤ 0, an unknown ``negatives``.
+    Returns:
+        A 0-dim tensor in [0, log(number of negatives per anchor)], in nats.
 
-    Reference: Wang & Liu, CVPR 2021 (arXiv 2012.09740), the relative penalty of Section 3.
+    Raises:
+        TypeError: for what are not floating-point tensors.
+        ValueError: for shapes that differ or are not (N, D), N < 2, temperature ≤ 0, or an unknown ``negatives``.
+
+    Edge cases: log(number of negatives) for a collapse; 0 at a temperature that leaves one negative per anchor.
+
+    Source: Wang & Liu, CVPR 2021 (arXiv 2012.09740), the relative penalty of Section 3.
+
+    Example:
+        >>> import torch
+        >>> from varloss.metrics import relative_penalty_entropy
+        >>> z = torch.ones(4, 8)
+        >>> bool(relative_penalty_entropy(z, z).isclose(torch.tensor(3.0).log().double()))
+        True
     """
     checks.one_of(negatives, checks.KINDS, "negatives")
-    temperature = _positive("temperature", temperature)
+    temperature = checks.positive("temperature", temperature)
     u, v = unit_views(z0, z1, 2, "a negative pair")
     n = u.shape[0]
     total = u.new_zeros(())

@@ -116,8 +116,8 @@ def test_two_ranks_log_the_pairs_of_both(views, tmp_path) -> None:
     steps = [([0, 2, 4], [1, 3, 5]), ([6, 8, 10], [7, 9, 11])]
     for row, shares in zip(rows, steps, strict=True):
         each = [metrics.similarity_statistics(views[0][share], views[1][share]) for share in shares]
-        moments = sum(metrics.similarity_moments(views[0][share], views[1][share]) for share in shares)
-        found = metrics.statistics_from_moments(moments)
+        packed = sum(metrics.SimilaritySums.of(views[0][share], views[1][share]).pack() for share in shares)
+        found = metrics.SimilaritySums.unpack(packed).statistics()
         for name, value in found._asdict().items():
             assert row[f"similarity/{name}"] == pytest.approx(value.item(), rel=1e-5)
         averaged = torch.stack([torch.stack(statistics) for statistics in each]).mean(0)

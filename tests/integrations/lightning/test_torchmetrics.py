@@ -31,14 +31,14 @@ def in_batches(z: torch.Tensor) -> list[torch.Tensor]:
 def expected(z0: torch.Tensor, z1: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """From the functions: on all rows, or pair by pair inside batches."""
     batches = list(zip(in_batches(z0), in_batches(z1), strict=True))
-    moments = sum(metrics.similarity_moments(*batch) for batch in batches)
+    packed = sum(metrics.SimilaritySums.of(*batch).pack() for batch in batches)
     entropies = [
         (metrics.relative_penalty_entropy(*batch, temperature=0.3, negatives="both"), len(batch[0]))
         for batch in batches
         if len(batch[0]) > 1
     ]
     return {
-        "in-batch": torch.stack(metrics.statistics_from_moments(moments)),
+        "in-batch": torch.stack(metrics.SimilaritySums.unpack(packed).statistics()),
         "all pairs": torch.stack(metrics.similarity_statistics(z0, z1)),
         "alignment": metrics.alignment(z0, z1, alpha=3.0),
         "entropy": sum(e * n for e, n in entropies) / sum(n for _, n in entropies),
