@@ -250,6 +250,14 @@ class TrialConfig:
         """Epochs that are begun, in steps too."""
         return math.ceil(self.steps / (num_train // self.batch_size)) if self.steps else self.epochs
 
+    def total_steps(self, num_train: int) -> int:
+        """Optimiser steps, of the epochs or as asked for."""
+        return self.steps or num_train // self.batch_size * self.epochs
+
+    def device_of(self, rank: int) -> str:
+        """The device of a rank, by torch's name."""
+        return f"cuda:{rank % self.devices}" if self.device == "cuda" else self.device
+
     @property
     def ranks(self) -> int:
         """Processes that share each batch."""

@@ -17,7 +17,7 @@ from varloss_bench.execution import workers
 from varloss_bench.methods import METHODS, display_name, load, trained_methods, untrained_methods
 from varloss_bench.records.provenance import confounds
 from varloss_bench.records.store import Store
-from varloss_bench.training import trial
+from varloss_bench.training import fit
 from varloss_bench.training.solo import config as solo_config
 
 TESTS = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ TINY = TrialConfig(epochs=1, batch_size=128)
 
 def build(**changes):
     source = data.load("digits")
-    return trial.build(dataclasses.replace(TINY, **changes), data.split(source, 0), source)[0]
+    return fit.build(dataclasses.replace(TINY, **changes), data.split(source, 0).train, source)[0]
 
 
 def test_the_registry_needs_no_torch():

@@ -206,12 +206,12 @@ def show_cost(
     Where this machine lacks the trials' device, as a cluster's login node does, steps are listed and no time.
     `measured` is what was measured before, and is added to.
     """
-    from varloss_bench.training import trial as train  # noqa: PLC0415  (lightning, which this process otherwise never needs)
+    from varloss_bench.training import estimates, trial  # noqa: PLC0415  (lightning, which this process otherwise never needs)
 
     if any(trial.device == "cuda" for trial in missing) and not torch.cuda.is_available():
         _list_steps(missing, console, title=title, note=note)
         return
-    train.quieten()
+    trial.quieten()
     torch.set_num_threads(1)
     # Names of trials whole, within 80 columns: the others wrap.
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
@@ -221,7 +221,7 @@ def show_cost(
     measured = {} if measured is None else measured
     # Of a trained trial where there is one: it has the backbone that matters.
     sample = next((trial for trial in missing if trial.arm.trained), missing[0] if missing else None)
-    total, evaluation = 0.0, train.measure_evaluation_seconds(sample) if sample else 0.0
+    total, evaluation = 0.0, estimates.measure_evaluation_seconds(sample) if sample else 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for arm in dict.fromkeys(trial.arm for trial in missing):
@@ -232,10 +232,12 @@ def show_cost(
                 if kind not in measured:
                     solo = of_arm[0].framework == "solo"
                     measured[kind] = (
-                        (*train.measure_solo(of_arm[0]), None) if solo else (0.0, *train.measure_step(of_arm[0]))
+                        (*estimates.measure_solo(of_arm[0]), None)
+                        if solo
+                        else (0.0, *estimates.measure_step(of_arm[0]))
                     )
                 start, step, loss = measured[kind]
-                seconds += start + step * train.number_of_steps(of_arm[0])
+                seconds += start + step * estimates.number_of_steps(of_arm[0])
                 if step > 0:  # a busy machine can time the long run shorter than the short one
                     speed = f"{arm.batch_size / step:.0f}"
                     share = "not measured" if loss is None else f"{min(1.0, loss / step):.0%}"
@@ -256,7 +258,7 @@ def show_cost(
 
 def _list_steps(missing: Sequence[TrialConfig], console: Console, *, title: str, note: str) -> None:
     """What would run, with everything that is known of it where the device that runs it is not at hand."""
-    from varloss_bench.training import trial as train  # noqa: PLC0415  (as above)
+    from varloss_bench.training import estimates  # noqa: PLC0415  (as above)
 
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("trial", no_wrap=True)
@@ -265,7 +267,7 @@ def _list_steps(missing: Sequence[TrialConfig], console: Console, *, title: str,
     total = 0
     for arm in dict.fromkeys(trial.arm for trial in missing):
         of_arm = [trial for trial in missing if trial.arm == arm]
-        steps = train.number_of_steps(of_arm[0]) if arm.trained else 0
+        steps = estimates.number_of_steps(of_arm[0]) if arm.trained else 0
         total += steps * len(of_arm)
         table.add_row(arm.label(), _seeds(of_arm), _length(of_arm[0]), str(steps) if steps else "")
     console.print(table)

@@ -24,7 +24,7 @@ class Split:
         """Number of samples."""
         return len(self.labels)
 
-    def to(self, device: torch.device) -> "Split":
+    def to(self, device: torch.device | str) -> "Split":
         """The same on another device."""
         return Split(self.images.to(device), self.labels.to(device))
 
@@ -74,6 +74,10 @@ class Splits:
     train: Split
     val: Split
     test: Split
+
+    def named(self, name: str) -> Split:
+        """The one that a trial is evaluated on: `"val"` or `"test"`."""
+        return {"val": self.val, "test": self.test}[name]
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class MoCoModule(ContrastiveModule):
     VRN is taken between the two views' queries, both of which carry gradient. Against keys, which carry none, it
     collapsed in 2 of 4 runs; `vrn_against="queue"` takes it against the queue all the same, for those who want to see. The
     keys enter the queue after both directions, or the second would meet its own sample there. Batches are not shuffled for
-    BatchNorm: in one process a shuffle changes nothing, and several share their statistics (`train.make_trainer`).
+    BatchNorm: in one process a shuffle changes nothing, and several share their statistics (`fit.make_trainer`).
     """
 
     def __init__(self, config: TrialConfig, backbone: Backbone, num_samples: int) -> None:

@@ -38,7 +38,7 @@ def run_trial(
     address: str = LOCALHOST,
     port: int | None = None,
 ) -> dict[str, Any]:
-    """`train.run_trial` in `config.devices` new processes of this node; nothing on a node other than 0.
+    """`trial.run_trial` in `config.devices` new processes of this node; nothing on a node other than 0.
 
     The ranks end with this process, even where it is killed: each reads a pipe from it that then closes.
 
@@ -50,7 +50,7 @@ def run_trial(
         port: The same; with one node any free one will do.
 
     Raises:
-        TrainingDivergedError: As `train.run_trial`.
+        TrainingDivergedError: As `trial.run_trial`.
         RankError: A rank died or failed; the others of this node have been ended.
     """
     if port is None:
@@ -138,15 +138,15 @@ def main() -> None:
     _end_with_parent()
     rank = int(os.environ["NODE_RANK"]) * config.devices + int(os.environ["LOCAL_RANK"])
 
-    from varloss_bench.training import trial as train  # noqa: PLC0415
+    from varloss_bench.training import trial  # noqa: PLC0415
 
     def say(**message: Any) -> None:
         if int(os.environ["LOCAL_RANK"]) == 0:
             sink.write(json.dumps(message) + "\n")
 
-    train.quieten()
+    trial.quieten()
     try:
-        outcome = train.run_trial(config, lambda fraction: say(fraction=fraction), rank)
+        outcome = trial.run_trial(config, lambda fraction: say(fraction=fraction), rank)
     except TrainingDivergedError as error:
         say(diverged=str(error))
     else:

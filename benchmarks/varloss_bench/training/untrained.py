@@ -5,8 +5,17 @@ from torch import Tensor, nn
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.data.types import Source, Split, as_float
+from varloss_bench.methods import METHODS, load
 from varloss_bench.training import backbones, evaluate
 from varloss_bench.training.solo import net as solo_net
+
+
+def features(config: TrialConfig, source: Source, train: Split, held_out: Split) -> tuple[Tensor, Tensor]:
+    """Features of the training and the held-out images on the CPU, by the function that the row of `METHODS` names."""
+    place = METHODS[config.method].features
+    assert place is not None, f"{config.method} is trained"
+    train_features, held_out_features = load(place)(config, source, train, held_out)
+    return train_features.cpu(), held_out_features.cpu()
 
 
 def raw_pixels(config: TrialConfig, source: Source, train: Split, held_out: Split) -> tuple[Tensor, Tensor]:
@@ -19,7 +28,7 @@ def random_init(config: TrialConfig, source: Source, train: Split, held_out: Spl
 
     Without these statistics BatchNorm passes its input on unscaled, a weaker baseline than a random net can be.
     """
-    device = torch.device(config.device)
+    device = config.device_of(0)
     net = random_net(config, source).to(device)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

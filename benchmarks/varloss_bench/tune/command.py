@@ -227,9 +227,9 @@ def _print_cost(task: Task, workers: int, console: Console) -> None:
     """Epochs, candidates, and minutes from steps and an evaluation timed just now."""
     import torch  # noqa: PLC0415
 
-    from varloss_bench.training import trial as train  # noqa: PLC0415
+    from varloss_bench.training import estimates, trial  # noqa: PLC0415
 
-    train.quieten()
+    trial.quieten()
     torch.set_num_threads(1)
     plan, costs = task.plan, task.plan.costs
     fewest, most = task.budget // costs[-1], task.budget // costs[0]
@@ -242,9 +242,9 @@ def _print_cost(task: Task, workers: int, console: Console) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        evaluation = train.measure_evaluation_seconds(plan.base)
-        steps = [train.measure_step(dataclasses.replace(plan.base, weight=weight))[0] for weight in (0.0, 3.0)]
-    per_epoch = train.number_of_steps(plan.base) / plan.base.epochs
+        evaluation = estimates.measure_evaluation_seconds(plan.base)
+        steps = [estimates.measure_step(dataclasses.replace(plan.base, weight=weight))[0] for weight in (0.0, 3.0)]
+    per_epoch = estimates.number_of_steps(plan.base) / plan.base.epochs
     seconds = sum(task.budget * per_epoch * step + task.budget / costs[0] * evaluation for step in steps)
     console.print(
         f"About {(seconds / min(workers, 2) + 10) / 60:.1f} minutes with {min(workers, 2)} worker(s) on as many free cores "

@@ -14,8 +14,7 @@ from varloss_bench.config import COLLAPSE_MEAN, TrialConfig
 from varloss_bench.data import sets as data
 from varloss_bench.records import provenance
 from varloss_bench.records.store import Store, write_atomically
-from varloss_bench.training import evaluate
-from varloss_bench.training import trial as train
+from varloss_bench.training import evaluate, trial
 from varloss_bench.training.errors import TrainingDivergedError
 from varloss_bench.tune.search import Candidate, CandidateFailedError
 
@@ -76,7 +75,7 @@ class _Rungs(Callback):
     def __init__(
         self, config: TrialConfig, metric: str, epochs: Sequence[int], seen: Callable[[int, Look], None]
     ) -> None:
-        source = train.load_source(config)
+        source = trial.load_source(config)
         self._splits = data.split(source, config.seed)
         self._seed, self._metric, self._epochs, self._seen = config.seed, metric, epochs, seen
 
@@ -212,7 +211,7 @@ class Trainings:
         outcome: dict[str, Any] = {}
         try:
             callbacks = [_Rungs(config, self._plan.metric, rungs, look)] if rungs else []
-            outcome = train.run_trial(config, progress, callbacks=callbacks)
+            outcome = trial.run_trial(config, progress, callbacks=callbacks)
             status, reason = "finished", None
         except _Stop:
             return None

@@ -25,7 +25,7 @@ from varloss_bench.execution import workers as runner
 from varloss_bench.records.store import Store
 from varloss_bench.report.text import plain_text, render
 from varloss_bench.statistics import summary
-from varloss_bench.training import modules, ranks
+from varloss_bench.training import fit, modules, ranks
 from varloss_bench.training import trial as train
 
 TINY = TrialConfig(epochs=1, batch_size=128)
@@ -33,7 +33,7 @@ TINY = TrialConfig(epochs=1, batch_size=128)
 
 def build(**changes):
     source = data.load("digits")
-    module, loader, _ = train.build(dataclasses.replace(TINY, **changes), data.split(source, 0), source)
+    module, loader, _ = fit.build(dataclasses.replace(TINY, **changes), data.split(source, 0).train, source)
     return module, loader
 
 
@@ -154,8 +154,8 @@ def test_each_rank_gets_its_part_of_every_batch():
     source = data.load("digits")
     splits = data.split(source, 0)
     config = dataclasses.replace(TINY, batch_size=128, devices=2)
-    _, whole, _ = train.build(dataclasses.replace(config, devices=1), splits, source)
-    parts = [train.build(config, splits, source, rank)[1] for rank in (0, 1)]
+    _, whole, _ = fit.build(dataclasses.replace(config, devices=1), splits.train, source)
+    parts = [fit.build(config, splits.train, source, rank)[1] for rank in (0, 1)]
     for batch, first, second in zip(whole, *parts, strict=True):
         for view, a, b in zip(batch, first, second, strict=True):
             assert torch.equal(view, torch.cat([a, b]))

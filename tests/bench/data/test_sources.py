@@ -18,7 +18,8 @@ from varloss_bench.data import sets as data
 from varloss_bench.data import torchvision as data_torchvision
 from varloss_bench.records import provenance
 from varloss_bench.training import augment, evaluate
-from varloss_bench.training import trial as train
+from varloss_bench.training.trial import run_trial
+from varloss_bench.training.untrained import features as features_without_training
 
 
 @pytest.fixture(
@@ -384,7 +385,7 @@ def test_trials_of_a_folder_in_colour(tmp_path):
             save(tmp_path / name / f"{i}.png", (random.normal(colour, 30, (20, 24, 3))).clip(0, 255))
     base = TrialConfig(data=f"imagefolder:{tmp_path}", image_size=16, epochs=1, batch_size=8, weight=3.0)
     for method in ("raw-pixels", "random-init", "simclr"):
-        outcome = train.run_trial(dataclasses.replace(base, method=method))
+        outcome = run_trial(dataclasses.replace(base, method=method))
         assert (outcome["num_train"], outcome["num_evaluated"]) == (48, 16)
         # Whatever is done to the bytes, red and green stay apart.
         assert outcome["metrics"]["few_label_probe"] > 95
@@ -400,7 +401,7 @@ def test_raw_pixels_of_large_images_are_averaged_and_the_row_says_so(tmp_path):
     row = untrained(TrialConfig(data=f"imagefolder:{tmp_path}", image_size=96), "raw-pixels", seed=0)
     assert row.raw_pixels_side == 32
     assert provenance.confounds(row) == {"raw_pixels": "averaged to 32 x 32 before the probes"}
-    for features, split in zip(train._untrained_features(row, source, *splits), splits, strict=True):
+    for features, split in zip(features_without_training(row, source, *splits), splits, strict=True):
         averaged = data.as_float(split.images).reshape(-1, 3, 32, 3, 32, 3).mean((3, 5)).flatten(1)
         torch.testing.assert_close(features, averaged)
 
@@ -426,6 +427,6 @@ def test_raw_pixels_of_all_others_are_taken_as_they_are(base):
 def test_raw_pixels_are_of_the_same_scale_as_bytes_and_as_floats(colourful):
     split = data.split(colourful, 0)
     config = TrialConfig(method="raw-pixels")
-    features, held_out = train._untrained_features(config, colourful, split.train, split.test)
+    features, held_out = features_without_training(config, colourful, split.train, split.test)
     assert torch.equal(features, data.as_float(split.train.images).flatten(1))
     assert torch.equal(held_out, data.as_float(split.test.images).flatten(1))

@@ -26,8 +26,7 @@ from varloss_bench.config import TrialConfig, grid
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
 from varloss_bench.records import provenance
-from varloss_bench.training import augment
-from varloss_bench.training import trial as train
+from varloss_bench.training import augment, estimates
 from varloss_bench.training.errors import TrainingDivergedError
 from varloss_bench.training.solo import config as solo_config
 from varloss_bench.training.solo import guard as solo_guard
@@ -339,14 +338,14 @@ time.sleep(0.5 + 0.1 * int(asked.partition("=")[2]))
 
 def test_a_dry_run_times_short_runs_and_says_what_it_did_not_time(checkout):
     checkout(SLEEPS)
-    start, step = train.measure_solo(CONFIG)
+    start, step = estimates.measure_solo(CONFIG)
     assert step == pytest.approx(0.1, rel=0.6)
     assert start > 0.4
 
 
 def test_the_estimate_counts_the_start_of_every_run(checkout, monkeypatch):
-    monkeypatch.setattr(train, "measure_solo", lambda config: (7.0, 0.5))
-    monkeypatch.setattr(train, "measure_evaluation_seconds", lambda config: 1.0)
+    monkeypatch.setattr(estimates, "measure_solo", lambda config: (7.0, 0.5))
+    monkeypatch.setattr(estimates, "measure_evaluation_seconds", lambda config: 1.0)
     console = Console(file=io.StringIO(), width=120)
     sweep.show_cost([CONFIG], 1, console)
     shown = console.file.getvalue()

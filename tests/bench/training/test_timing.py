@@ -8,8 +8,7 @@ from torch import nn
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
-from varloss_bench.training import augment, evaluate, modules, timing
-from varloss_bench.training import trial as train
+from varloss_bench.training import augment, estimates, evaluate, fit, modules, timing, trial
 
 pytestmark = pytest.mark.usefixtures("trains")
 
@@ -32,7 +31,7 @@ class Clock:
 def clock(monkeypatch):
     """The only time there is, for all that measure; nothing has a price yet."""
     clock = Clock()
-    for module in (train, timing, evaluate):
+    for module in (trial, estimates, fit, timing, evaluate):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -82,14 +81,14 @@ def prices(monkeypatch, clock):
 def test_a_trial_takes_what_is_estimated(batch_size, weight, monkeypatch):
     """At B = 16 the whole of a measurement is one epoch, and augmented at once; at 128 it is five."""
     config = TrialConfig(batch_size=batch_size, weight=weight, epochs=1)
-    monkeypatch.setattr(train, "_TIMED_TRAIN", 150)
-    monkeypatch.setattr(train, "_TIMED_HELD_OUT", 60)
-    step, loss = train.measure_step(config)
-    evaluation = train.measure_evaluation_seconds(config)
+    monkeypatch.setattr(estimates, "_TIMED_TRAIN", 150)
+    monkeypatch.setattr(estimates, "_TIMED_HELD_OUT", 60)
+    step, loss = estimates.measure_step(config)
+    evaluation = estimates.measure_evaluation_seconds(config)
     of_loss = PER_LOSS + (PER_VRN if weight else 0.0)
     assert loss == pytest.approx(of_loss)
     assert step == pytest.approx(PER_STEP + of_loss + 2 * batch_size * PER_AUGMENTED)
-    real = train.run_trial(config)
+    real = trial.run_trial(config)
     of_training = real["timing"]["seconds_per_step"] * real["steps"]
     augmented = real["num_train"] // batch_size * batch_size
     assert of_training == pytest.approx(real["steps"] * (PER_STEP + of_loss) + 2 * augmented * PER_AUGMENTED)
@@ -102,9 +101,9 @@ def test_a_trial_takes_what_is_estimated(batch_size, weight, monkeypatch):
 def test_a_trial_takes_about_what_is_estimated():
     """By the real clock, of a machine that may do anything else: the unit is right, and nothing large is forgotten."""
     config = TrialConfig(batch_size=32, epochs=3, weight=3.0)
-    step, _loss = train.measure_step(config)
-    evaluation = train.measure_evaluation_seconds(config)
-    real = train.run_trial(config)
+    step, _loss = estimates.measure_step(config)
+    evaluation = estimates.measure_evaluation_seconds(config)
+    real = trial.run_trial(config)
     assert real["seconds"]["train"] / 20 < step * real["steps"] < real["seconds"]["train"] * 20
     assert real["seconds"]["evaluate"] / 20 < evaluation < real["seconds"]["evaluate"] * 20
 
@@ -115,28 +114,28 @@ def test_the_evaluation_is_timed_on_a_few_images(monkeypatch):
     encode = evaluate.encode
     monkeypatch.setattr(evaluate, "encode", lambda net, images: encoded.append(len(images)) or encode(net, images))
     config = TrialConfig(num_train=1200, num_val=0)
-    whole = train.measure_evaluation_seconds(config)
+    whole = estimates.measure_evaluation_seconds(config)
     assert encoded == [2, 1000, 500]
     encoded.clear()
-    monkeypatch.setattr(train, "_TIMED_TRAIN", 150)
-    monkeypatch.setattr(train, "_TIMED_HELD_OUT", 60)
-    few = train.measure_evaluation_seconds(config)
+    monkeypatch.setattr(estimates, "_TIMED_TRAIN", 150)
+    monkeypatch.setattr(estimates, "_TIMED_HELD_OUT", 60)
+    few = estimates.measure_evaluation_seconds(config)
     assert encoded == [2, 150, 60]
     assert few == pytest.approx(whole)
 
 
 def test_the_few_images_have_labels_enough_of_every_class(monkeypatch):
     split = data.split(data.load("digits"), 0).train
-    monkeypatch.setattr(train, "_TIMED_TRAIN", 60)
-    few = train._a_few(split, seed=0)
+    monkeypatch.setattr(estimates, "_TIMED_TRAIN", 60)
+    few = estimates._a_few(split, seed=0)
     assert few.labels.bincount().tolist() == [10] * 10
-    monkeypatch.setattr(train, "_TIMED_TRAIN", 130)
-    few = train._a_few(split, seed=0)
+    monkeypatch.setattr(estimates, "_TIMED_TRAIN", 130)
+    few = estimates._a_few(split, seed=0)
     assert len(few) == 130
     assert int(few.labels.bincount().min()) >= 10
     assert len(few.images.flatten(1).unique(dim=0)) == len(few)
-    monkeypatch.setattr(train, "_TIMED_TRAIN", 997)
-    assert train._a_few(split, seed=0) is split
+    monkeypatch.setattr(estimates, "_TIMED_TRAIN", 997)
+    assert estimates._a_few(split, seed=0) is split
 
 
 def test_seconds_grow_with_the_samples_that_a_measure_reads(clock, monkeypatch):

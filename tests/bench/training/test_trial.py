@@ -15,8 +15,8 @@ from varloss_bench.config import TrialConfig, grid, queue_length
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
 from varloss_bench.records import provenance, store
-from varloss_bench.training import augment, backbones, evaluate, modules
-from varloss_bench.training import trial as train
+from varloss_bench.training import augment, backbones, evaluate, fit, modules
+from varloss_bench.training.trial import load_source, run_trial
 
 TINY = TrialConfig(epochs=1, batch_size=128)
 ARMS = [
@@ -44,8 +44,8 @@ def first_steps(monkeypatch):
 
 
 def test_arms_of_a_seed_start_from_the_same_weights_and_pixels(first_steps):
-    records = [train.run_trial(config) for config in ARMS]
-    other = train.run_trial(dataclasses.replace(TINY, seed=1))
+    records = [run_trial(config) for config in ARMS]
+    other = run_trial(dataclasses.replace(TINY, seed=1))
     (weights, batch), *rest = first_steps
     for other_weights, other_batch in rest[:-1]:
         assert all(map(torch.equal, weights, other_weights))
@@ -54,7 +54,7 @@ def test_arms_of_a_seed_start_from_the_same_weights_and_pixels(first_steps):
     assert not torch.equal(batch[0], rest[-1][1][0])
     # The record's own evidence says so too, and is of what was trained on.
     assert all(record["paired"] == records[0]["paired"] for record in records)
-    assert records[0]["paired"]["first_batch"] == train._digest(*batch)
+    assert records[0]["paired"]["first_batch"] == fit._digest(*batch)
     assert not set(other["paired"].values()) & set(records[0]["paired"].values())
     # Arms differ in what comes out.
     assert len({record["metrics"]["negative_variance"] for record in records}) == len(records)
@@ -63,9 +63,9 @@ def test_arms_of_a_seed_start_from_the_same_weights_and_pixels(first_steps):
 @pytest.mark.parametrize("method", ["simclr", "moco", "raw-pixels", "random-init"])
 def test_same_seed_same_numbers(method):
     config = dataclasses.replace(TINY, method=method, weight=3.0 if method in ("simclr", "moco") else 0.0)
-    first = train.run_trial(config)
+    first = run_trial(config)
     torch.manual_seed(12345)  # nothing may hang on the global state
-    second = train.run_trial(config)
+    second = run_trial(config)
     assert first["metrics"] == second["metrics"]
     assert first.get("epoch_losses") == second.get("epoch_losses")
 
@@ -73,8 +73,8 @@ def test_same_seed_same_numbers(method):
 def test_weight_zero_is_the_plain_method():
     source = data.load("digits")
     splits = data.split(source, 0)
-    plain, _, _ = train.build(TINY, splits, source)
-    regularised, loader, _ = train.build(dataclasses.replace(TINY, weight=3.0), splits, source)
+    plain, _, _ = fit.build(TINY, splits.train, source)
+    regularised, loader, _ = fit.build(dataclasses.replace(TINY, weight=3.0), splits.train, source)
     assert plain.regularizer is None
     assert regularised.regularizer.num_samples == len(splits.train) == 997
     assert regularised.regularizer.weight == 3.0
@@ -86,8 +86,8 @@ def test_weight_zero_is_the_plain_method():
 
 def test_moco_takes_vrn_between_two_query_views_and_enqueues_once():
     source = data.load("digits")
-    module, loader, _ = train.build(
-        dataclasses.replace(TINY, method="moco", weight=3.0, batch_size=64), data.split(source, 0), source
+    module, loader, _ = fit.build(
+        dataclasses.replace(TINY, method="moco", weight=3.0, batch_size=64), data.split(source, 0).train, source
     )
     bank = module.criterion.memory_bank
     assert bank.bank.shape == (256, TrialConfig.output_dim)
@@ -104,7 +104,7 @@ def test_fused_and_split_differ_only_through_batch_norm():
     splits = data.split(source, 0)
     outputs = []
     for fused in (True, False):
-        module, loader, _ = train.build(dataclasses.replace(TINY, fused=fused), splits, source)
+        module, loader, _ = fit.build(dataclasses.replace(TINY, fused=fused), splits.train, source)
         batch = next(iter(loader))
         module.train()
         in_training = torch.cat(module.encode_views(module, *batch))
@@ -112,7 +112,7 @@ def test_fused_and_split_differ_only_through_batch_norm():
         outputs.append((in_training, torch.cat(module.encode_views(module, *batch))))
     assert not torch.allclose(outputs[0][0], outputs[1][0])
     # Running statistics have seen different passes by now; with fresh ones the two are the same.
-    fresh, _, _ = train.build(TINY, splits, source)
+    fresh, _, _ = fit.build(TINY, splits.train, source)
     fresh.eval()
     fused = torch.cat(fresh.encode_views(fresh, *batch))
     fresh.config = dataclasses.replace(TINY, fused=False)
@@ -129,7 +129,7 @@ def test_weight_warm_up_rises_to_the_weight(monkeypatch):
         return loss
 
     monkeypatch.setattr(modules.ContrastiveModule, "training_step", spy)
-    train.run_trial(dataclasses.replace(TINY, epochs=2, weight=3.0, weight_warmup=0.5))
+    run_trial(dataclasses.replace(TINY, epochs=2, weight=3.0, weight_warmup=0.5))
     assert len(weights) == 14
     assert weights == pytest.approx([3.0 * min(1.0, i / 7) for i in range(14)])
 
@@ -194,7 +194,7 @@ def test_record_says_what_made_the_row(tmp_path):
     assert record["confounds"]["head_batch_norm"] is True
     assert (record["steps"], record["parameters"]) == (997 // 128, 92896)
     assert set(measures.METRICS) <= set(record["metrics"])
-    assert record["data_digest"] == train.load_source(config).digest
+    assert record["data_digest"] == load_source(config).digest
 
 
 def test_images_are_hashed_on_rank_0_only(monkeypatch):
@@ -205,11 +205,11 @@ def test_images_are_hashed_on_rank_0_only(monkeypatch):
     def hashed(source):
         raise AssertionError("hashed by a rank whose outcome is dropped")
 
-    monkeypatch.setattr(train, "make_trainer", lambda *_, **__: Fitted())
+    monkeypatch.setattr(fit, "make_trainer", lambda *_, **__: Fitted())
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     monkeypatch.setattr(data.Source, "digest", property(hashed))
-    assert train.run_trial(dataclasses.replace(TINY, devices=2), rank=1) == {}
+    assert run_trial(dataclasses.replace(TINY, devices=2), rank=1) == {}
 
 
 def test_record_says_which_source_made_it(tmp_path):
@@ -252,17 +252,17 @@ def test_confounds_of_a_sweep_are_told_by_method():
 
 def test_record_says_how_long_its_probes_took(monkeypatch):
     config = dataclasses.replace(TINY, method="raw-pixels", epochs=0)
-    found = train.run_trial(config)["probe_iterations"]
+    found = run_trial(config)["probe_iterations"]
     assert found.keys() == {"few_label_probe", "fewest_label_probe", "linear_probe"}
     assert all(1 < count < measures.PROBE_ITERATIONS for count in found.values())
     monkeypatch.setattr(evaluate, "PROBE_ITERATIONS", 7)
-    cut_off = train.run_trial(config)
+    cut_off = run_trial(config)
     assert set(cut_off["probe_iterations"].values()) == {7}
 
 
 def test_collapse_is_flagged(monkeypatch):
     monkeypatch.setattr(modules.ContrastiveModule, "forward", _collapsed)
-    record = train.run_trial(TINY)
+    record = run_trial(TINY)
     assert record["collapsed"] is True
     assert record["metrics"]["negative_variance"] < 0.05
 

@@ -14,8 +14,7 @@ from varloss import metrics
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
 from varloss_bench.records.store import write_atomically
-from varloss_bench.training import augment, evaluate
-from varloss_bench.training import trial as train
+from varloss_bench.training import augment, estimates, evaluate, fit, trial
 
 BATCH_SIZES, WEIGHTS = (16, 64, 256), (0.0, 3.0)
 TEMPERATURES = (0.07, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -24,7 +23,7 @@ Row = dict[str, Any]
 
 def trials(steps: int, seeds: list[int]) -> list[tuple[str, TrialConfig]]:
     """Pairs of trend and configuration. Epochs are chosen so that every trial takes `steps` steps, rounded to epochs."""
-    num_train = train.load_source(TrialConfig()).sizes[0]
+    num_train = trial.load_source(TrialConfig()).sizes[0]
 
     def config(batch_size: int, temperature: float, weight: float, seed: int) -> TrialConfig:
         epochs = max(1, round(steps / (num_train // batch_size)))
@@ -55,11 +54,11 @@ def run_one(trend: str, config: TrialConfig, folder: str) -> Row:
         stored: Row = json.loads(path.read_text())
         return {**stored, "trend": trend}
     torch.set_num_threads(1)
-    train.quieten()
-    source = train.load_source(config)
+    trial.quieten()
+    source = trial.load_source(config)
     splits = data.split(source, config.seed)
-    module, loader, _ = train.build(config, splits, source)
-    train.make_trainer(config, lambda _: None).fit(module, train_dataloaders=loader)
+    module, loader, _ = fit.build(config, splits.train, source)
+    fit.make_trainer(config, lambda _: None).fit(module, train_dataloaders=loader)
     held_out = splits.test
     views = augment.two_views(
         held_out.images, augment.build_augmentation(source), augment.epoch_seed(config.seed, 9999)
@@ -69,7 +68,7 @@ def run_one(trend: str, config: TrialConfig, folder: str) -> Row:
     clean = evaluate.encode(module, held_out.images)
     row: Row = {
         "config": dataclasses.asdict(config),
-        "steps": train.number_of_steps(config),
+        "steps": estimates.number_of_steps(config),
         "epochs": config.epochs,
         **{name: float(value) for name, value in statistics._asdict().items()},
         "uniformity": -float(metrics.uniformity(clean)),

@@ -25,6 +25,7 @@ from varloss_bench.training.solo import config as solo_config
 from varloss_bench.training.solo import guard as solo_guard
 from varloss_bench.training.solo import net as solo_net
 from varloss_bench.training.solo.install import SoloLearn, environment
+from varloss_bench.training.trained import Trained
 
 _POLL_SECONDS = 1.0
 _LOG_LINES = 6
@@ -74,8 +75,8 @@ def workplace(log: Path | None) -> Iterator[Workplace]:
 
 def train(
     config: TrialConfig, split: Split, source: Source, report: Callable[[float], None], log: Path | None = None
-) -> tuple[solo_net.SoloEncoder, dict[str, Any]]:
-    """Train a trial with solo-learn; returns the trained net and what is to be stored of its training.
+) -> Trained:
+    """Train a trial with solo-learn.
 
     Args:
         config: The trial.
@@ -91,21 +92,22 @@ def train(
     solo = SoloLearn.from_variables()
     with workplace(log) as place:
         arguments = prepare(config, split, source, place)
-        steps = len(split) // config.batch_size * config.epochs
+        steps = config.total_steps(len(split))
         launch(solo, arguments, place, lambda: report(min(1.0, _logged_steps(place) / steps)))
         ran = _ran_with(place, config, len(split))
         checkpoint = _checkpoint(place, config)
         losses = _losses(place, config)
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    told = {
+    encoder = solo_net.rebuild(config, source, state).to(config.device_of(0))
+    record = {
         "backbone_changed": f"nothing; images enlarged to a side of {solo_config.image_side(source)}",
         "learning_rate": config.learning_rate,
         "steps": steps,
         "solo_learn": {**solo.described(), **ran, "overrides": solo_config.overrides(config)},
         **losses,
+        "parameters": sum(p.numel() for p in encoder.backbone.parameters()),
     }
-    encoder = solo_net.rebuild(config, source, state)
-    return encoder, {**told, "parameters": sum(p.numel() for p in encoder.backbone.parameters())}
+    return Trained(encoder, split.to(config.device_of(0)), record)
 
 
 def measure(config: TrialConfig, split: Split, source: Source, short: int = 5, long: int = 25) -> tuple[float, float]:
