@@ -1,7 +1,9 @@
-"""Collectives that carry gradients. The only file of the package that names torch.distributed.
+"""What a loss takes of other ranks: gathered rows and sums, with gradient. The only file that names torch.distributed.
 
 Ranks may have batches of different sizes: sizes cross first, on the host, then rows padded to the largest batch. A loss that
 is the mean over a rank's own rows is multiplied by that rank's share, so that everything equals one process.
+
+The functions that are not in ``__all__`` are for the modules of this package.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from varloss._core import checks
 from varloss._core.numerics import wide
+
+__all__ = ["Gathered", "GatheredRows", "all_reduce_sum", "assume_equal_batches", "gather_rows", "gather_views"]
 
 # Names cross as their places in this list: all ranks run one build of torch.
 _DTYPES = sorted({str(x) for x in vars(torch).values() if isinstance(x, torch.dtype)})
@@ -48,10 +52,18 @@ def world_size() -> int:
 
 
 def assume_equal_batches(equal: bool = True) -> None:
-    """Promises that all ranks have batches of one size (``drop_last=True``): sizes are then not exchanged.
+    """Declares that all ranks have batches of one size (``drop_last=True``): sizes are then not exchanged.
 
-    That saves one small collective of the hosts for each gathering. A broken promise hangs or fails in the collective,
-    without a message of ours. It holds for the whole process, and must be made on all ranks.
+    This saves one small collective of the hosts for each gathering. It holds for the whole process, and must be called on all
+    ranks. Where batches differ all the same, the collective hangs or fails without a message of this package.
+
+    Args:
+        equal: False takes the declaration back.
+
+    Example:
+        >>> from varloss import distributed
+        >>> distributed.assume_equal_batches()
+        >>> distributed.assume_equal_batches(False)
     """
     global _equal_batches  # noqa: PLW0603  (a fact about the process's data, not about any one loss)
     _equal_batches = equal
@@ -144,11 +156,19 @@ class _Gather(torch.autograd.Function):
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum of ``x`` over ranks, on every rank, with gradient; ``x`` itself where no process group runs.
 
-    With a loss L_r = f(sum) on each rank, the gradient of a rank's input is world_size times that of a single process: the
-    average that DistributedDataParallel takes over ranks makes the parameters' gradient the single-process one.
+    With a loss L_r = f(sum) on each rank, the gradient of a rank's input is world_size times that of one process: the average
+    that DistributedDataParallel takes over ranks makes the gradient of the parameters that of one process.
 
     Args:
         x: any tensor, of one shape on all ranks.
+
+    Example:
+        >>> import torch
+        >>> from varloss.distributed import all_reduce_sum
+        >>> from varloss.metrics import Grams
+        >>> z0, z1 = torch.randn(2, 16, 8)
+        >>> grams = Grams.unpack(all_reduce_sum(Grams.of(z0, z1).pack()), dim=8)
+        >>> loss = grams.vrn(num_samples=50_000)
     """
     total: Tensor = _AllReduceSum.apply(x) if world_size() > 1 else x
     return total
@@ -228,6 +248,14 @@ class Gathered(NamedTuple):
         keys: rows of view 0 and of view 1 of all ranks, each (M, D); this rank's (N, D) are among them, one after the other.
         offset: row of ``keys`` where this rank's rows start.
         share: this rank's number of rows over the mean of all ranks'; 1 where all have as many.
+
+    Example:
+        >>> import torch
+        >>> from varloss.distributed import Gathered
+        >>> k0, k1 = torch.randn(2, 12, 8)
+        >>> second_of_three_ranks = Gathered((k0, k1), offset=4)
+        >>> second_of_three_ranks.scale(torch.tensor(0.5)).item()
+        0.5
     """
 
     keys: tuple[Tensor, Tensor]
@@ -274,6 +302,15 @@ class GatheredRows(NamedTuple):
         keys_views: (M,) view of each key; None where the rows have none.
         offset: row of ``keys`` where this rank's rows start.
         share: as in :class:`Gathered`.
+
+    Example:
+        >>> import torch
+        >>> from varloss.distributed import GatheredRows
+        >>> from varloss.functional import nt_xent_indexed
+        >>> keys, labels = torch.randn(12, 8), torch.arange(12) // 2
+        >>> mine = slice(4, 8)
+        >>> gathered = GatheredRows(keys, labels, offset=4)
+        >>> loss = nt_xent_indexed(keys[mine], labels[mine], gathered=gathered)
     """
 
     keys: Tensor
@@ -299,6 +336,13 @@ def gather_rows(z: Tensor, index: Tensor | None = None, views: Tensor | None = N
 
     Raises:
         ValueError: on every rank where a rank has no rows, or where ranks differ in D or in dtype.
+
+    Example:
+        >>> import torch
+        >>> from varloss.distributed import gather_rows
+        >>> from varloss.functional import nt_xent_indexed
+        >>> z, labels = torch.randn(4, 8), torch.tensor([0, 0, 1, 1])
+        >>> loss = nt_xent_indexed(z, labels, gathered=gather_rows(z, labels))
     """
     if world_size() == 1:
         return None
