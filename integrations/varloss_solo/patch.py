@@ -1,4 +1,7 @@
-"""Puts the mixins in front of solo-learn's classes, in place and once."""
+"""Puts the mixins in front of solo-learn's classes, in place and once.
+
+The classes that it makes (``SimCLRWithVRN`` and so on) are attributes of this module, where pickle finds them by name.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import importlib
 import inspect
 from typing import Any
 
-from varloss_solo import methods, patched
+from varloss_solo import methods
 from varloss_solo.mixin import ObjectiveMixin, VRNMixin
 
 MINIMUM_HYDRA = (1, 2)
@@ -32,7 +35,7 @@ def install() -> None:
     if base is None or list(inspect.signature(base.__init__).parameters) != ["self", "cfg"]:
         raise RuntimeError(
             "varloss: this solo-learn does not build its methods from one configuration. Its only PyPI release, 1.0.2 of "
-            "2021, is such a one and is not supported: pip uninstall solo-learn, then run from a checkout (git clone "
+            "2021, is such a release and is not supported: pip uninstall solo-learn, then run from a checkout (git clone "
             "https://github.com/vturrisi/solo-learn). To run this one without varloss: pip uninstall varloss."
         )
     for name, original in list(table.items()):
@@ -43,6 +46,15 @@ def install() -> None:
     resumer = _import("solo.utils.auto_resumer").AutoResumer
     resumer.SHOULD_MATCH.extend(key for key in ("varloss", "objective") if key not in resumer.SHOULD_MATCH)
     _refuse_in(_import("solo.methods.linear").LinearModel)
+
+
+def __getattr__(name: str) -> Any:
+    # A process that was started to unpickle a class has not installed anything yet, so the first look-up does.
+    if "WithVRN" in name:
+        install()
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _require_hydra() -> None:
@@ -68,17 +80,17 @@ def _in_front_of(name: str, original: type[Any]) -> type[Any]:
     """The method's class with the mixins in front, importable under its name so that it can be pickled."""
     fronts: tuple[type[Any], ...] = (VRNMixin, ObjectiveMixin) if name == methods.HOST else (VRNMixin,)
     title = f"{original.__name__}WithVRN"
-    if title in vars(patched):  # two names of one class
+    if title in globals():  # two names of one class
         title = f"{title}_{name}"
     body = {
-        "__module__": patched.__name__,
+        "__module__": __name__,
         "__qualname__": title,
         "__doc__": original.__doc__,
         "varloss_method": name,
         "varloss_original": original,
     }
     made = type(title, (*fronts, original), body)
-    setattr(patched, title, made)
+    globals()[title] = made
     return made
 
 

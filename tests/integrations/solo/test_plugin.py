@@ -205,7 +205,9 @@ def test_the_flag_works_from_an_installed_wheel_and_an_editable_install(tmp_path
     shutil.copytree(STANDIN, tmp_path / "solo-learn")
     line = [python, "main_pretrain.py", "--config-path", str(tmp_path / "solo-learn"), "--config-name", "mini.yaml"]
     code = "import varloss_solo; print(varloss_solo.__file__)"
-    where = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    where = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=environment(PYTHONPATH=""), capture_output=True, text=True, check=True
+    ).stdout
     assert where.startswith(str(PROJECT if kind == "editable" else tmp_path / "env"))
     done = subprocess.run(
         [*line, f"out={tmp_path}", "+varloss=vrn_both"],
