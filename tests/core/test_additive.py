@@ -12,7 +12,7 @@ from support.cases import KINDS
 
 import varloss
 from varloss import functional as vf
-from varloss_bench.studies.theory import closed_forms as theory
+from varloss_bench.studies.theory import closed_forms, configurations
 
 
 def softplus(x):
@@ -181,21 +181,21 @@ def test_local_rows_against_gathered_keys_average_to_the_whole(name):
 
 @pytest.mark.parametrize("a", [-1 / 5, 0.0, 0.4])
 def test_values_at_the_symmetric_point(a):
-    z = theory.equiangular(6, a)
+    z = configurations.equiangular(6, a)
     for kind in KINDS:
         sigmoid = vf.sigmoid_loss(z, z, scale=4.0, bias=-1.0, negatives=kind).item()
         assert sigmoid == pytest.approx(
-            theory.symmetric_sigmoid(a, batch_size=6, scale=4.0, bias=-1.0, negatives=kind), rel=1e-12
+            closed_forms.symmetric_sigmoid(a, batch_size=6, scale=4.0, bias=-1.0, negatives=kind), rel=1e-12
         )
         spectral = vf.spectral_loss(z, z, negatives=kind).item()
-        assert spectral == pytest.approx(theory.symmetric_spectral(a, negatives=kind), rel=1e-12)
+        assert spectral == pytest.approx(closed_forms.symmetric_spectral(a, negatives=kind), rel=1e-12)
         assert vf.simple_loss(z, z, negatives=kind).item() == pytest.approx(-1 + a, abs=1e-12)
     assert vf.kcl(z, z).item() == pytest.approx(-2 + 2 * 16 * math.exp(-4 * (1 - a)), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sigmoid_loss_neither_overflows_nor_loses_digits(dtype):
-    z = theory.simplex(4, dtype=dtype)
+    z = configurations.simplex(4, dtype=dtype)
     far = vf.sigmoid_loss(z, -z, scale=1000.0, bias=0.0)
     assert far.item() == pytest.approx(1000 + 3 * 1000 / 3, rel=1e-6)
     # softplus(21) is 21 + 7.6e-10.

@@ -64,6 +64,11 @@ def write(found: Found, folder: Path, target: Path, command: list[str]) -> None:
     words = shlex.join(command)
     parts = sections(found)
     csv, parquet = tables(found.trials)
-    contents = (page.html(found, parts, folder, words), page.markdown(found, parts, folder, words), csv, parquet)
+    contents: tuple[str | bytes, ...] = (
+        page.html(found, parts, folder, words),
+        page.markdown(found, parts, folder, words),
+        csv,
+        parquet,
+    )
     for name, content in zip(FILES, contents, strict=True):
         write_atomically(target / name, content)

@@ -14,10 +14,7 @@ from typer.testing import CliRunner
 
 from varloss import functional, metrics
 from varloss_bench.cli import app
-from varloss_bench.studies.theory import closed_forms as theory
-from varloss_bench.studies.theory import optima as theory_optima
-from varloss_bench.studies.theory import pairs as theory_pairs
-from varloss_bench.studies.theory import rows as theory_rows
+from varloss_bench.studies.theory import closed_forms, optima, pairs, rows
 
 
 def generator(seed: int) -> torch.Generator:
@@ -25,8 +22,8 @@ def generator(seed: int) -> torch.Generator:
 
 
 GROUPS = [
-    pytest.param(group, id=group.__name__, marks=[pytest.mark.slow] if group is theory_pairs.vrn_rows else [])
-    for group in (*theory_optima.GROUPS, *theory_pairs.GROUPS)
+    pytest.param(group, id=group.__name__, marks=[pytest.mark.slow] if group is pairs.vrn_rows else [])
+    for group in (*optima.GROUPS, *pairs.GROUPS)
 ]
 
 
@@ -40,23 +37,23 @@ def test_free_vectors_settle_where_the_theory_says(group) -> None:
 @pytest.mark.parametrize(
     ("predicted", "printed", "digits"),
     [
-        (theory.fixed_batch_variance_bounds(num_samples=24, batch_size=4).lower, 0.012602, 6),
-        (theory.fixed_batch_variance_bounds(num_samples=24, batch_size=4).upper, 0.302457, 6),
-        (theory.vrn_rank_floor(num_samples=50_000, dim=128), 0.0078, 4),
-        (theory.siglip_optimum(num_samples=8, scale=10, bias=0).positive, 0.32124, 5),
-        (theory.siglip_optimum(num_samples=8, scale=10, bias=0).cross, -0.43375, 5),
-        (theory.siglip_optimum(num_samples=8, scale=10, bias=0).within, 0.245, 4),
-        (theory.siglip_optimum(num_samples=8, scale=5, bias=-2).positive, 0.79373, 5),
-        (theory.siglip_optimum(num_samples=8, scale=5, bias=-2).cross, -0.23126, 5),
-        (theory.siglip_optimum(num_samples=8, scale=5, bias=-2).within, -0.02499, 5),
-        (theory.siglip_optimum(num_samples=8, scale=2, bias=0).positive, -0.24063, 5),
-        (theory.siglip_optimum(num_samples=8, scale=2, bias=0).cross, -0.67456, 5),
-        (theory.siglip_optimum(num_samples=8, scale=2, bias=0).within, 0.56608, 5),
-        (theory.siglip_optimum(num_samples=8, scale=10, bias=-8).positive, 1.0, 12),
-        (theory.siglip_optimum(num_samples=8, scale=5, bias=-2, vrn_weight=1).positive, 0.81157, 5),
-        (theory.siglip_optimum(num_samples=8, scale=5, bias=-2, vrn_weight=30).positive, 0.95062, 5),
-        (theory.siglip_optimum(num_samples=8, scale=5, bias=-2, vrn_weight=300).positive, 0.99386, 5),
-        (-theory.uniform_sphere_uniformity(128), 3.93753, 5),
+        (closed_forms.fixed_batch_variance_bounds(num_samples=24, batch_size=4).lower, 0.012602, 6),
+        (closed_forms.fixed_batch_variance_bounds(num_samples=24, batch_size=4).upper, 0.302457, 6),
+        (closed_forms.vrn_rank_floor(num_samples=50_000, dim=128), 0.0078, 4),
+        (closed_forms.siglip_optimum(num_samples=8, scale=10, bias=0).positive, 0.32124, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=10, bias=0).cross, -0.43375, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=10, bias=0).within, 0.245, 4),
+        (closed_forms.siglip_optimum(num_samples=8, scale=5, bias=-2).positive, 0.79373, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=5, bias=-2).cross, -0.23126, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=5, bias=-2).within, -0.02499, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=2, bias=0).positive, -0.24063, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=2, bias=0).cross, -0.67456, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=2, bias=0).within, 0.56608, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=10, bias=-8).positive, 1.0, 12),
+        (closed_forms.siglip_optimum(num_samples=8, scale=5, bias=-2, vrn_weight=1).positive, 0.81157, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=5, bias=-2, vrn_weight=30).positive, 0.95062, 5),
+        (closed_forms.siglip_optimum(num_samples=8, scale=5, bias=-2, vrn_weight=300).positive, 0.99386, 5),
+        (-closed_forms.uniform_sphere_uniformity(128), 3.93753, 5),
     ],
 )
 def test_printed_numbers(predicted: float, printed: float, digits: int) -> None:
@@ -74,14 +71,14 @@ def test_printed_numbers(predicted: float, printed: float, digits: int) -> None:
     ],
 )
 def test_printed_equilibria(n: int, m: int, t: float, weight: float, printed: float) -> None:
-    found = theory.vrn_equilibrium(num_samples=n, batch_size=m, temperature=t, weight=weight)
+    found = closed_forms.vrn_equilibrium(num_samples=n, batch_size=m, temperature=t, weight=weight)
     assert found.negative == pytest.approx(printed, abs=5e-6)
 
 
 @pytest.mark.parametrize(("m", "cross", "both"), [(16, 9.74, 11.88), (64, 59.99, 63.42), (256, 333.0, 337.8)])
 @pytest.mark.parametrize("negatives", ["cross", "both"])
 def test_printed_threshold_weights(m: int, cross: float, both: float, negatives: str) -> None:
-    found = theory.vrn_equilibrium(num_samples=997, batch_size=m, temperature=0.5, weight=3, negatives=negatives)
+    found = closed_forms.vrn_equilibrium(num_samples=997, batch_size=m, temperature=0.5, weight=3, negatives=negatives)
     assert found.threshold_weight == pytest.approx(cross if negatives == "cross" else both, rel=0.0005)
     assert found.negative == -1 / (m - 1)
 
@@ -99,7 +96,7 @@ def test_larger_batches_push_each_negative_less(seed: int, t: float, dim: int) -
     def loss(z0: torch.Tensor, z1: torch.Tensor) -> torch.Tensor:
         return functional.nt_xent(z0, z1, temperature=t, negatives="cross")
 
-    gradients = [theory_pairs.similarity_gradient(loss, similarity[:m, :m]) for m in (2, 3, 5, 9)]
+    gradients = [pairs.similarity_gradient(loss, similarity[:m, :m]) for m in (2, 3, 5, 9)]
     for small, large in itertools.pairwise(gradients):
         m = len(small)
         off = ~torch.eye(m, dtype=torch.bool)
@@ -111,7 +108,7 @@ def test_similarity_gradients_are_those_of_the_softmax() -> None:
     """The helper above against the formula: (P_ij + P'_ij) / (2 m t), both directions."""
     m, t = 5, 0.3
     similarity = 0.2 * torch.randn(m, m, generator=generator(0), dtype=torch.float64)
-    found = theory_pairs.similarity_gradient(
+    found = pairs.similarity_gradient(
         lambda a, b: functional.nt_xent(a, b, temperature=t, negatives="cross"), similarity
     )
     for i in range(m):
@@ -148,7 +145,7 @@ def test_cold_losses_are_hinges_on_the_hardest_negative(seed: int) -> None:
 def test_rank_floor_holds_for_any_aligned_views(dim: int) -> None:
     for seed in range(30):
         z = torch.randn(20, dim, generator=generator(seed), dtype=torch.float64)
-        assert functional.vrn(z, z, num_samples=20) > theory.vrn_rank_floor(num_samples=20, dim=dim)
+        assert functional.vrn(z, z, num_samples=20) > closed_forms.vrn_rank_floor(num_samples=20, dim=dim)
 
 
 class TestCommand:
@@ -188,5 +185,5 @@ class TestCommand:
     ],
 )
 def test_rows_judge_by_their_relation_and_never_pass_nan(relation, measured: float, ok: bool) -> None:
-    assert theory_rows.Row("", 1.0, measured, 0.1, relation).ok is ok
-    assert not theory_rows.Row("", 1.0, math.nan, 0.1, relation).ok
+    assert rows.Row("", 1.0, measured, 0.1, relation).ok is ok
+    assert not rows.Row("", 1.0, math.nan, 0.1, relation).ok

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,18 +13,16 @@ from support import oracles
 from typer.testing import CliRunner
 
 from varloss_bench.cli import app
-from varloss_bench.studies.speed import losses as speed_losses
-from varloss_bench.studies.speed import measure as speed_measure
-from varloss_bench.studies.speed import report as speed_report
+from varloss_bench.studies.speed import losses, measure, report
 from varloss_bench.studies.speed.losses import GROUPS, NUM_SAMPLES, TEMPERATURE, WEIGHT
 
 
 def test_papers_mask_and_solo_learns_formula_equal_the_loops():
     z = oracles.views(6, 4)
     delta = -1 / (NUM_SAMPLES - 1)
-    torch.testing.assert_close(speed_losses.mask_vrn(*z), oracles.vrn(*z, delta, "cross", 2))
+    torch.testing.assert_close(losses.mask_vrn(*z), oracles.vrn(*z, delta, "cross", 2))
     expected = oracles.nt_xent(*z, TEMPERATURE, "both", False)
-    torch.testing.assert_close(speed_losses.indexed_formula(*z), expected)
+    torch.testing.assert_close(losses.indexed_formula(*z), expected)
     ours, without, lightly = (who.build()(*z) for who in GROUPS["NT-Xent + VRN"])
     torch.testing.assert_close(without, expected)
     torch.testing.assert_close(ours, expected + WEIGHT * oracles.vrn(*z, delta, "cross", 2))
@@ -32,22 +31,22 @@ def test_papers_mask_and_solo_learns_formula_equal_the_loops():
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_all_that_are_here_agree(group):
-    first, *others = speed_losses.contenders(group, "cpu")
+    first, *others = losses.contenders(group, "cpu")
     assert first.name == "varloss"
     for other in others:
         if not other.is_reference:
-            assert speed_losses.disagreement(first.build(), other.build(), 17, 8, "cpu") < 1e-4, other.name
+            assert losses.disagreement(first.build(), other.build(), 17, 8, "cpu") < 1e-4, other.name
 
 
 def test_disagreement_sees_a_wrong_gradient():
     right = GROUPS["VRN"][1].build()
     wrong = [lambda a, b: right(a, b).detach() + 0 * a.sum() + 0 * b.sum(), lambda a, b: right(a, b) * 1.01]
     for other in wrong:
-        assert speed_losses.disagreement(right, other, 9, 4, "cpu") > 5e-3
+        assert losses.disagreement(right, other, 9, 4, "cpu") > 5e-3
 
 
 def test_a_disagreement_stops_the_run(monkeypatch, tmp_path):
-    wrong = speed_losses.Contender("wrong", lambda: lambda a, b: 2 * speed_losses.mask_vrn(a, b))
+    wrong = losses.Contender("wrong", lambda: lambda a, b: 2 * losses.mask_vrn(a, b))
     monkeypatch.setitem(GROUPS, "VRN", [GROUPS["VRN"][0], wrong])
     result = CliRunner().invoke(app, ["study", "speed", "--groups", "VRN", "--output", str(tmp_path)])
     assert result.exit_code == 1
@@ -75,36 +74,37 @@ def test_bad_options_are_named(arguments, message):
 
 
 def test_floor_does_the_products_it_says(monkeypatch):
-    monkeypatch.setattr(speed_measure, "FLOOR_ROWS", 4)
+    monkeypatch.setattr(measure, "FLOOR_ROWS", 4)
     seen = []
     genuine = torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: seen.append((*a.shape, b.shape[1])) or genuine(a, b, out=out))
-    speed_measure.floor(5, 3, "cpu")()
+    measure.floor(5, 3, "cpu")()
     assert seen == [(4, 3, 10), (4, 10, 3)] * 2 + [(2, 3, 10), (2, 10, 3)]
 
 
 def test_actions_take_turns_and_the_first_of_a_block_is_not_counted(monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr(speed_measure.time, "perf_counter", lambda: next(clock) / 1000)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock) / 1000)
     order = []
-    first, second = speed_measure.interleaved([lambda: order.append("a"), lambda: order.append("b")], 0.05, "cpu")
+    first, second = measure.interleaved([lambda: order.append("a"), lambda: order.append("b")], 0.05, "cpu")
     # One call takes a millisecond of this clock: 20 to a block of 20 ms, and one before them.
     assert "".join(order[4:]).startswith("a" * 21 + "b" * 21 + "a" * 21)
     assert len(first) == len(second) == 60
 
 
-def test_clock_of_the_thread_leaves_waiting_out():
-    ((waited, *_),) = speed_measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu", of_thread=True)
+def test_clock_of_the_thread_leaves_waiting_out(monkeypatch):
+    monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)  # blocks of one call
+    ((waited, *_),) = measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu", of_thread=True)
     assert waited < 0.01
-    ((waited, *_),) = speed_measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu")
+    ((waited, *_),) = measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu")
     assert waited >= 0.03
 
 
 def test_a_long_action_is_timed_once(monkeypatch):
     clock = iter(range(0, 10**6, 30))
-    monkeypatch.setattr(speed_measure.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
     calls = []
-    assert speed_measure.interleaved([lambda: calls.append(1)] * 2, 5.0, "cpu") == [[30], [30]]
+    assert measure.interleaved([lambda: calls.append(1)] * 2, 5.0, "cpu") == [[30], [30]]
     assert len(calls) == 2
 
 
@@ -112,7 +112,7 @@ def test_a_package_that_cannot_run_here_is_left_out_and_named(monkeypatch, tmp_p
     def fail(*_):
         raise RuntimeError("no kernel for this device")
 
-    broken = speed_losses.Contender("broken", lambda: fail, needs="torch")
+    broken = losses.Contender("broken", lambda: fail, needs="torch")
     monkeypatch.setitem(GROUPS, "VRN", [GROUPS["VRN"][0], broken])
     arguments = [
         "study",
@@ -135,41 +135,39 @@ def test_a_package_that_cannot_run_here_is_left_out_and_named(monkeypatch, tmp_p
         assert [row["loss"] for row in csv.DictReader(file)] == ["varloss", "floor"]
 
 
-@pytest.mark.slow
+COMMITTED = Path(__file__).parents[3] / "benchmarks" / "results" / "speed" / "rows.csv"
+
+
 def test_rows_table_and_picture(tmp_path):
-    arguments = [
-        "study",
-        "speed",
-        "--sizes",
-        "8,16",
-        "--dims",
-        "4",
-        "--groups",
-        "VRN,NT-Xent + VRN",
-        "--seconds",
-        "0.01",
-    ]
-    for extra in ([], ["--no-memory"]):
-        result = CliRunner().invoke(app, [*arguments, *extra, "--output", str(tmp_path)], catch_exceptions=False)
+    """One run with memory, then a larger one without; memory takes a process for each loss and size."""
+    arguments = ["study", "speed", "--dims", "4", "--seconds", "0.01", "--output", str(tmp_path)]
+    for extra in (
+        ["--groups", "VRN", "--sizes", "8"],
+        ["--groups", "VRN,NT-Xent + VRN", "--sizes", "8,16", "--no-memory"],
+    ):
+        result = CliRunner().invoke(app, [*arguments, *extra], catch_exceptions=False)
         assert result.exit_code == 0
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * (3 + 4)
+    assert len(rows) == 3 + 2 * (3 + 4)
+    with COMMITTED.open() as file:
+        assert list(rows[0]) == csv.DictReader(file).fieldnames
     ours = [row for row in rows if row["loss"] == "varloss"]
     assert all(float(row["over_varloss"]) == 1 for row in ours)
     assert all(float(row["over_floor"]) == 1 for row in rows if row["loss"] == "floor")
     assert f"torch={torch.__version__.partition('+')[0]}" in rows[0]["versions"]
     assert {"date", "device", "threads", "command"} <= {key for key, value in rows[0].items() if value}
-    assert "commit" in rows[0]  # empty for a varloss that is installed and not run from its checkout
-    assert all((row["peak_extra_mib"] != "") == (i < 4) for i, row in enumerate(ours))
-    # The second run's rows have replaced the first's.
-    assert len(speed_report.latest(tmp_path / "rows.csv")) == 14
+    assert [row["peak_extra_mib"] != "" for row in ours] == [True, False, False, False, False]
+    # Of each loss and size the last row counts, with the memory of an earlier one.
+    latest = report.latest(tmp_path / "rows.csv")
+    assert len(latest) == 14
+    assert latest["peak_extra_mib"].notna().sum() == 2
     assert (tmp_path / "speed-d4.png").stat().st_size > 10_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM from /proc/self/status")
 def test_memory_of_a_matrix_is_seen():
     """The mask keeps several N x N matrices of 16 MiB; the closed form none."""
-    ours, mask = (speed_measure.peak_memory("VRN", who.name, 2048, 16, 1) for who in GROUPS["VRN"])
+    ours, mask = (measure.peak_memory("VRN", who.name, 2048, 16, 1) for who in GROUPS["VRN"])
     assert ours < 16
     assert mask > 64

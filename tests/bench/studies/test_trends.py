@@ -8,8 +8,7 @@ import pytest
 from matplotlib.text import Text
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.studies.trends import report as trends_report
-from varloss_bench.studies.trends import run as trends_run
+from varloss_bench.studies.trends import report, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning"),
@@ -18,7 +17,7 @@ pytestmark = [
 
 
 def test_trials_take_equal_steps_at_one_learning_rate() -> None:
-    trials = [config for _, config in trends_run.trials(620, [0])]
+    trials = [config for _, config in run.trials(620, [0])]
     assert {config.learning_rate for config in trials} == {0.15 * 64 / 256}
     steps = [997 // config.batch_size * config.epochs for config in trials]
     assert max(steps) - min(steps) <= 10
@@ -27,7 +26,7 @@ def test_trials_take_equal_steps_at_one_learning_rate() -> None:
 
 def rows(variance_of, by_temperature) -> list[dict]:
     found = []
-    for trend, config in trends_run.trials(620, [0, 1]):
+    for trend, config in run.trials(620, [0, 1]):
         size, t = config.batch_size, config.temperature
         found.append(
             {
@@ -48,14 +47,14 @@ def rows(variance_of, by_temperature) -> list[dict]:
 
 
 def test_verdicts_follow_the_means() -> None:
-    text = trends_report.table(rows(lambda size, weight: 1 / size - 1e-4 * weight, lambda t: -t))
+    text = report.table(rows(lambda size, weight: 1 / size - 1e-4 * weight, lambda t: -t))
     assert text.count("APPEARS: ") == 6
     assert "NOT" not in text
-    one_off = trends_report.table(rows(lambda size, weight: 1 / size - 1e-4 * weight, lambda t: 3 if t == 0.2 else -t))
+    one_off = report.table(rows(lambda size, weight: 1 / size - 1e-4 * weight, lambda t: 3 if t == 0.2 else -t))
     assert one_off.count("DOES NOT APPEAR: ") == 3
-    flat = trends_report.table(rows(lambda size, weight: 0.1, lambda t: -t))
+    flat = report.table(rows(lambda size, weight: 0.1, lambda t: -t))
     assert flat.count("DOES NOT APPEAR: ") == 3
-    for name, content in trends_report.figures(rows(lambda size, weight: 1 / size, lambda t: t)).items():
+    for name, content in report.figures(rows(lambda size, weight: 1 / size, lambda t: t)).items():
         assert name in ("batch-size", "temperature")
         assert content.startswith(b"\x89PNG")
 
@@ -64,15 +63,15 @@ def test_figures_say_what_was_equal() -> None:
     found = rows(lambda size, weight: 1 / size, lambda t: t)
     (epochs,) = {row["epochs"] for row in found if row["trend"] == "temperature"}
     words = {"batch-size": "equal steps", "temperature": f"equal epochs ({epochs})"}
-    for name, figure in trends_report.build(found).items():
+    for name, figure in report.build(found).items():
         assert any(words[name] in text.get_text() for text in figure.findobj(Text))
 
 
 def test_one_trial_is_run_and_then_read_back(tmp_path) -> None:
     config = TrialConfig(batch_size=256, epochs=1, base_lr=0.01, lr_rule="constant")
-    row = trends_run.run_one("batch size", config, str(tmp_path))
+    row = run.run_one("batch size", config, str(tmp_path))
     assert row["steps"] == 3
     assert 0 <= row["cross_var"] <= 1
     assert row["linear_probe"] > 20
-    assert trends_run.run_one("temperature", config, str(tmp_path)) == {**row, "trend": "temperature"}
+    assert run.run_one("temperature", config, str(tmp_path)) == {**row, "trend": "temperature"}
     assert len(list(tmp_path.iterdir())) == 1

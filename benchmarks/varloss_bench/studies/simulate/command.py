@@ -48,12 +48,12 @@ def simulate(
     checks.check_installed()
     console = Console()
 
-    def tell(text: str) -> None:
+    def report_progress(text: str) -> None:
         messages.say(console, text, "dim")
 
-    results = list(run.run_tables(sweeps, seed, tell))
+    results = list(run.run_tables(sweeps, seed, report_progress))
     if embedding_sweeps:
-        results += run.run_embeddings(embedding_sweeps, workers, tell)
+        results += run.run_embeddings(embedding_sweeps, workers, report_progress)
     command = provenance.command_line()
     content = {
         "command": command,

@@ -1,4 +1,4 @@
-"""Sweeps of synthetic embeddings whose classes are separated by a known distance, through the harness's own evaluation."""
+"""Sweeps of synthetic embeddings whose classes have a known distance, evaluated by the real evaluation."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from varloss_bench.config import TrialConfig, grid
 from varloss_bench.data.sets import Split
-from varloss_bench.execution import workers as runner
+from varloss_bench.execution.workers import deaf_to_ctrl_c
 from varloss_bench.statistics import summary
 from varloss_bench.training import evaluate
 
 NUM_CLASSES, DIM, PROJECTED = 8, 24, 16
 NUM_TRAIN, NUM_HELD_OUT = 240, 400
-# Distance of the class means from their centre, in standard deviations of the noise within a class: the 10-label probe is then
-# right in some 80% of the images, which leaves room on either side.
+# Distance of the class means from their centre, in standard deviations of the noise within a class. The 10-label probe is then
+# right for about 80% of the images, which leaves room on both sides.
 SEPARATION = 3.4
-# Noise that is the net's own, against noise of 1 that images have in every net, and noise of a view.
+# Noise of a net and noise of a view; the noise that an image has in every net is 1.
 NET_NOISE, VIEW_NOISE = 0.5, 0.5
 
 
@@ -65,7 +65,7 @@ def embeddings(seed: int, arm: int, separation: float) -> tuple[Tensor, Tensor, 
 
 
 def record(seed: int, arm: int, separation: float) -> dict[str, Any]:
-    """What `compare` would keep of such a net: the same probes, kNN and similarities."""
+    """The record that `compare` would write of such a net: the same probes, kNN and similarities."""
     train, held_out, projection, train_split, held_out_split = embeddings(seed, arm, separation)
     own = torch.Generator().manual_seed(seed * 1000 + 500 + arm)
     views = [(held_out + VIEW_NOISE * torch.randn(held_out.shape, generator=own)) @ projection for _ in range(2)]
@@ -77,7 +77,7 @@ def record(seed: int, arm: int, separation: float) -> dict[str, Any]:
 
 
 def sweep(number: int, seeds: int, gain: float) -> summary.Summary:
-    """One sweep. With VRN the classes lie `gain` times farther apart than without; a gain of 1 is none."""
+    """One sweep. With VRN the distance of the classes is `gain` times as large; a gain of 1 is no effect."""
     torch.set_num_threads(1)
     configs = trials(seeds)
     arms = list(dict.fromkeys(config.arm for config in configs))
@@ -91,8 +91,8 @@ def sweep(number: int, seeds: int, gain: float) -> summary.Summary:
 
 
 def sweeps(count: int, seeds: int, gain: float, workers: int) -> Iterator[summary.Summary]:
-    """So many sweeps with images of their own, in processes of one thread each."""
+    """Independent sweeps, in processes of one thread each."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        with runner.deaf_to_ctrl_c():  # the first submissions start the processes
+        with deaf_to_ctrl_c():  # the first submissions start the processes
             found = pool.map(partial(sweep, seeds=seeds, gain=gain), range(count))
         yield from found

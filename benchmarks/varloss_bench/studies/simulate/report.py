@@ -12,18 +12,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from varloss_bench.report.figures.style import COLOURS
+from varloss_bench.report.figures.style import COLOURS, GREY
 from varloss_bench.report.text import table_of_numbers
-from varloss_bench.statistics import inference as stats
+from varloss_bench.statistics import inference
 from varloss_bench.studies.simulate.run import LOOKS, Result
 from varloss_bench.studies.simulate.tables import TEST_IMAGES
 
-# What a nominal 5% may come to: sweeps are counted, and accuracies are not normal.
+# A nominal rate of 5% may be estimated this high: the estimate has noise, and accuracies are not normal.
 LIMIT = 0.06
 
 
 def too_many(results: Sequence[Result]) -> list[Result]:
-    """False-positive rates above the limit, of sweeps that are looked at once."""
+    """False-positive rates above the limit, among sweeps that are looked at once."""
     return [r for r in results if r.question == "false positives" and r.rate > LIMIT]
 
 
@@ -53,7 +53,7 @@ def render(results: Sequence[Result]) -> Group:
 
 def _false_positives(results: Sequence[Result]) -> Table:
     table = table_of_numbers(
-        "Sweeps that call something settled which has no effect",
+        "False positives: sweeps that call something settled that has no effect",
         (
             "truth",
             "compari-\nsons",
@@ -79,7 +79,7 @@ def _false_positives(results: Sequence[Result]) -> Table:
 
 def _power(results: Sequence[Result]) -> Table:
     table = table_of_numbers(
-        "Sweeps that call a planted effect on the 10-label probe settled",
+        "Power: sweeps that call a planted effect on the 10-label probe settled",
         ("effect", "compari-\nsons", "seeds", "sweeps", "found", "95%\ninterval", "predicted"),
     )
     for r in results:
@@ -102,21 +102,21 @@ def verdict(results: Sequence[Result]) -> list[str]:
     again = [r for r in results if r.question == "false positives, looking again"]
     worst, above = max(once, key=lambda r: r.rate), too_many(results)
     lines = [
-        f"Looks: after {', '.join(map(str, LOOKS))} seeds. Images: {TEST_IMAGES} in a test set where nothing else is said. "
-        f"Embeddings: classes so many times as far apart with VRN as without; the effect is what the probe saw on average.",
-        f"Looked at once: at most {worst.rate:.1%} of {worst.sweeps} sweeps without an effect call anything settled "
+        f"Looks: after {', '.join(map(str, LOOKS))} seeds. Test sets have {TEST_IMAGES} images unless another number is given. "
+        f"Embeddings: the factor is the distance of the classes with VRN over that without; the effect is the probe's mean gain.",
+        f"One look: at most {worst.rate:.1%} of {worst.sweeps} sweeps without an effect call something settled "
         f"({worst.setting}, {worst.comparisons} comparisons, {worst.seeds} seeds); "
         + (f"{len(above)} of {len(once)} rates are ABOVE {LIMIT:.0%}." if above else f"none is above {LIMIT:.0%}."),
     ]
     if again:
         most = max(again, key=lambda r: r.rate)
         lines.append(
-            f"Looked at again and again until something is settled: up to {most.rate:.1%} ({most.comparisons} comparisons). "
-            "The correction is for one look."
+            f"Several looks until something is settled: up to {most.rate:.1%} ({most.comparisons} comparisons). The correction covers "
+            "one look."
         )
     lines.append(
-        f"Predicted: power of a t-test at level .05 over the number of comparisons, Holm's first step, which the number of "
-        f"seeds that `compare` names is computed from ({stats.POWER:.0%}); what Holm's later steps add comes on top."
+        f"Predicted: power of a t test at the level 0.05 / comparisons (Holm's first step). `compare` computes the seeds needed "
+        f"from it, for {inference.POWER:.0%} power. Holm's later steps add to it."
     )
     return lines
 
@@ -154,13 +154,13 @@ def _draw_rates(axis: Axes, results: Sequence[Result]) -> None:
             color=colour,
         )
         labels.append(f"{r.setting}, {r.comparisons} comparisons, {r.seeds} seeds")
-    axis.axvline(100 * (1 - stats.LEVEL), color="#707070", lw=1, zorder=0)
-    axis.axvline(100 * LIMIT, color="#707070", lw=1, ls="--", zorder=0)
+    axis.axvline(100 * (1 - inference.LEVEL), color=GREY, lw=1, zorder=0)
+    axis.axvline(100 * LIMIT, color=GREY, lw=1, ls="--", zorder=0)
     axis.set_yticks(range(len(results)), labels, fontsize=7.5)
     axis.set_ylim(len(results) - 0.5, -0.5)
     axis.set_xlim(left=0)
     axis.set_xlabel("sweeps with a false positive, % (lines: 5% and 6%)", fontsize=8.5)
-    axis.set_title("Nothing there: how often is something settled?", fontsize=10.5, loc="left", fontweight="bold")
+    axis.set_title("No effect: how often is something settled?", fontsize=10.5, loc="left", fontweight="bold")
 
 
 def _draw_power(axis: Axes, results: Sequence[Result]) -> None:
@@ -184,8 +184,8 @@ def _draw_power(axis: Axes, results: Sequence[Result]) -> None:
             axis.plot(
                 seeds, [100 * (r.predicted or 0.0) for r in line], color=colour, lw=1, ls="-" if marker == "o" else "--"
             )
-    axis.axhline(100 * stats.POWER, color="#707070", lw=1, zorder=0)
+    axis.axhline(100 * inference.POWER, color=GREY, lw=1, zorder=0)
     axis.set_ylim(-2, 102)
     axis.set_xlabel("seeds (lines: predicted at Holm's first step)", fontsize=8.5)
     axis.set_ylabel("sweeps that settle it, %", fontsize=8.5)
-    axis.set_title("A gain planted: how often is it settled?", fontsize=10.5, loc="left", fontweight="bold")
+    axis.set_title("Planted gain: how often is it settled?", fontsize=10.5, loc="left", fontweight="bold")

@@ -1,43 +1,41 @@
-"""Counts how often the harness's verdicts are right on sweeps whose truth is known."""
+"""Estimate the false-positive rate and the power of the verdicts on sweeps whose truth is known."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy import stats
 
-from varloss_bench.statistics import inference as stats
-from varloss_bench.statistics import summary
+from varloss_bench.statistics import inference, summary
 from varloss_bench.statistics.summary import COMPARED, Comparison
-from varloss_bench.studies.simulate import embeddings as simulate_embeddings
-from varloss_bench.studies.simulate import tables
+from varloss_bench.studies.simulate import embeddings, tables
 
 NULL_SEEDS, POWER_SEEDS, LOOKS = (4, 10), (4, 10, 20, 30), (4, 6, 8, 10)
 EFFECTS = (0.25, 0.5, 1.0, 2.0)
-# Sweeps for each point of a power curve, as a share of those for each false-positive rate: a power needs no third digit.
+# Sweeps for each point of a power curve, as a share of those for each false-positive rate; a power needs less precision.
 POWER_SHARE = 0.25
 COARSE_IMAGES = 100
 EMBEDDING_SEEDS, EMBEDDING_GAINS = 4, (1.05, 1.1)
-# Sweeps of embeddings cost half a second each, and a planted effect's rate needs fewer than a null's.
+# The same share for embeddings, whose sweeps take half a second each.
 PLANTED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row: how often something was called settled.
+    """One row: the share of sweeps that call something settled.
 
     Attributes:
         question: `"false positives"`, `"power"` or `"false positives, looking again"`.
         setting: What the sweeps are made of.
         family, comparisons: What one sweep compares.
         seeds: Seeds of a sweep; of its last look where there are several.
-        effect: Planted, in the unit that `setting` names; 0 is none.
-        sweeps: Simulated.
-        rate, low, high: Share of sweeps, and its exact (Clopper-Pearson) 95% interval. Of false positives: sweeps in which
-            anything without an effect was settled. Of power: sweeps in which the planted effect was, with the right sign.
-        uncorrected: The same if each comparison stood alone at .05.
-        predicted: Power of a t-test at Holm's first step, from the model's own spread; None where there is no model.
+        effect: The planted effect in the unit that `setting` names; 0 without an effect.
+        sweeps: Number of simulated sweeps.
+        rate, low, high: Share of sweeps with its exact (Clopper-Pearson) 95% interval. For false positives: sweeps in which
+            anything without an effect is settled. For power: sweeps in which the planted effect is settled with its sign.
+        uncorrected: The same at 0.05 per comparison, without correction.
+        predicted: Power of a t test at Holm's first step, from the spread of the model; None without a model.
     """
 
     question: str
@@ -60,7 +58,7 @@ class Result:
 
 @dataclass
 class Count:
-    """Sweeps seen, those with something settled, and those with something below .05 by itself."""
+    """Number of sweeps, of those with something settled, and of those with a p-value below 0.05."""
 
     sweeps: int = 0
     settled: int = 0
@@ -71,11 +69,11 @@ class Count:
         of_sign = [c for c in comparisons if sign * c.result.difference.mean >= 0]
         self.sweeps += 1
         self.settled += any(c.verdict == "settled" for c in of_sign)
-        self.uncorrected += any(c.result.p_value < 1 - stats.LEVEL for c in of_sign)
+        self.uncorrected += any(c.result.p_value < 1 - inference.LEVEL for c in of_sign)
 
     def result(self, question: str, setting: str, family: str, comparisons: int, **more: Any) -> Result:
         """As a row."""
-        interval = scipy_stats.binomtest(self.settled, self.sweeps).proportion_ci(0.95, method="exact")
+        interval = stats.binomtest(self.settled, self.sweeps).proportion_ci(0.95, method="exact")
         return Result(
             question,
             setting,
@@ -90,8 +88,8 @@ class Count:
         )
 
 
-def run_tables(sweeps: int, seed: int, tell: Callable[[str], None] = lambda _: None) -> Iterator[Result]:
-    """All rows made of tables: false positives, the same when looking again, power."""
+def run_tables(sweeps: int, seed: int, report_progress: Callable[[str], None] = lambda _: None) -> Iterator[Result]:
+    """All rows of tables: false positives, the same with several looks, power."""
     rng = np.random.default_rng(seed)
     settings: Sequence[tuple[str, dict[str, Any]]] = (
         ("no effect", {}),
@@ -101,15 +99,15 @@ def run_tables(sweeps: int, seed: int, tell: Callable[[str], None] = lambda _: N
     for family in tables.FAMILIES:
         for setting, planted in settings:
             for seeds in NULL_SEEDS:
-                tell(f"false positives: {setting}, {family.name}, {seeds} seeds")
+                report_progress(f"false positives: {setting}, {family.name}, {seeds} seeds")
                 yield false_positives(family, sweeps, seeds, rng, setting, **planted)
-        tell(f"false positives, looking again: {family.name}")
+        report_progress(f"false positives, looking again: {family.name}")
         yield looking_again(family, sweeps, rng)
     few_sweeps = max(1, round(sweeps * POWER_SHARE))
     for family in tables.FAMILIES[:2]:
         for effect in EFFECTS:
             for seeds in POWER_SEEDS:
-                tell(f"power: {effect:g} points, {family.name}, {seeds} seeds")
+                report_progress(f"power: {effect:g} points, {family.name}, {seeds} seeds")
                 yield power(family, few_sweeps, seeds, rng, effect)
 
 
@@ -122,7 +120,7 @@ def _compared(family: tables.Family, values: tables.Values) -> Iterator[tuple[Co
 def false_positives(
     family: tables.Family, sweeps: int, seeds: int, rng: np.random.Generator, setting: str, **planted: Any
 ) -> Result:
-    """How often a sweep calls anything settled that has no effect."""
+    """How often a sweep calls something settled that has no effect."""
     count = Count()
     for comparisons in _compared(family, tables.draw(family.arms, sweeps, seeds, rng, **planted)):
         count.add(c for c in comparisons if not (planted.get("variance") and c.metric == "negative_variance"))
@@ -130,7 +128,7 @@ def false_positives(
 
 
 def looking_again(family: tables.Family, sweeps: int, rng: np.random.Generator) -> Result:
-    """The same for somebody who adds seeds until something is settled, and looks at each number of `LOOKS`."""
+    """The same for a user who adds seeds until something is settled, and looks at each number of `LOOKS`."""
     count = Count()
     values = tables.draw(family.arms, sweeps, LOOKS[-1], rng)
     for of_looks in zip(*(_compared(family, values[:, :, :seeds]) for seeds in LOOKS), strict=True):
@@ -150,7 +148,7 @@ def power(family: tables.Family, sweeps: int, seeds: int, rng: np.random.Generat
     treated, base = (family.arms.index(arm) for arm in family.pairs[0][:2])
     differences = values[:, treated, :, 0] - values[:, base, :, 0]
     standardised = float(differences.mean() / np.sqrt(differences.var(axis=1, ddof=1).mean()))
-    predicted = stats.power(seeds, standardised, (1 - stats.LEVEL) / family.comparisons)
+    predicted = inference.power(seeds, standardised, (1 - inference.LEVEL) / family.comparisons)
     return count.result(
         "power",
         f"points on {metric}",
@@ -162,13 +160,15 @@ def power(family: tables.Family, sweeps: int, seeds: int, rng: np.random.Generat
     )
 
 
-def run_embeddings(sweeps: int, workers: int, tell: Callable[[str], None] = lambda _: None) -> Iterator[Result]:
-    """All rows made of embeddings: a null, and classes that VRN's arms have farther apart."""
+def run_embeddings(
+    sweeps: int, workers: int, report_progress: Callable[[str], None] = lambda _: None
+) -> Iterator[Result]:
+    """All rows of embeddings: one without an effect, and ones whose classes are farther apart with VRN."""
     for gain in (1.0, *EMBEDDING_GAINS):
         number = sweeps if gain == 1.0 else max(1, round(sweeps * PLANTED_SHARE))
-        tell(f"embeddings: classes {gain:g} times as far apart, {number} sweeps")
+        report_progress(f"embeddings: classes {gain:g} times as far apart, {number} sweeps")
         count, differences, family = Count(), [], 0
-        for found in simulate_embeddings.sweeps(number, EMBEDDING_SEEDS, gain, workers):
+        for found in embeddings.sweeps(number, EMBEDDING_SEEDS, gain, workers):
             same_temperature = [c for c in found.comparisons if c.role == "same temperature"]
             probe = next(c for c in same_temperature if c.metric == COMPARED[0])
             differences.append(probe.result.difference.mean)

@@ -1,7 +1,8 @@
-"""Sweeps whose truth is known, made up at the level of the table: images that are right, in steps of one, and a variance.
+"""Sweeps whose truth is known, simulated at the level of the table: counts of correct images, and a variance.
 
-What real tables have and a normal distribution has not: accuracies are counts of one test set that all arms of a seed share,
-close to 100%, with ties; metrics of one net go up and down together; a seed's split is easy or hard for all arms.
+They have the properties of real tables that a normal distribution lacks. Accuracies are counts on one test set that all arms of
+a seed share; they are close to 100% and have ties. The metrics of one net are correlated. The split of a seed is easy or hard
+for all arms.
 """
 
 from collections.abc import Sequence
@@ -19,13 +20,13 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How one accuracy comes about. The figures below give the levels and spreads of `results/digits-default`.
+    """The model of one accuracy. The values in `MODEL` reproduce the means and spreads of `results/digits-default`.
 
     Attributes:
-        hard: Share of the test images that some arms get wrong; all others are right in every arm.
-        right: Probability of a hard image to be right.
+        hard: Share of the test images that some arms misclassify; all others are correct in every arm.
+        right: Probability that a hard image is classified correctly.
         draws: Labelled subsets that the accuracy is the mean of; each has hard images of its own.
-        own: Standard deviation, in logits, of what is the net's and this metric's alone.
+        own: Standard deviation, in logits, of the part specific to the net and this metric.
     """
 
     hard: float
@@ -43,13 +44,13 @@ MODEL = {
 # Standard deviations: how hard a seed's test images are (log share), how good a net is for all metrics (logits), log variance.
 SEED, NET, VARIANCE = 0.25, 0.2, 0.03
 VARIANCE_LEVEL = 0.13
-# What VRN does to the variance where it is given an effect there: what 3 does on digits.
+# The effect of VRN on the variance where one is planted: that of weight 3 on digits.
 VARIANCE_EFFECT = -0.055
 
 
 @dataclass(frozen=True)
 class Family:
-    """What one sweep compares."""
+    """The arms and pairs of one sweep."""
 
     name: str
     arms: tuple[Arm, ...]
@@ -62,7 +63,7 @@ class Family:
 
 
 def family(name: str, methods: Sequence[str], batch_sizes: Sequence[int], weights: Sequence[float]) -> Family:
-    """The arms of a `compare` at temperature .5 with the control at .2, and its pairs."""
+    """The arms of a `compare` at temperature 0.5 with the control at 0.2, and its pairs."""
     arms = tuple(
         Arm(method, batch_size, temperature, weight)
         for method in methods
@@ -89,13 +90,13 @@ def draw(
     variance: float = 0.0,
     test_images: int = TEST_IMAGES,
 ) -> Values:
-    """Metrics (sweeps, arms, seeds, metrics of `COMPARED`) of arms that differ in nothing but what is planted.
+    """Metrics (sweeps, arms, seeds, metrics of `COMPARED`) of arms that differ only in the planted effects.
 
     Args:
-        arms: Those with a weight get what is planted.
+        arms: Arms with a weight have the planted effects.
         sweeps: Independent repetitions.
         seeds: Seeds of each.
-        rng: Decides everything.
+        rng: The source of all randomness.
         points: Percentage points that VRN adds to the few-label probe, on average.
         variance: What VRN adds to the variance of the negatives.
         test_images: Size of the test set; the smaller, the coarser the steps and the more ties.
@@ -134,7 +135,7 @@ def rows(arms: Sequence[Arm], values: Values) -> list[Row]:
 
 
 def looks_like(values: Values) -> dict[str, tuple[float, float]]:
-    """Mean, and standard deviation of a paired difference of two arms, by metric: to be held against real records.
+    """Mean, and standard deviation of a paired difference of two arms, by metric: for comparison with real records.
 
     Args:
         values: (arms, seeds, metrics), or with leading axes.

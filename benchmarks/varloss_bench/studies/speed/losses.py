@@ -24,12 +24,12 @@ class Contender:
 
     Attributes:
         name: As in tables and rows.
-        build: Makes the loss; what it imports is imported then.
-        needs: Package it comes from, None for torch alone.
-        largest: N beyond which it is not run: where memory or patience ends.
-        only_cuda: Whether it has kernels for CUDA alone.
-        tolerance: By how much its value and gradient may differ from ours in fp32.
-        is_reference: Whether it computes something else, to be timed along with the group: no agreement is asked for.
+        build: Makes the loss; other packages are imported then.
+        needs: The package it comes from; None if torch is enough.
+        largest: Largest N it is run at, because of memory or time.
+        only_cuda: Whether it only has CUDA kernels.
+        tolerance: Largest allowed difference of value and gradient from ours in fp32.
+        is_reference: Whether it computes something else and is timed for reference; it need not agree with ours.
     """
 
     name: str
@@ -69,7 +69,7 @@ def _lightly(name: str) -> Callable[[], Loss]:
 
 
 def mask_vrn(z0: Tensor, z1: Tensor) -> Tensor:
-    """VRN as the paper's code writes it: the N x N matrix and a boolean mask."""
+    """VRN as in the paper's code: the N x N matrix and a boolean mask."""
     u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
     similarities = u @ v.T
     off_diagonal = ~torch.eye(u.shape[0], dtype=torch.bool, device=u.device)
@@ -82,7 +82,7 @@ def _lightly_with_mask_vrn() -> Loss:
 
 
 def indexed_formula(z0: Tensor, z1: Tensor) -> Tensor:
-    """SimCLR's loss by sample index, the formula solo-learn trains with: exponentials, two masks, log of a ratio."""
+    """SimCLR's loss by sample index, the formula of solo-learn: exponentials, two masks, log of a ratio."""
     z = torch.nn.functional.normalize(torch.cat([z0, z1]), dim=1)
     index = torch.arange(z0.shape[0], device=z.device).repeat(2)
     exponentials = torch.exp(torch.einsum("if,jf->ij", z, z) / TEMPERATURE)
@@ -103,7 +103,7 @@ def _inf_cl() -> Loss:
 
     def loss(z0: Tensor, z1: Tensor) -> Tensor:
         u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
-        # The temperature goes in before: its own argument for it is for several ranks.
+        # The rows are divided by the temperature; its own argument for it is for several ranks.
         total: Tensor = sum(
             cal_inf_loss(a / TEMPERATURE, b, head_dim=min(256, a.shape[1])) for a, b in ((u, v), (v, u))
         )
@@ -117,10 +117,10 @@ def _memeff() -> Loss:
     return made
 
 
-# Both of these multiply in TF32, at 10 bits.
+# Both multiply in TF32, with a mantissa of 10 bits.
 TF32_TOLERANCE = 5e-3
 
-# The first of each group is ours; ratios are the others' over its time.
+# The first of each group is ours; ratios are times over its time.
 GROUPS: dict[str, list[Contender]] = {
     "NT-Xent + VRN": [
         Contender("varloss", _ours_with_vrn, largest=65536),
@@ -151,7 +151,7 @@ GROUPS: dict[str, list[Contender]] = {
 
 
 def contenders(group: str, device: str) -> list[Contender]:
-    """Those of a group that run on this machine; ours first."""
+    """The implementations of a group that run on this machine; ours first."""
     return [c for c in GROUPS[group] if c.is_here(device)]
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from varloss_bench.studies.speed.losses import GROUPS, Loss
 
-# A block of calls to one loss lasts about this long before the next loss has its turn: long enough that caches belong to the
-# loss that is timed, as they do in training, short enough that a busy machine slows all of them alike.
+# Length of a block of calls to one loss before the next loss has its turn. It is long enough that the caches hold the data of
+# the timed loss, as in training, and short enough that a busy machine slows all losses alike.
 BLOCK_SECONDS = 0.02
 LONG_SECONDS = 20.0
 FLOOR_ROWS = 256
 
 
 def views(n: int, d: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two batches of random rows that want a gradient."""
+    """Two batches of random rows that require gradients."""
     made = [torch.randn(n, d).to(device, dtype).requires_grad_() for _ in range(2)]
     return made[0], made[1]
 
@@ -33,9 +33,9 @@ def step(loss: Loss, z0: Tensor, z1: Tensor) -> None:
 
 
 def floor(n: int, d: int, device: str) -> Callable[[], None]:
-    """What any method needs that computes each similarity once: ``Z Z'`` by blocks of rows, exp in place, ``W Z``.
+    """The work of any method that computes each similarity once: ``Z Z'`` by blocks of rows, exp in place, ``W Z``.
 
-    Everything is allocated before; symmetry is not used.
+    Memory is allocated before; symmetry is not used.
     """
     z = torch.nn.functional.normalize(torch.randn(2 * n, d, device=device), dim=1)
     block, gradient = z.new_empty(min(FLOOR_ROWS, 2 * n), 2 * n), torch.empty_like(z)
@@ -53,11 +53,11 @@ def floor(n: int, d: int, device: str) -> Callable[[], None]:
 def interleaved(
     actions: Sequence[Callable[[], None]], seconds: float, device: str, *, of_thread: bool = False
 ) -> list[list[float]]:
-    """Seconds of single calls of each action, block by block in turn, until each has had ``seconds`` and three blocks.
+    """Seconds of single calls of each action. Actions take turns in blocks, until each has ``seconds`` and three blocks.
 
-    The first call of each action is not counted, nor the first of each block of several. Where the first calls take longer
-    than LONG_SECONDS, warming up is nothing to that, and they are all there is. ``of_thread`` counts the seconds in which
-    this thread had a processor.
+    The first call of each action is not counted, nor the first call of each block with several. If a first call takes longer
+    than LONG_SECONDS, warming up does not matter and only the first calls are timed. ``of_thread`` counts the processor time
+    of this thread.
     """
     clock = time.thread_time if of_thread else time.perf_counter
     first = [_timed(action, device, clock) for action in actions]
@@ -94,7 +94,7 @@ def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
 
 
 def peak_memory(group: str, name: str, n: int, d: int, threads: int) -> float | None:
-    """MiB above inputs and a warm process that one step takes at its peak, in a process of its own; None where unknown."""
+    """Peak memory of one step in MiB, above that of inputs and a warm process, in a separate process; None if unknown."""
     if sys.platform != "linux":
         return None
     command = [sys.executable, "-m", __name__, group, name, str(n), str(d), str(threads)]
@@ -103,7 +103,7 @@ def peak_memory(group: str, name: str, n: int, d: int, threads: int) -> float | 
 
 
 def peak_memory_cuda(loss: Loss, z0: Tensor, z1: Tensor) -> float:
-    """MiB above inputs that one step takes at its peak."""
+    """Peak memory of one step in MiB, above that of the inputs."""
     z0.grad = z1.grad = None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -123,7 +123,7 @@ def _measure_in_this_process(group: str, name: str, n: str, d: str, threads: str
     loss = next(c for c in GROUPS[group] if c.name == name).build()
     inputs = views(int(n), int(d), "cpu", torch.float32)
     step(loss, *views(64, int(d), "cpu", torch.float32))
-    # 5 sets the mark to what is in use now: imports may have used more than that before.
+    # 5 resets the mark to the current use; imports may have used more before.
     with open("/proc/self/clear_refs", "w", encoding="ascii") as clear:
         clear.write("5")
     before = _high_water_mark()

@@ -1,4 +1,4 @@
-"""Rows of `varloss-bench study speed` as a table and a picture."""
+"""Rows of `varloss-bench study speed` as a table and figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COLOURS = {
 
 
 def latest(path: Path) -> pd.DataFrame:
-    """The latest row of each loss, size, dimension, type and device; its memory, if it has none, is an earlier row's."""
+    """The latest row of each loss, size, dimension, type and device; a missing memory is taken from an earlier row."""
     rows = pd.read_csv(path)
     keys = ["group", "loss", "n", "d", "dtype", "device", "threads"]
     rows["peak_extra_mib"] = rows.groupby(keys)["peak_extra_mib"].ffill()
@@ -39,11 +39,11 @@ def latest(path: Path) -> pd.DataFrame:
 
 
 def report(folder: Path, console: Console) -> None:
-    """Prints the table and draws ``speed.png``."""
+    """Print the table and write one figure per dimension."""
     rows = latest(folder / "rows.csv")
     console.print(_table(rows))
     for path in _draw(rows, folder):
-        say(console, f"picture: {path}")
+        say(console, f"figure: {path}")
 
 
 def _table(rows: pd.DataFrame) -> Table:
@@ -69,7 +69,7 @@ def _table(rows: pd.DataFrame) -> Table:
 
 
 def _draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
-    """One picture for each dimension: time above, memory below, a column for each group."""
+    """One figure per dimension: time above, memory below, a column per group."""
     written = []
     for d, of_dimension in rows.groupby("d"):
         groups = [g for g in dict.fromkeys(of_dimension["group"]) if (of_dimension["group"] == g).any()]

@@ -1,4 +1,4 @@
-"""Runs what `varloss-bench study speed` was asked for and keeps each figure as a row that says where it comes from."""
+"""Run the measurements of `varloss-bench study speed` and store each as a row with its origin."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rich.console import Console
 
 from varloss_bench.messages import say
 from varloss_bench.records import provenance
-from varloss_bench.studies.speed import measure as speed_measure
+from varloss_bench.studies.speed import measure
 from varloss_bench.studies.speed.losses import Contender, Loss, contenders, disagreement
 
-# Rows at which the implementations are compared before they are timed.
+# Batch size at which the implementations are compared before they are timed.
 CHECKED_ROWS = 48
 FLOOR = "floor"
 
@@ -27,12 +27,12 @@ Built = tuple[Contender, Loss]
 
 
 class DisagreementError(Exception):
-    """Two implementations of one loss differ: their times say nothing about each other."""
+    """Two implementations of one loss differ, so their times are not comparable."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure."""
+    """What to measure and how."""
 
     sizes: list[int]
     dims: list[int]
@@ -45,7 +45,7 @@ class Plan:
     clock: str = "wall"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for numbers that make no sense."""
+        """Raises ValueError for values out of range."""
         for name, values, least in (
             ("--sizes", self.sizes, 2),
             ("--dims", self.dims, 1),
@@ -60,14 +60,14 @@ class Plan:
 
 
 def run(plan: Plan, path: Path, console: Console) -> None:
-    """Measures and appends rows to ``path``, each as soon as it is known."""
+    """Measure, and append each row to ``path`` as soon as it is known."""
     source = _source(plan)
     for d in plan.dims:
         for group in plan.groups:
             built = {c.name: (c, c.build()) for c in contenders(group, plan.device)}
             worst = _check(group, built, d, plan.device, console)
             if not worst:
-                console.print(f"{group}: nobody to compare with on {plan.device}", style="dim")
+                console.print(f"{group}: no other implementation available on {plan.device}", style="dim")
             for n in plan.sizes:
                 console.print(f"{group}, N = {n}, d = {d} ...", style="dim")
                 for row in _measure(plan, group, built, n, d):
@@ -75,7 +75,7 @@ def run(plan: Plan, path: Path, console: Console) -> None:
 
 
 def _check(group: str, built: dict[str, Built], d: int, device: str, console: Console) -> dict[str, float]:
-    """Differences from ours. Those that cannot run here are taken out of ``built``, with a word on why."""
+    """Differences from ours. Implementations that cannot run here are removed from ``built``; the reason is printed."""
     (_, (_, ours)), *others = built.items()
     worst: dict[str, float] = {}
     for name, (who, theirs) in others:
@@ -84,7 +84,7 @@ def _check(group: str, built: dict[str, Built], d: int, device: str, console: Co
         try:
             worst[name] = disagreement(ours, theirs, CHECKED_ROWS, d, device)
         except Exception as error:
-            # Another package's, of any kind: its kernels may not know this device or size.
+            # Any error of another package: its kernels may not support this device or size.
             if who.needs is None:
                 raise
             say(console, f"{group}: {name} is left out at d = {d}: {type(error).__name__}: {error}", "yellow")
@@ -96,24 +96,22 @@ def _check(group: str, built: dict[str, Built], d: int, device: str, console: Co
 
 
 def _measure(plan: Plan, group: str, built: dict[str, Built], n: int, d: int) -> list[dict[str, Any]]:
-    inputs = speed_measure.views(n, d, plan.device, plan.dtype)
+    inputs = measure.views(n, d, plan.device, plan.dtype)
     actions: dict[str, Callable[[], None]] = {
-        name: partial(speed_measure.step, loss, *inputs) for name, (who, loss) in built.items() if n <= who.largest
+        name: partial(measure.step, loss, *inputs) for name, (who, loss) in built.items() if n <= who.largest
     }
-    actions[FLOOR] = speed_measure.floor(n, d, plan.device)
-    found = speed_measure.interleaved(
-        list(actions.values()), plan.seconds, plan.device, of_thread=plan.clock == "thread"
-    )
+    actions[FLOOR] = measure.floor(n, d, plan.device)
+    found = measure.interleaved(list(actions.values()), plan.seconds, plan.device, of_thread=plan.clock == "thread")
     times = dict(zip(actions, found, strict=True))
-    medians = {name: speed_measure.quartiles(seconds) for name, seconds in times.items()}
+    medians = {name: measure.quartiles(seconds) for name, seconds in times.items()}
     rows = []
     for name, (low, middle, high) in medians.items():
         peak: float | None = None
         if plan.memory and name != FLOOR:
             if plan.device == "cuda":
-                peak = speed_measure.peak_memory_cuda(built[name][1], *inputs)
+                peak = measure.peak_memory_cuda(built[name][1], *inputs)
             else:
-                peak = speed_measure.peak_memory(group, name, n, d, plan.threads)
+                peak = measure.peak_memory(group, name, n, d, plan.threads)
         rows.append(
             {
                 "group": group,

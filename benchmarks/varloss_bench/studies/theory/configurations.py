@@ -1,4 +1,4 @@
-"""Sets of unit vectors whose similarities are known exactly: the optima the theory speaks of, and test inputs."""
+"""Sets of unit vectors whose similarities are known exactly: the optima of the theory, and test inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Arrangement = Literal["orthogonal", "aligned", "random"]
 def _width(dim: int | None, least: int, what: str) -> int:
     if dim is None:
         return least
-    if arguments.whole("dim", dim, 1) < least:
+    if arguments.at_least("dim", dim, 1) < least:
         raise ValueError(f"{what} needs dim >= {least}; got {dim}.")
     return dim
 
@@ -29,7 +29,7 @@ def simplex(n: int, dim: int | None = None, *, dtype: torch.dtype = torch.float6
     r"""Vertices of the regular simplex: n unit vectors with :math:`w_i \cdot w_j = -1/(n-1)` that sum to 0.
 
     The full-batch optimum of every member of Lee et al.'s two families that the theorem covers, when both views sit on it.
-    The naive program, in n dimensions instead of n - 1::
+    Equivalent, in n dimensions instead of n - 1, to::
 
         w = normalize(eye(n) - 1 / n)
 
@@ -46,7 +46,7 @@ def simplex(n: int, dim: int | None = None, *, dtype: torch.dtype = torch.float6
 
     Source: Lee et al. 2025 (arXiv 2506.09781) Thm 5.1.
     """
-    n = arguments.whole("n", n, 2)
+    n = arguments.at_least("n", n, 2)
     width = _width(dim, n - 1, f"a simplex of {n} vectors")
     # Rows of the Helmert matrix: row k is (1, ..., 1, -k, 0, ..., 0) / sqrt(k (k+1)), orthonormal and orthogonal to ones.
     k = torch.arange(1, n, dtype=torch.float64)[:, None]
@@ -76,7 +76,7 @@ def equiangular(n: int, similarity: float, dim: int | None = None, *, dtype: tor
     width = _width(dim, n, f"{n} vectors of one similarity")
     least = -1 / (n - 1)
     # One ulp of room: callers compute -1/(n-1) in ways that round differently.
-    if not least - 1e-12 <= arguments.real("similarity", similarity) <= 1:
+    if not least - 1e-12 <= similarity <= 1:
         raise ValueError(f"{n} unit vectors can have one similarity between {least:.6g} and 1; got {similarity}.")
     share = min((1 - similarity) * (n - 1) / n, 1.0)
     common = torch.full((n, 1), math.sqrt(1 - share), dtype=torch.float64)
@@ -112,7 +112,7 @@ def split_simplex(
     """
     vertices = simplex(n)
     width = _width(dim, n, f"a split simplex of {n} samples")
-    if not -1 <= arguments.real("positive", positive) <= 1:
+    if not -1 <= positive <= 1:
         raise ValueError(f"positive is a cosine similarity and must lie in [-1, 1]; got {positive}.")
     common = torch.full((n, 1), math.sqrt((1 - positive) / 2), dtype=torch.float64)
     vertices = math.sqrt((1 + positive) / 2) * vertices
@@ -153,8 +153,8 @@ def batch_simplices(
     Source: Lee et al. 2025 (arXiv 2506.09781) Thm 5.5.
     """
     arguments.one_of(arrangement, ("orthogonal", "aligned", "random"), "arrangement")
-    m = arguments.whole("batch_size", batch_size, 2)
-    batches, rest = divmod(arguments.whole("num_samples", num_samples, m), m)
+    m = arguments.at_least("batch_size", batch_size, 2)
+    batches, rest = divmod(arguments.at_least("num_samples", num_samples, m), m)
     if rest:
         raise ValueError(f"num_samples must be a multiple of batch_size; got {num_samples} and {batch_size}.")
     least = batches * (m - 1) if arrangement == "orthogonal" else m - 1

@@ -1,4 +1,4 @@
-"""Losses minimised over free unit vectors: no network and no data, only what the loss itself asks for."""
+"""Losses minimised over free unit vectors, without a network and without data."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def optimize_free_vectors(
 ) -> tuple[Tensor, Tensor]:
     """Minimises a two-view loss over 2 n free unit vectors, in float64 on the CPU, by L-BFGS with a line search.
 
-    The objective is the mean of ``loss(z0[batch], z1[batch])`` over FIXED batches, so it is deterministic. A loss with several
-    minima returns the one that its start leads to: try several generators.
+    The objective is the mean of ``loss(z0[batch], z1[batch])`` over fixed batches, so it is deterministic. With several minima
+    the result depends on the start; try several generators.
 
     Args:
         loss: of two (m, dim) views, a scalar.
@@ -44,7 +44,7 @@ def optimize_free_vectors(
     Raises:
         ValueError: for numbers or shapes out of range, or a loss that became NaN or infinite.
     """
-    shape = (arguments.whole("num_samples", num_samples, 2), arguments.whole("dim", dim, 1))
+    shape = (arguments.at_least("num_samples", num_samples, 2), arguments.at_least("dim", dim, 1))
     if start is None:
         start = (
             torch.randn(shape, generator=generator, dtype=torch.float64),
@@ -58,7 +58,7 @@ def optimize_free_vectors(
     parts = [torch.arange(num_samples)] if batches is None else list(batches)
     optimizer = torch.optim.LBFGS(
         [z0, z1],
-        max_iter=arguments.whole("steps", steps, 1),
+        max_iter=arguments.at_least("steps", steps, 1),
         max_eval=2 * steps,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -91,11 +91,11 @@ def vrn_alignment(
     steps: int = 500,
     seed: int = 0,
 ) -> SimilarityStatistics:
-    """What VRN costs in alignment: similarity statistics at the full-batch optimum of NT-Xent + weight x VRN.
+    """The cost of VRN in alignment: similarity statistics at the full-batch optimum of NT-Xent + weight x VRN.
 
-    With dim < n - 1 and a large weight, cross-view VRN moves the two views into different subspaces, the cheapest way to
-    shrink u_i . v_j, and ``positive_mean`` falls far below 1; with ``pairs="both"`` it stays at 1. There are several minima,
-    and no closed form: the best of a few random starts is returned. Seconds for n of a few dozen.
+    With dim < n - 1 and a large weight, cross-view VRN moves the two views into different subspaces, which reduces u_i . v_j at
+    the least cost; ``positive_mean`` then falls far below 1. With ``pairs="both"`` it stays at 1. There are several minima and
+    no closed form; the best of a few random starts is returned. Takes seconds for a few dozen samples.
 
     Args:
         num_samples: n, all in one batch.
@@ -114,7 +114,7 @@ def vrn_alignment(
     Raises:
         ValueError: for numbers out of range.
 
-    Source: measured by optimisation, this package's own observation; no theorem is known.
+    Source: measured by optimisation in this package; no theorem is known.
     """
 
     def loss(z0: Tensor, z1: Tensor) -> Tensor:
@@ -130,6 +130,6 @@ def vrn_alignment(
             steps=steps,
             generator=torch.Generator().manual_seed(seed + restart),
         )
-        for restart in range(arguments.whole("restarts", restarts, 1))
+        for restart in range(arguments.at_least("restarts", restarts, 1))
     ]
     return similarity_statistics(*min(minima, key=lambda views: loss(*views).item()))

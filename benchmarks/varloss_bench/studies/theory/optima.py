@@ -1,4 +1,4 @@
-"""Rows about where free vectors settle: full batch, fixed batches, reshuffled batches, few dimensions."""
+"""Rows about the optima of free vectors: full batch, fixed batches, reshuffled batches, few dimensions."""
 
 import itertools
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 
 from varloss import functional
 from varloss.metrics import similarity_statistics
-from varloss_bench.studies.theory import closed_forms as theory
+from varloss_bench.studies.theory import closed_forms, configurations, free_vectors
 from varloss_bench.studies.theory.arguments import Pairs
 from varloss_bench.studies.theory.rows import Curve, Group, Loss, Row, number, optimum, partition, seeded
 
@@ -27,21 +27,21 @@ def _full_batch_losses(n: int) -> dict[str, tuple[Loss, float]]:
     for (negatives, decoupled), name in names.items():
         losses[name] = (
             partial(functional.nt_xent, temperature=t, negatives=negatives, decoupled=decoupled),
-            theory.symmetric_nt_xent(a, batch_size=n, temperature=t, negatives=negatives, decoupled=decoupled),
+            closed_forms.symmetric_nt_xent(a, batch_size=n, temperature=t, negatives=negatives, decoupled=decoupled),
         )
     losses["DHEL (official)"] = (
         partial(functional.dhel, temperature=t, scale="official"),
-        theory.symmetric_dhel(a, batch_size=n, temperature=t, scale="official"),
+        closed_forms.symmetric_dhel(a, batch_size=n, temperature=t, scale="official"),
     )
     kinds: tuple[Pairs, ...] = ("within", "both")
     for negatives in kinds:
         losses[f"SigLIP {negatives}"] = (
             partial(functional.sigmoid_loss, scale=5.0, bias=-2.0, negatives=negatives),
-            theory.symmetric_sigmoid(a, batch_size=n, scale=5.0, bias=-2.0, negatives=negatives),
+            closed_forms.symmetric_sigmoid(a, batch_size=n, scale=5.0, bias=-2.0, negatives=negatives),
         )
     losses["VRN, target of n"] = (
         lambda z0, z1: functional.vrn(z0, z1, num_samples=n) + functional.nt_xent(z0, z1, temperature=t),
-        theory.symmetric_vrn(a, num_samples=n) + theory.symmetric_nt_xent(a, batch_size=n, temperature=t),
+        closed_forms.symmetric_vrn(a, num_samples=n) + closed_forms.symmetric_nt_xent(a, batch_size=n, temperature=t),
     )
     return losses
 
@@ -76,7 +76,7 @@ def fixed_batches() -> Group:
     """Theorem 5.5 (prediction 3): fixed partitions."""
     n, m, rows = 24, 4, []
     info_nce = partial(functional.nt_xent, temperature=0.5, negatives="cross")
-    bounds = theory.fixed_batch_variance_bounds(num_samples=n, batch_size=m)
+    bounds = closed_forms.fixed_batch_variance_bounds(num_samples=n, batch_size=m)
     found, u, v = optimum(info_nce, n, m - 1, batches=partition(n, m))
     in_batch = torch.stack([similarity_statistics(u[b], v[b]).cross_mean for b in partition(n, m)])
     rows += [
@@ -86,13 +86,13 @@ def fixed_batches() -> Group:
         Row("variance at d = m-1: the upper bound", bounds.upper, number(found.cross_var), 1e-5),
     ]
     for arrangement, expected in (("orthogonal", bounds.lower), ("aligned", bounds.upper)):
-        z = theory.batch_simplices(n, m, arrangement=arrangement)  # type: ignore[arg-type]
+        z = configurations.batch_simplices(n, m, arrangement=arrangement)  # type: ignore[arg-type]
         variance = number(similarity_statistics(z, z).cross_var)
         rows.append(Row(f"{arrangement} simplices attain a bound", expected, variance, 1e-12))
     curves: dict[str, Curve] = {"lower bound": [], "upper bound": [], "expected, d = 24": [], "measured, d = 24": []}
     for size in (2, 3, 4, 6, 8, 12, 24):
-        bounds = theory.fixed_batch_variance_bounds(num_samples=n, batch_size=size)
-        expected = theory.rotated_batch_variance(num_samples=n, batch_size=size, dim=24)
+        bounds = closed_forms.fixed_batch_variance_bounds(num_samples=n, batch_size=size)
+        expected = closed_forms.rotated_batch_variance(num_samples=n, batch_size=size, dim=24)
         # Independent Gaussian starts leave every batch rotated independently: the optimiser prefers no direction.
         variances = torch.stack(
             [
@@ -153,15 +153,15 @@ def rank_floor() -> Group:
     n, rows = 32, []
     curves: dict[str, Curve] = {"floor n(n-1-d)/(d(n-1)²)": [], "smallest VRN found": []}
     for dim in (2, 4, 8, 16, 24, 31):
-        floor = theory.vrn_rank_floor(num_samples=n, dim=dim)
+        floor = closed_forms.vrn_rank_floor(num_samples=n, dim=dim)
         # The second view is not used: both views coincide, which is what "all positives are 1" means.
         loss: Loss = lambda z0, _: functional.vrn(z0, z0, num_samples=n)  # noqa: E731
-        u = theory.optimize_free_vectors(loss, num_samples=n, dim=dim, generator=seeded(0))[0]
+        u = free_vectors.optimize_free_vectors(loss, num_samples=n, dim=dim, generator=seeded(0))[0]
         found = number(functional.vrn(u, u, num_samples=n))
         rows.append(Row(f"d = {dim}: smallest VRN", floor, found, 1e-6))
         curves["floor n(n-1-d)/(d(n-1)²)"].append((dim, floor))
         curves["smallest VRN found"].append((dim, found))
-    rows.append(Row("d = 128, n = 50000", 0.0078, theory.vrn_rank_floor(num_samples=50_000, dim=128), 5e-5))
+    rows.append(Row("d = 128, n = 50000", 0.0078, closed_forms.vrn_rank_floor(num_samples=50_000, dim=128), 5e-5))
     collapsed = torch.ones(n, 4, dtype=torch.float64)
     variance = number(similarity_statistics(collapsed, collapsed).cross_var)
     rows.append(Row("full collapse is under the floor in variance", 0.0, variance, 1e-12))

@@ -1,8 +1,7 @@
-"""What the theory predicts and what the package's own losses do to free unit vectors: rows, groups, and the optimiser.
+"""Rows that compare a prediction of the theory with free unit vectors optimised with the real losses; groups of rows.
 
-Every optimum here is found by minimising the real losses of `varloss` in float64 (`closed_forms.optimize_free_vectors`).
-No network, no data. Batches are FIXED partitions wherever the prediction is about fixed batches; the one group that
-reshuffles says so.
+Every optimum is found by minimising the real losses of `varloss` in float64 (`free_vectors.optimize_free_vectors`).
+Batches are fixed partitions; only the group `reshuffled_batches` reshuffles them.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from varloss.metrics import SimilarityStatistics, similarity_statistics
-from varloss_bench.studies.theory import closed_forms as theory
+from varloss_bench.studies.theory import free_vectors
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Curve = list[tuple[float, float]]
@@ -24,10 +23,10 @@ class Row:
     """One prediction against one measurement.
 
     Attributes:
-        name: What was measured.
-        predicted: The theory's number.
-        measured: Ours.
-        tolerance: Largest difference allowed, absolute; beyond the bound, for `relation` other than "=".
+        name: The quantity.
+        predicted: The theory's value.
+        measured: The measured value.
+        tolerance: Largest absolute difference; for a bound, the largest excess over it.
         relation: "=": the measurement equals the prediction. "<=", ">=": the prediction is an upper, a lower bound.
     """
 
@@ -54,7 +53,7 @@ class Group:
 
     Attributes:
         key: Short name, also of the figure's file.
-        title: What the theory says.
+        title: The statement of the theory.
         rows: The predictions.
         curves: By label, points (x, y) of the figure.
     """
@@ -66,7 +65,7 @@ class Group:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator of its own, so that rows do not depend on each other's order."""
+    """A separate generator, so that rows do not depend on their order."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -74,7 +73,7 @@ def optimum(
     loss: Loss, n: int, dim: int, *, batches: list[Tensor] | None = None, seed: int = 0, steps: int = 500
 ) -> tuple[SimilarityStatistics, Tensor, Tensor]:
     """Statistics of all pairs at a minimum of the loss, and the unit vectors."""
-    u, v = theory.optimize_free_vectors(
+    u, v = free_vectors.optimize_free_vectors(
         loss, num_samples=n, dim=dim, batches=batches, steps=steps, generator=seeded(seed)
     )
     return similarity_statistics(u, v), u, v

@@ -1,4 +1,4 @@
-"""Tables and figures of `varloss-bench study trends`: means over seeds, and whether each trend appeared."""
+"""Tables and figures of `varloss-bench study trends`: means over seeds, and whether each trend appears."""
 
 import io
 import itertools
@@ -49,7 +49,7 @@ def _verdict(question: str, appeared: bool) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Plain text: both tables, and for each trend whether the means over seeds follow it."""
+    """Both tables as plain text, and for each trend whether the means over seeds follow it."""
     lines = ["Batch size, t = 0.5, equal steps (means over seeds ± standard deviation; all held-out pairs)"]
     lines.append(
         f"{'B':>4} {'VRN':>4} {'steps':>6} {'epochs':>6}  {'var negatives':>17} {'mean negatives':>17} "
@@ -140,7 +140,7 @@ def build(rows: list[Row]) -> dict[str, Figure]:
     right.set_title("mean of held-out negatives", fontsize=10, loc="left")
     left.legend(fontsize=8.5, frameon=False)
     note = (
-        "Digits, SimCLR, t = 0.5, equal steps and one learning rate: a small batch has seen less data. Circles: seeds."
+        "Digits, SimCLR, t = 0.5, equal steps and one learning rate, so a small batch sees less data. Circles: seeds."
     )
     batch = _finish(first, (left, right), BATCH_SIZES, "batch size", note)
 

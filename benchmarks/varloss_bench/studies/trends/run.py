@@ -1,4 +1,4 @@
-"""The trials of `varloss-bench study trends`: the harness's own nets, augmentations and schedule, at equal steps."""
+"""The trials of `varloss-bench study trends`: nets, augmentations and schedule of `compare`, at equal steps."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from varloss import metrics
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets as data
+from varloss_bench.data import sets
 from varloss_bench.records.store import write_atomically
 from varloss_bench.training import augment, estimates, evaluate, fit, trial
 
@@ -22,12 +22,12 @@ Row = dict[str, Any]
 
 
 def trials(steps: int, seeds: list[int]) -> list[tuple[str, TrialConfig]]:
-    """Pairs of trend and configuration. Epochs are chosen so that every trial takes `steps` steps, rounded to epochs."""
+    """Pairs of trend and configuration. Every trial takes `steps` steps, rounded to epochs."""
     num_train = trial.load_source(TrialConfig()).sizes[0]
 
     def config(batch_size: int, temperature: float, weight: float, seed: int) -> TrialConfig:
         epochs = max(1, round(steps / (num_train // batch_size)))
-        # One learning rate for all batch sizes: equal steps, equal distance; that of batch size 64 under the linear rule.
+        # One learning rate for all batch sizes, that of batch size 64 under the linear rule.
         return TrialConfig(
             batch_size=batch_size,
             temperature=temperature,
@@ -48,7 +48,7 @@ def trials(steps: int, seeds: list[int]) -> list[tuple[str, TrialConfig]]:
 
 
 def run_one(trend: str, config: TrialConfig, folder: str) -> Row:
-    """Train one net and read the theory's quantities off held-out and training projections."""
+    """Train one net and compute the quantities of the theory from held-out projections."""
     path = Path(folder) / f"{config.file_stem()}.json"
     if path.exists():
         stored: Row = json.loads(path.read_text())
@@ -56,7 +56,7 @@ def run_one(trend: str, config: TrialConfig, folder: str) -> Row:
     torch.set_num_threads(1)
     trial.quieten()
     source = trial.load_source(config)
-    splits = data.split(source, config.seed)
+    splits = sets.split(source, config.seed)
     module, loader, _ = fit.build(config, splits.train, source)
     fit.make_trainer(config, lambda _: None).fit(module, train_dataloaders=loader)
     held_out = splits.test
