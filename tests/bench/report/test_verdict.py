@@ -2,13 +2,14 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from support.sweeps import BASE, PLAIN, VRN, change, in_memory, summarise
 
 from varloss_bench.config import Arm
 from varloss_bench.report.text import plain_text
-from varloss_bench.report.verdict import comparison_lines, in_words
+from varloss_bench.report.verdict import comparison_lines, in_words, settled_lines, summary_lines
 from varloss_bench.statistics import summary
 
 
@@ -141,3 +142,43 @@ def test_survivors_of_an_arm_with_a_crash_are_no_evidence(arm):
         "SimCLR, B=16: t=0.5 + VRN 3 against no VRN no comparison: at least one seed of one arm has no result" in text
     )
     assert "(3/4)" in text
+
+
+def test_the_summary_counts_settled_comparisons_by_their_sign():
+    """Two methods, each against the same temperature and the control: 4 comparisons a metric."""
+    trials, records = in_memory(effect={"few_label_probe": 1.0, "knn": -1.0, "negative_variance": -0.1})
+    definition = "Settled means significant at the 5% level after Holm's correction over all 20 comparisons."
+    assert summary_lines(summarise(trials, records)) == [
+        f"Accuracy: 4 of 16 comparisons are settled in favour of VRN and 4 against it, at 4 seeds. {definition}",
+        "Variance of held-out negatives: settled lower with VRN in 4 of 4 comparisons.",
+    ]
+    trials, records = in_memory(effect={"negative_variance": 0.1})
+    first, *_, last = summary_lines(summarise(trials, records))
+    assert first == f"No difference in accuracy is settled at 4 seeds. {definition}"
+    assert last == "Variance of held-out negatives: settled lower with VRN in 0 of 4 comparisons, settled higher in 4."
+
+
+def test_the_summary_names_failures_and_hints():
+    trials, records = in_memory(effect={"few_label_probe": 1.0, "knn": -1.0})
+    change(trials, records, Arm("moco", 16, 0.5, 3.0), seed=0, collapsed=True)
+    found = summarise(trials, records)
+    hinted = [replace(c, verdict="suggestive") if c.verdict == "settled" else c for c in found.comparisons]
+    lines = summary_lines(replace(found, comparisons=tuple(hinted)))
+    assert lines[1] == (
+        "Significant only without the correction: 4 comparisons of accuracy (2 in favour of VRN, 2 against it). This is a "
+        "hint and not a result."
+    )
+    assert lines[-1] == (
+        "Collapsed for at least one seed (mean similarity of negatives above 0.9); excluded from comparisons: 1 arm."
+    )
+
+
+def test_settled_differences_are_listed_with_the_largest_first():
+    trials, records = in_memory(effect={"few_label_probe": 1.0, "knn": -2.0})
+    lines = settled_lines(summarise(trials, records))
+    assert len(lines) == 8
+    assert [re.search(r"(\d\.\d\d) points (\w+)", line).groups() for line in lines[3:5]] == [
+        ("2.00", "lower"),
+        ("1.00", "higher"),
+    ]
+    assert lines[0].startswith(("SimCLR, B=16, t=0.5 + VRN 3 against ", "MoCo v2, B=16, t=0.5 + VRN 3 against "))
