@@ -1,6 +1,7 @@
 """Entry point of `varloss-bench` and `python -m varloss_bench`."""
 
 import sys
+from importlib import import_module
 
 # What a command of ours may fail to import -> the extra that brings it. Anything else is a bug and keeps its traceback.
 _EXTRA_OF = dict.fromkeys(
@@ -31,9 +32,7 @@ _EXTRA_OF = dict.fromkeys(
 def main() -> None:
     """Run the command line; exit 2 with the pip line that helps when an extra is not installed."""
     try:
-        from varloss_bench.cli import app  # noqa: PLC0415  (typer and rich belong to the extra)
-
-        app()
+        import_module("varloss_bench.cli").app()  # in here: typer and rich belong to the extra
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA_OF:

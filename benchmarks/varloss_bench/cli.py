@@ -5,12 +5,12 @@ To add a command, write its function and add a line to a table.
 """
 
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import typer
 from typer.core import TyperCommand
 
-_MARKUP = "markdown"
+_MARKUP: Literal["markdown"] = "markdown"
 
 
 class Target(NamedTuple):

@@ -76,7 +76,7 @@ class TrialConfig:
             metavar="PATH",
         ),
     )
-    method: str = setting("simclr", Option("Method.", _ARM, choices=trained_methods()))
+    method: str = setting("simclr", Option("Method.", _ARM, choices=trained_methods))
     seed: int = 0
     backbone: str = setting(
         "small",

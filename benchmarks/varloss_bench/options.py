@@ -7,9 +7,11 @@ Everything else is made from this: parameters and `--help` (`commands.parameters
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 _T = TypeVar("_T")
 
@@ -51,26 +53,28 @@ class Option:
         panel: The heading of `--help` that lists it.
         name: On the command line and in YAML files, where the field is called otherwise.
         within: Allowed range, of each value where there are several.
-        choices: Allowed values, likewise.
+        choices: Allowed values, likewise; a function where they can grow.
         switch: The two words of a bool, `("fused", "split")`; by default the name and `no-` with it. A single one is a flag.
         asked: Default on the command line where it is not that of the field: what it stands for is resolved later.
         default_by: Another option and, for each value of that, the default of this one; in commands that have both.
         excludes: Another option, of which one is 0; in commands that have both.
         may_be_empty: Whether a list of values may be empty.
         metavar: What `--help` shows in place of the value.
+        of_the_call: About one call and not about what is run: it is not kept in a file of options.
     """
 
     help: str
     panel: str
     name: str = ""
     within: Range | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
     switch: tuple[str, ...] = ()
     asked: Any = None
     default_by: tuple[str, Mapping[str, Any]] | None = None
     excludes: str = ""
     may_be_empty: bool = False
     metavar: str | None = None
+    of_the_call: bool = False
 
     @property
     def flag(self) -> str:
@@ -78,17 +82,22 @@ class Option:
         return f"--{dashed(self.name)}"
 
     @property
+    def allowed(self) -> tuple[str, ...]:
+        """The choices of now."""
+        return self.choices() if callable(self.choices) else self.choices
+
+    @property
     def full_help(self) -> str:
         """The help with the choices."""
-        return f"{self.help} One of {', '.join(self.choices)}." if self.choices else self.help
+        return f"{self.help} Choices: {', '.join(self.allowed)}." if self.choices else self.help
 
     def check(self, value: Any) -> None:
         """Raise `ValueError` for a value, or one of several, that is not allowed. None is always allowed."""
         for single in value if isinstance(value, (list, tuple, range)) else (value,):
             if single is None:
                 continue
-            if self.choices and single not in self.choices:
-                raise ValueError(f"{self.flag} must be one of {', '.join(self.choices)}, got {single!r}")
+            if self.choices and single not in self.allowed:
+                raise ValueError(f"{self.flag} must be one of {', '.join(self.allowed)}, got {single!r}")
             if self.within is not None and single not in self.within:
                 finite = "" if math.isfinite(single) else "a finite number "
                 raise ValueError(f"{self.flag} must be {finite}{self.within}, got {single:g}")
@@ -118,6 +127,63 @@ def check(instance: Any) -> None:
             )
         if not (other and not value):
             found.check(value)
+
+
+def as_typed(instance: _T) -> _T:
+    """The same with whole numbers as floats where the field is a float, and lists as tuples: 3 and 3.0 have different keys.
+
+    Raises:
+        ValueError: A value is of another type than its field.
+    """
+    kinds = get_type_hints(type(instance))
+    changes: dict[str, Any] = {}
+    for field, found in options_of(instance):
+        kind, value = kinds[field.name], getattr(instance, field.name)
+        if item := item_kind(kind):
+            if isinstance(value, str):
+                raise ValueError(f"{found.flag} takes a list of values, got {value!r}")
+            changes[field.name] = tuple(_as(item, single, found) for single in value)
+        elif value is not None:
+            allowed = [part for part in get_args(kind) or (kind,) if part is not types.NoneType]
+            changes[field.name] = _as(allowed[0], value, found)
+    return dataclasses.replace(instance, **changes)  # type: ignore[type-var]
+
+
+def _as(kind: Any, value: Any, found: Option) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{found.flag} takes a value of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def item_kind(kind: Any) -> Any:
+    """`float` of `Sequence[float]`, whose values are separated by commas on the command line; None of anything else."""
+    return get_args(kind)[0] if get_origin(kind) is Sequence else None
+
+
+def items(option: str, text: str, kind: type, *, allow_empty: bool = False) -> list[Any]:
+    """The values of a comma-separated option.
+
+    Raises:
+        ValueError: A value is not of that kind, or there is none and there must be one.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts and not allow_empty:
+        raise ValueError(f"{option} needs at least one value, got {text!r}")
+    try:
+        return [kind(part) for part in parts]
+    except ValueError:
+        raise ValueError(f"{option} takes {kind.__name__} values separated by commas, got {text!r}") from None
+
+
+def as_text(value: Any) -> Any:
+    """Several values as one text, separated by commas; a path as text; anything else as it is."""
+    if isinstance(value, tuple | list | range):
+        return ",".join(str(single).removesuffix(".0") for single in value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def documented(kind: type[_T]) -> type[_T]:

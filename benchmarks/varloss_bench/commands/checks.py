@@ -1,31 +1,22 @@
 """What can be known to fail before anything runs."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from varloss_bench.config import (
-    EVALUATION_SPLITS,
-    FRAMEWORKS,
-    LR_RULES,
-    MAX_EPOCHS,
-    PRECISIONS,
-    STRATEGIES,
-    VRN_AGAINST,
-    TrialConfig,
-    queue_length,
-)
+import torch
+
+from varloss_bench.config import MAX_EPOCHS, TrialConfig, queue_length
+from varloss_bench.data import sets as data
 from varloss_bench.measures import FEW_LABELS
 from varloss_bench.messages import counted
-from varloss_bench.methods import (
-    METHODS,
-    NEGATIVES,
-    methods_with_negatives,
-    methods_with_queue,
-    trained_methods,
-)
+from varloss_bench.methods import METHODS, methods_with_negatives, methods_with_queue
+from varloss_bench.options import check
+from varloss_bench.training import backbones
+from varloss_bench.training.solo import config as solo_config
+from varloss_bench.training.solo import install as solo_install
 
 if TYPE_CHECKING:
     from varloss_bench.execution.cluster import Cluster
@@ -53,13 +44,12 @@ def check_installed(*more: str) -> None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
-def check_methods(methods: Sequence[str]) -> None:
-    """Raise `ValueError` for a method that cannot be asked for.
-
-    Before the grid is made: afterwards an untrained row that was asked for looks like one that belongs to every sweep.
-    """
-    for method in methods:
-        _one_of("--method", method, trained_methods())
+def check_unused(trial: TrialConfig, names: Collection[str], why: str) -> None:
+    """Raise `ValueError` for a field of these that is not at its default: nobody would notice that it has no effect."""
+    default = TrialConfig()
+    given = sorted(name for name in names if getattr(trial, name) != getattr(default, name))
+    if given:
+        raise ValueError(f"{', '.join(given)} of the trial: {why}")
 
 
 def check_choices(base: TrialConfig, methods: Sequence[str]) -> None:
@@ -67,9 +57,7 @@ def check_choices(base: TrialConfig, methods: Sequence[str]) -> None:
 
     Before the grid is made, which drops what makes no difference to a trial.
     """
-    _one_of("--framework", base.framework, tuple(FRAMEWORKS))
     if base.negatives is not None:
-        _one_of("--negatives", base.negatives, NEGATIVES)
         for method in methods:
             row = METHODS[method]
             if not row.negatives_can_be_chosen:
@@ -78,25 +66,17 @@ def check_choices(base: TrialConfig, methods: Sequence[str]) -> None:
                     f"--negatives {base.negatives} does not go with {method}: {own}. It is for "
                     f"{', '.join(methods_with_negatives())}"
                 )
-    _one_of("--vrn-against", base.vrn_against, VRN_AGAINST)
     if base.vrn_against == "queue" and not set(methods) <= set(methods_with_queue()):
         raise ValueError(
             f"--vrn-against queue goes with --method {', '.join(methods_with_queue())} only: nothing else has a queue, "
             f"got {', '.join(methods)}"
         )
-    _one_of("--precision", base.precision, PRECISIONS)
     if base.precision == "16-mixed" and base.device == "cpu":
         raise ValueError("--precision 16-mixed needs a CUDA device; on a CPU there is bf16-mixed")
     _check_ranks(base)
 
 
 def _check_ranks(base: TrialConfig) -> None:
-    import torch  # noqa: PLC0415
-
-    for option, value in (("--devices", base.devices), ("--nodes", base.nodes)):
-        if value < 1:
-            raise ValueError(f"{option} must be at least 1, got {value}")
-    _one_of("--strategy", base.strategy, STRATEGIES)
     if base.ranks == 1 and base.strategy != "auto":
         raise ValueError(f"--strategy {base.strategy} is for several ranks; ask for them with --devices or --nodes")
     if base.ranks > 1 and not torch.distributed.is_available():
@@ -108,12 +88,9 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
 
     Loads the data set and builds the backbone once: a missing file or an unknown model is no surprise of the first hour.
     """
-    from varloss_bench.data import sets as data  # noqa: PLC0415  (torch)
-    from varloss_bench.training import backbones  # noqa: PLC0415  (torch)
-
     for trial in trials:
         if trial.arm.trained:
-            _check_values(trial)
+            check(trial)
     first = next(trial for trial in trials if trial.arm.trained)
     source = data.load(first.data, first.data_dir, **data.options_of(first))
     for split, size in (("val", source.sizes[1]), ("test", source.sizes[2])):
@@ -153,24 +130,21 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
 
 def _check_solo(trained: Sequence[TrialConfig], num_train: int) -> None:
     """What solo-learn is asked for, then whether it is there: the second takes seconds."""
-    from varloss_bench.training.solo import config as solo_config  # noqa: PLC0415
-    from varloss_bench.training.solo import install as solo_install  # noqa: PLC0415
-
     for trial in trained:
         solo_config.check(trial, num_train)
     solo_install.SoloLearn.from_variables().check()
 
 
-def check_run(*, seeds: int, interval: bool, workers: int, folder: Path | None) -> None:
-    """Raise `ValueError` for what concerns the run and not its trials."""
+def check_seeds(seeds: int, *, interval: bool) -> None:
+    """Raise `ValueError` for too few seeds."""
     if interval and seeds < 2:
         raise ValueError(f"an interval needs at least 2 seeds, got --seeds {seeds}; --no-interval accepts 1")
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
-    if workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {workers}")
-    if folder is None:
-        return
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder of the results. Raise `ValueError` where that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -179,29 +153,22 @@ def check_run(*, seeds: int, interval: bool, workers: int, folder: Path | None) 
 
 def check_cluster(kind: str | None, slurm: str, base: TrialConfig) -> "Cluster | None":
     """Where jobs go, or None for workers of our own. Raise `ValueError` where it cannot be as asked for."""
-    if kind is None:
-        if slurm:
-            raise ValueError(f"--slurm goes with --cluster slurm, got --slurm {slurm!r} alone")
+    if kind is None and slurm:
+        raise ValueError(f"--slurm goes with --cluster slurm, got --slurm {slurm!r} alone")
+    if kind != "slurm":
         _check_gpus(base)
         if base.nodes > 1:
-            raise ValueError(
-                f"--nodes {base.nodes} needs --cluster slurm: nothing else starts processes on other machines"
-            )
+            alternative = "nothing else starts processes on other machines" if kind is None else f"got --cluster {kind}"
+            raise ValueError(f"--nodes {base.nodes} needs --cluster slurm: {alternative}")
+    if kind is None:
         return None
-    if find_spec("submitit") is None:
-        raise ModuleNotFoundError("No module named 'submitit'", name="submitit")
-    from varloss_bench.execution.cluster import Cluster, parse_slurm  # noqa: PLC0415
-
-    if kind == "local":
-        _check_gpus(base)
-    if base.nodes > 1 and kind != "slurm":
-        raise ValueError(f"--nodes {base.nodes} needs --cluster slurm, got --cluster {kind}")
-    return Cluster(kind, parse_slurm(slurm) if slurm else {})
+    # By name: submitit is an extra that only those need who have a cluster.
+    cluster = import_module("varloss_bench.execution.cluster")
+    made: Cluster = cluster.Cluster(kind, cluster.parse_slurm(slurm) if slurm else {})
+    return made
 
 
 def _check_gpus(base: TrialConfig) -> None:
-    import torch  # noqa: PLC0415
-
     if base.device == "cuda" and base.devices > torch.cuda.device_count():
         raise ValueError(f"--devices {base.devices}: this machine has {torch.cuda.device_count()} CUDA devices")
 
@@ -214,33 +181,3 @@ def check_fresh(folder: Path) -> None:
             f"--fresh: {folder} holds {counted(found, 'trial')} already. Name another folder (--name, --output) or move this one away; "
             "without --fresh what it holds is kept and only what is missing is run"
         )
-
-
-def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_values(trial: TrialConfig) -> None:
-    def within(option: str, value: float, holds: bool, allowed: str) -> None:
-        if not (math.isfinite(value) and holds):
-            finite = "" if math.isfinite(value) else "a finite number "
-            raise ValueError(f"{option} must be {finite}{allowed}, got {value:g}")
-
-    _one_of("--lr-rule", trial.lr_rule, LR_RULES)
-    _one_of("--evaluate-on", trial.evaluate_on, EVALUATION_SPLITS)
-    within("--temperature", trial.temperature, trial.temperature > 0, "greater than 0")
-    within("--weight", trial.weight, trial.weight >= 0, "at least 0")
-    if not trial.steps:
-        within("--epochs", trial.epochs, trial.epochs >= 1, "at least 1")
-    within("--steps", trial.steps, trial.steps >= 0, "at least 1")
-    within("--warmup", trial.warmup, 0 <= trial.warmup < 1, "from 0 to below 1")
-    within("--weight-decay", trial.weight_decay, trial.weight_decay >= 0, "at least 0")
-    within("--hidden-dim", trial.hidden_dim, trial.hidden_dim >= 1, "at least 1")
-    within("--output-dim", trial.output_dim, trial.output_dim >= 2, "at least 2")
-    within("--base-lr", trial.base_lr, trial.base_lr > 0, "greater than 0")
-    within("--weight-warmup", trial.weight_warmup, 0 <= trial.weight_warmup <= 1, "from 0 to 1")
-    within("--queue-size", trial.queue_size, trial.queue_size >= 0, "at least 0")
-    within("--key-momentum", trial.key_momentum, 0 <= trial.key_momentum < 1, "from 0 to below 1")
-    # `augment.epoch_seed` leaves room for epochs and blocks below torch's 2^63.
-    within("--first-seed", trial.seed, 0 <= trial.seed < 10**10, "from 0 to below 10^10")

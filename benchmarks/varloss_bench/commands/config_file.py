@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 
-# Options that are about one call, not about what is run.
-_OF_THE_CALL = ("config", "dump_config", "dry_run", "resume", "help")
+from varloss_bench.options import Option, as_text, dashed, options_of
 
 
 def load_defaults(context: typer.Context, path: Path | None) -> Path | None:
@@ -31,8 +31,6 @@ def read(path: Path, known: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: As `load_defaults`; what was given and what is close to it is in the message.
     """
-    import yaml  # noqa: PLC0415  (only those who have such a file need it)
-
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -46,10 +44,10 @@ def read(path: Path, known: list[str]) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in known:
             close = difflib.get_close_matches(name, known)
-            hint = f"; close to it: {', '.join(map(_shown, close))}" if close else ""
+            hint = f"; close to it: {', '.join(map(dashed, close))}" if close else ""
             raise ValueError(f"{path}: unknown option {key!r}{hint}")
         if name in found:
-            raise ValueError(f"{path}: {_shown(name)} is there twice")
+            raise ValueError(f"{path}: {dashed(name)} is there twice")
         if value is not None:  # `name:` alone leaves the default
             found[name] = _value(path, key, value)
     return found
@@ -63,23 +61,46 @@ def _value(path: Path, key: Any, value: Any) -> Any:
     raise ValueError(f"{path}: {key} must be a number, a text, true, false or a list of these, got {value!r:.80}")
 
 
-def dump(context: typer.Context, **resolved: Any) -> str:
-    """Options in effect as YAML that `--config` reads; what is about one call only is left out.
+def dump(*settings: Any) -> str:
+    """Options in effect as YAML that `--config` reads.
 
     Args:
-        context: Of the command.
-        resolved: What has become of an option since it was read; None leaves it out.
+        settings: Dataclasses whose fields are options. Where two have an option of one name, that of the first counts.
     """
-    import yaml  # noqa: PLC0415
-
-    options = {name: resolved.get(name, context.params[name]) for name in _names(context) if name in context.params}
-    kept = {
-        _shown(name): str(value) if isinstance(value, Path) else value
-        for name, value in options.items()
-        if name not in _OF_THE_CALL and value is not None
-    }
+    kept: dict[str, Any] = {}
+    for instance in settings:
+        for field, found in options_of(instance):
+            value = getattr(instance, field.name)
+            if value is not None and not found.of_the_call and not _follows(instance, found, value):
+                kept.setdefault(dashed(found.name), as_text(value))
     text: str = yaml.safe_dump(kept, sort_keys=False)
     return text
+
+
+def command_words(*settings: Any) -> list[str]:
+    """The same as words of the command line; what is a default there is left out."""
+    kept: dict[str, list[str]] = {}
+    for instance in settings:
+        for field, found in options_of(instance):
+            value = getattr(instance, field.name)
+            default = field.default if found.asked is None else found.asked
+            if value is None or value == default or found.of_the_call or _follows(instance, found, value):
+                words = []
+            elif isinstance(value, bool):
+                on, *off = found.switch or (found.name, f"no-{found.name}")
+                words = [f"--{dashed(on if value else off[0])}"]
+            else:
+                words = [found.flag, str(as_text(value))]
+            kept.setdefault(found.name, words)
+    return [word for words in kept.values() for word in words]
+
+
+def _follows(instance: Any, found: Option, value: Any) -> bool:
+    """Whether the value follows from another option: written down, it would stay when that one is changed."""
+    if found.default_by:
+        other, table = found.default_by
+        return bool(table.get(getattr(instance, other)) == value)
+    return bool(found.excludes) and not value
 
 
 def given_on_the_command_line(context: typer.Context, name: str) -> bool:
@@ -90,7 +111,3 @@ def given_on_the_command_line(context: typer.Context, name: str) -> bool:
 
 def _names(context: typer.Context) -> list[str]:
     return [parameter.name for parameter in context.command.params if parameter.name and parameter.name != "config"]
-
-
-def _shown(name: str) -> str:
-    return name.replace("_", "-")

@@ -1,6 +1,6 @@
 """Trials side by side as jobs, through submitit: on this machine, or in the queue of a Slurm cluster.
 
-A job runs `runner.execute`, as a worker does, and results meet in the sweep's folder. submitit pickles what it submits into
+A job runs `workers.execute`, as a worker does, and results meet in the sweep's folder. submitit pickles what it submits into
 `jobs/` and reads that in the job, as the same user; nothing is ever unpickled here, where results are read as JSON.
 """
 
@@ -13,13 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from varloss_bench.config import TrialConfig
-from varloss_bench.execution import workers as runner
-from varloss_bench.execution.workers import Event
-from varloss_bench.records.store import DONE, Store, write_atomically
-from varloss_bench.training import ranks
+import submitit
+import torch
+from submitit.slurm.slurm import _get_default_parameters  # what update_parameters checks against
 
-CLUSTERS = ("local", "slurm")
+from varloss_bench.config import TrialConfig
+from varloss_bench.execution.workers import THREAD_VARIABLES, Event, execute, one_thread_each
+from varloss_bench.records.store import DONE, Store, write_atomically
+from varloss_bench.training import ranks, trial
+
 # Ours -> submitit's; every other name is submitit's own (partition, account, qos, constraint, exclude, ...).
 _ALIASES = {"gpus": "gpus_per_node", "cpus": "cpus_per_task"}
 _WHOLE_NUMBERS = ("gpus_per_node", "cpus_per_task", "array_parallelism")
@@ -27,7 +29,7 @@ _ACTIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPE
 _LOOK_AGAIN_SECONDS = 0.5
 # A local job would else be ended after submitit's two minutes.
 _LOCAL_MINUTES = 60 * 24 * 30
-_ONE_THREAD = [f"export {name}=1" for name in runner.THREAD_VARIABLES]
+_ONE_THREAD = [f"export {name}=1" for name in THREAD_VARIABLES]
 
 
 def parse_slurm(text: str) -> dict[str, Any]:
@@ -36,8 +38,6 @@ def parse_slurm(text: str) -> dict[str, Any]:
     Raises:
         ValueError: Not `key=value`, an unknown key, or a value that is not of its kind.
     """
-    from submitit.slurm.slurm import _get_default_parameters  # noqa: PLC0415  (what update_parameters checks against)
-
     known = {*_get_default_parameters(), *_ALIASES}
     found: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -73,23 +73,18 @@ def _minutes(value: str) -> int:
 
 def job(values: dict[str, Any], folder: str, command: list[str]) -> None:
     """Body of a job, on each of its nodes. Only the first makes a record; a trial that is there already is not run."""
-    import torch  # noqa: PLC0415
-    from submitit import JobEnvironment  # noqa: PLC0415
-
-    from varloss_bench.training import trial as train  # noqa: PLC0415
-
     torch.set_num_threads(1)
-    train.quieten()
+    trial.quieten()
     config = TrialConfig.from_dict(values)
     if config.nodes == 1:
-        runner.execute(config, Path(folder), command, wait_for_others=True)
+        execute(config, Path(folder), command, wait_for_others=True)
         return
-    environment = JobEnvironment()
+    environment = submitit.JobEnvironment()
     # Any port will do that two jobs on a machine are unlikely to share: the nodes know it without asking each other. Where it
     # is taken all the same, the trial crashes, and the job that tries again has another number.
     address, port = environment.hostnames[0], 20000 + int(environment.raw_job_id) % 20000
     if environment.node == 0:
-        status, reason = runner.execute(config, Path(folder), command, wait_for_others=True, rendezvous=(address, port))
+        status, reason = execute(config, Path(folder), command, wait_for_others=True, rendezvous=(address, port))
         if status == "crashed":
             raise SystemExit(reason)  # so that srun ends the other nodes, which would wait for this one half an hour
     elif (
@@ -102,7 +97,7 @@ class Cluster:
     """Where jobs go.
 
     Args:
-        kind: One of `CLUSTERS`.
+        kind: `local` or `slurm`.
         slurm: What `parse_slurm` returned.
 
     Raises:
@@ -110,20 +105,15 @@ class Cluster:
     """
 
     def __init__(self, kind: str, slurm: dict[str, Any]) -> None:
-        if kind not in CLUSTERS:
-            raise ValueError(f"--cluster must be one of {', '.join(CLUSTERS)}, got {kind!r}")
         if slurm and kind != "slurm":
             raise ValueError(f"--slurm goes with --cluster slurm, got --cluster {kind}")
-        if kind == "slurm":
-            from submitit import SlurmExecutor  # noqa: PLC0415
-
-            if SlurmExecutor.affinity() < 0:
-                raise ValueError("--cluster slurm: there is no srun on this machine; run this on a login node")
+        if kind == "slurm" and submitit.SlurmExecutor.affinity() < 0:
+            raise ValueError("--cluster slurm: there is no srun on this machine; run this on a login node")
         self.kind = kind
         self.slurm = slurm
 
     def run(self, configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
-        """As `runner.run_trials`, at most `workers` jobs at a time.
+        """As `workers.run_trials`, at most `workers` jobs at a time.
 
         Closing the iterator, as Ctrl-C does, ends local jobs. Slurm's stay in the queue and write their results; the next
         call finds them there and waits for them instead of submitting them again.
@@ -172,7 +162,7 @@ class Cluster:
             [str(folder.resolve())] * len(configs),
             [command] * len(configs),
         )
-        with runner.one_thread_each():
+        with one_thread_each():
             jobs = executor.map_array(job, *arguments)
         if self.kind == "slurm":
             ledger = folder / "jobs" / "submitted.json"
@@ -181,16 +171,12 @@ class Cluster:
         return dict(zip(configs, jobs, strict=True))
 
     def _executor(self, config: TrialConfig, folder: Path, workers: int, after: Iterable[Any]) -> Any:
-        from submitit import LocalExecutor, SlurmExecutor  # noqa: PLC0415
-
         if self.kind == "local":
-            import torch  # noqa: PLC0415
-
-            executor = LocalExecutor(folder=folder / "%j")
+            executor = submitit.LocalExecutor(folder=folder / "%j")
             # submitit hides all GPUs from a job that asks for none.
             executor.update_parameters(timeout_min=_LOCAL_MINUTES, gpus_per_node=torch.cuda.device_count())
             return executor
-        executor = SlurmExecutor(folder=folder / "%j")
+        executor = submitit.SlurmExecutor(folder=folder / "%j")
         # An array's limit is its own: two at once would run twice as many jobs. So each waits for those before it.
         arrays = dict.fromkeys(found.job_id.partition("_")[0] for found in after)
         dependencies = [f"afterany:{':'.join(arrays)}"] if arrays else []
@@ -217,10 +203,10 @@ class Cluster:
     @staticmethod
     def _adopted(configs: Sequence[TrialConfig], folder: Path) -> list[tuple[TrialConfig, Any]]:
         """Trials that an earlier call submitted and whose jobs wait or run still."""
-        from submitit import SlurmJob  # noqa: PLC0415
-
         ids = _read(folder / "submitted.json")
-        jobs = [(config, SlurmJob(folder / "%j", ids[config.key()])) for config in configs if config.key() in ids]
+        jobs = [
+            (config, submitit.SlurmJob(folder / "%j", ids[config.key()])) for config in configs if config.key() in ids
+        ]
         return [(config, found) for config, found in jobs if found.watcher.get_state(found.job_id, "force") in _ACTIVE]
 
 

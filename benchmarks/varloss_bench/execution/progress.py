@@ -28,7 +28,7 @@ def cost(config: TrialConfig) -> float:
 
 
 class SweepProgress:
-    """Context manager that shows events of `runner.run_trials`."""
+    """Context manager that shows events of `workers.run_trials`."""
 
     def __init__(self, console: Console, configs: Sequence[TrialConfig]) -> None:
         self._console = console

@@ -1,8 +1,9 @@
-"""Trials side by side in worker processes of one thread each. A worker may die; no finished trial is lost."""
+"""Trials side by side in worker processes with one thread each. A worker may die; no finished trial is lost."""
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -13,12 +14,16 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
+
+import torch
 
 from varloss_bench.config import TrialConfig
-
-if TYPE_CHECKING:
-    from varloss_bench.records import store
+from varloss_bench.records import claims, provenance
+from varloss_bench.records.store import Store
+from varloss_bench.training import ranks, trial
+from varloss_bench.training.errors import TrainingDivergedError
 
 # A trial whose worker died is tried once more (the machine may have been short of memory), then given up.
 MAX_ATTEMPTS = 2
@@ -31,7 +36,7 @@ _LOOK_AGAIN_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Event:
-    """Something to tell: a part of a trial is done (`fraction`), or its record is written (`status`, `reason`)."""
+    """Progress of a trial: a part of it is done (`fraction`), or its record is written (`status`, `reason`)."""
 
     config: TrialConfig
     fraction: float
@@ -48,10 +53,10 @@ def execute(
     wait_for_others: bool = False,
     rendezvous: tuple[str, int] | None = None,
 ) -> tuple[str, str | None]:
-    """Run one trial in this process and store its record, whatever becomes of it. Returns status and reason.
+    """Run one trial in this process and store its record, also of a failure. Returns status and reason.
 
-    This is all an executor needs to call; it takes and leaves plain values and files. A trial that another process runs
-    at the moment is not run a second time: the status is then `ELSEWHERE`, or, with `wait_for_others`, the other's.
+    An executor calls nothing else. A trial that another process is running is not run a second time: the status is then
+    `ELSEWHERE`, or, with `wait_for_others`, that of the other process.
 
     Args:
         config: What to run.
@@ -59,11 +64,9 @@ def execute(
         command: What the user typed, for the record.
         report: Called with the fraction done.
         wait_for_others: Return only when there is a record.
-        rendezvous: Address and port of rank 0, where several nodes share the trial and this is the first of them.
+        rendezvous: Address and port of rank 0, where several nodes share the trial and this is the first node.
     """
-    from varloss_bench.records import claims, store  # noqa: PLC0415
-
-    kept = store.Store(folder)
+    kept = Store(folder)
     try:
         with claims.claim(kept.path(config), wait=wait_for_others) as ours:
             if not ours:
@@ -81,24 +84,19 @@ def execute(
 
 def _run(
     config: TrialConfig,
-    kept: "store.Store",
+    kept: Store,
     command: list[str],
     report: Callable[[float], None],
     rendezvous: tuple[str, int] | None,
 ) -> dict[str, Any]:
     """The record of a trial that is run now, in this process or, where several share it, in their own."""
-    from varloss_bench.records import provenance  # noqa: PLC0415
-    from varloss_bench.training import ranks  # noqa: PLC0415
-    from varloss_bench.training import trial as train  # noqa: PLC0415
-    from varloss_bench.training.errors import TrainingDivergedError  # noqa: PLC0415
-
     outcome: dict[str, Any] = {}
     try:
         if config.ranks > 1:
             address, port = rendezvous or (ranks.LOCALHOST, None)
             outcome = ranks.run_trial(config, report, address=address, port=port)
         else:
-            outcome = train.run_trial(config, report, log=kept.path(config).with_suffix(".log"))
+            outcome = trial.run_trial(config, report, log=kept.path(config).with_suffix(".log"))
         status, reason = "finished", None
     except TrainingDivergedError as error:
         status, reason = "diverged", str(error)
@@ -117,8 +115,7 @@ class Worker:
         self.process: SpawnProcess = context.Process(
             target=_work, args=(theirs, folder, command), daemon=True, name="varloss-bench-worker"
         )
-        with one_thread_each(), deaf_to_ctrl_c():
-            self.process.start()
+        start(self.process)
         theirs.close()
         self.config: TrialConfig | None = None
 
@@ -146,7 +143,7 @@ def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str],
     attempts: dict[Worker, int] = {}
     # Trials that other processes run, with the time to look again. They are asked for last: each may be there by then.
     elsewhere: dict[TrialConfig, float] = {}
-    told: set[TrialConfig] = set()
+    noted: set[TrialConfig] = set()
     pool = [Worker(folder, command) for _ in range(min(workers, len(configs)))]
     try:
         while waiting or attempts or elsewhere:
@@ -184,8 +181,8 @@ def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str],
                     yield Event(running, 1.0, *message)
                     continue
                 elsewhere[running] = time.monotonic() + _LOOK_AGAIN_SECONDS
-                if running not in told:
-                    told.add(running)
+                if running not in noted:
+                    noted.add(running)
                     yield Event(running, 0.0, reason="another process is running it; its result will be taken")
     finally:
         for worker in pool:
@@ -200,12 +197,9 @@ def _due(elsewhere: dict[TrialConfig, float]) -> list[TrialConfig]:
 def _work(connection: Connection, folder: Path, command: list[str]) -> None:
     """Body of a worker process."""
     die_with_parent()
-    import torch  # noqa: PLC0415
-
-    from varloss_bench.training import trial as train  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    train.quieten()
+    trial.quieten()
     while True:
         try:
             config: TrialConfig = connection.recv()
@@ -226,11 +220,32 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started in here ignore Ctrl-C from their first moment on: it reaches them too, and the parent decides.
+def start(process: SpawnProcess) -> None:
+    """Start a worker process: one thread, deaf to Ctrl-C, and without the module that the user started."""
+    with one_thread_each(), ignore_sigint(), unimported_main():
+        process.start()
 
-    Done in the worker it would come late: until torch is imported there, Ctrl-C would print a traceback for each.
+
+@contextmanager
+def unimported_main() -> Iterator[None]:
+    """Processes that multiprocessing spawns in here do not import the `__main__` of this one.
+
+    It would run a script again that has no `if __name__ == "__main__"`, and could not find one that comes from stdin. What
+    a worker runs is in this package, so it needs nothing of it.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def ignore_sigint() -> Iterator[None]:
+    """Processes that start in here ignore Ctrl-C from the beginning: it reaches them too, and the parent decides.
+
+    If the worker did this itself, Ctrl-C would print a traceback until torch is imported there.
     """
     if threading.current_thread() is not threading.main_thread():  # only that one may, and only that one gets Ctrl-C
         yield
@@ -244,7 +259,7 @@ def deaf_to_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Environment of a worker: BLAS and OpenMP read it once, at import, so it must be there before the process starts."""
+    """Processes that start in here have one thread: BLAS and OpenMP read the environment once, when they are imported."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:

@@ -4,23 +4,22 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from varloss_bench.config import ARM_AND_SEED, TrialConfig
+from varloss_bench.commands.config_file import command_words
+from varloss_bench.commands.running import Running
+from varloss_bench.compare.options import Grid
+from varloss_bench.config import TrialConfig
 from varloss_bench.measures import METRICS
 from varloss_bench.tune.search import Outcome, best
-
-if TYPE_CHECKING:
-    from varloss_bench.tune.train import Plan  # imports torch
+from varloss_bench.tune.train import Plan
 
 WITH_VRN, BASELINE = "with VRN", "without VRN"
 TEST_SEEDS = 10
-# Not options of the command under their own names, or given by the choice, or always said.
-_NOT_COPIED = ARM_AND_SEED | {"evaluate_on", "device"}
 
 
 def table(title: str, outcomes: Sequence[Outcome], costs: Sequence[int]) -> Table:
@@ -46,7 +45,7 @@ def table(title: str, outcomes: Sequence[Outcome], costs: Sequence[int]) -> Tabl
     return result
 
 
-def words(outcomes: Mapping[str, Sequence[Outcome]], plan: "Plan", budget: int) -> list[str]:
+def words(outcomes: Mapping[str, Sequence[Outcome]], plan: Plan, budget: int) -> list[str]:
     """The result, claiming no more than a search on a few validation seeds can."""
     lines = []
     chosen = {name: best(found) for name, found in outcomes.items()}
@@ -74,36 +73,22 @@ def words(outcomes: Mapping[str, Sequence[Outcome]], plan: "Plan", budget: int) 
 
 def compare_command(base: TrialConfig, treated: Outcome, plain: Outcome, seeds: int) -> list[str]:
     """The command that tests the choice on fresh seeds: against its own temperature and against the tuned one, without VRN."""
-    first = 0 if base.seed >= TEST_SEEDS else base.seed + seeds
-    words = [
-        "varloss-bench",
-        "compare",
-        *("--method", base.method),
-        *("--batch-size", str(base.batch_size)),
-        *("--weight", f"{treated.candidate.weight:g}"),
-        *("--temperature", f"{treated.candidate.temperature:g}"),
-        *("--control-temperature", f"{plain.candidate.temperature:g}"),
-        *("--seeds", str(TEST_SEEDS)),
-        *("--first-seed", str(first)),
-    ]
-    for field in dataclasses.fields(TrialConfig):
-        value = getattr(base, field.name)
-        if field.name not in _NOT_COPIED and value != field.default:
-            words += _option(field.name, value)
-    # The device always: by itself `compare` takes a GPU where there is one, also where the search was kept off it.
-    return [*words, "--device", base.device, "--name", f"{base.data.partition(':')[0]}-tuned"]
+    grid = Grid(
+        methods=[base.method],
+        batch_sizes=[base.batch_size],
+        weights=[treated.candidate.weight],
+        temperatures=[treated.candidate.temperature],
+        control_temperatures=[plain.candidate.temperature],
+        seeds=TEST_SEEDS,
+        first_seed=0 if base.seed >= TEST_SEEDS else base.seed + seeds,
+    )
+    # The device is always said: by itself `compare` takes a GPU where there is one, also where the search was kept off it.
+    trial = dataclasses.replace(base, evaluate_on="test")
+    name = f"{base.data.partition(':')[0]}-tuned"
+    return ["varloss-bench", "compare", *command_words(grid, trial, Running(name=name))]
 
 
-def _option(name: str, value: Any) -> list[str]:
-    dashed = name.replace("_", "-")
-    if name == "fused":
-        return ["--fused" if value else "--split"]
-    if isinstance(value, bool):
-        return [f"--{dashed}" if value else f"--no-{dashed}"]
-    return [f"--{dashed}", str(value)]
-
-
-def to_dict(outcomes: Mapping[str, Sequence[Outcome]], plan: "Plan", budget: int) -> dict[str, Any]:
+def to_dict(outcomes: Mapping[str, Sequence[Outcome]], plan: Plan, budget: int) -> dict[str, Any]:
     """The same as plain values, for a file."""
     chosen = {name: best(found) for name, found in outcomes.items()}
     treated, plain = chosen[WITH_VRN], chosen[BASELINE]

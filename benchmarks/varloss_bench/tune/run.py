@@ -1,112 +1,221 @@
-"""Both searches side by side, each in a process of one thread: two workers change the time and not a number."""
+"""A pair of searches from its options: checked, priced, run."""
 
-import multiprocessing
-import traceback
-from collections.abc import Iterator, Mapping
+import dataclasses
+import io
+import json
+import shlex
+import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
-from varloss_bench.execution import workers as runner
-from varloss_bench.tune.search import Outcome, Space, search
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from varloss_bench import messages
+from varloss_bench.commands import arguments, checks, config_file
+from varloss_bench.commands.running import Running
+from varloss_bench.config import TrialConfig
+from varloss_bench.options import as_text, as_typed, check
+from varloss_bench.records import provenance, store
+from varloss_bench.training import estimates
+from varloss_bench.training.trial import quieten
+from varloss_bench.tune import processes, report
+from varloss_bench.tune.options import NOT_TUNED, Search
+from varloss_bench.tune.report import BASELINE, WITH_VRN
+from varloss_bench.tune.result import Tuning
+from varloss_bench.tune.search import Candidate, Outcome, Space
+from varloss_bench.tune.train import Plan
+
+# What a grid on the same seeds would train, for the cost to be seen against: 4 weights x 4 temperatures, as usual.
+GRID_ARMS = 16
 
 
 @dataclass(frozen=True)
-class Task:
-    """One search; `plan` is a `tune_train.Plan`, whose module the parent process need not import."""
+class Prepared:
+    """A pair of searches whose options are checked."""
 
-    space: Space
-    plan: Any
-    budget: int
-    seed: int
+    tasks: dict[str, processes.Task]
+    folder: Path
+    command: list[str]
+    workers: int
 
-
-@dataclass(frozen=True)
-class Event:
-    """Something to tell of a search: epochs trained, a candidate decided, or the end with the number of epochs trained."""
-
-    search: str
-    epochs: int = 0
-    outcome: Outcome | None = None
-    finished: bool = False
+    @property
+    def task(self) -> processes.Task:
+        """The search with VRN; the other has the same plan and budget."""
+        return self.tasks[WITH_VRN]
 
 
-class SearchCrashedError(RuntimeError):
-    """A search's process raised, or died."""
+def prepare(
+    trial: TrialConfig, search: Search, running: Running, *, command: list[str] | None = None, writes: bool = True
+) -> Prepared:
+    """Check everything that can fail before a net is trained.
 
-
-def run(task: Task, folder: Path, command: list[str], tell: Any) -> None:
-    """One search in this process; `tell` takes the fields of an `Event` by name."""
-    from varloss_bench.tune.train import Trainings  # noqa: PLC0415  (lightning; only workers need it)
-
-    trainings = Trainings(task.plan, folder, command, lambda epochs: tell(epochs=epochs))
-    search(
-        task.space, task.plan.costs, task.budget, trainings.evaluate, seed=task.seed, report=lambda o: tell(outcome=o)
-    )
-    tell(finished=True)
-
-
-def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
-    """Run all searches, at most `workers` at a time, and yield what happens. Closing the iterator ends them.
+    Args:
+        trial: As those of `tune`, like the next two.
+        search: See there.
+        running: See there.
+        command: What the user typed; by default the command that does the same.
+        writes: Whether the folder of the results is made.
 
     Raises:
-        SearchCrashedError: One failed; what was trained until then is on disk.
-        OSError: One could not keep what it found, or not read its data; likewise.
+        ValueError: An option is out of range or does not go with another; its text names the option.
     """
-    context = multiprocessing.get_context("spawn")
-    waiting = list(tasks.items())
-    running: dict[Connection, tuple[str, Any]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                name, task = waiting.pop(0)
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(theirs, task, folder, command), daemon=True)
-                with runner.one_thread_each(), runner.deaf_to_ctrl_c():
-                    process.start()
-                theirs.close()
-                running[ours] = name, process
-            for connection in [c for c in wait(list(running)) if isinstance(c, Connection)]:
-                name, process = running[connection]
-                try:
-                    message = connection.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    raise SearchCrashedError(f"the search {name} died (exit code {process.exitcode})") from None
-                if isinstance(message, OSError):
-                    raise message
-                if isinstance(message, str):
-                    raise SearchCrashedError(f"the search {name} failed:\n{message}")
-                event = Event(name, **message)
-                if event.finished:
-                    process.join()
-                    connection.close()
-                    del running[connection]
-                yield event
-    finally:
-        for connection, (_, process) in running.items():
-            connection.close()
-            process.terminate()
-            process.join()
+    checks.check_installed("optuna")
+    trial, search, running = as_typed(trial), as_typed(search), as_typed(running)
+    checks.check_unused(trial, NOT_TUNED, "tune does not take them")
+    base = dataclasses.replace(arguments.resolve(trial), seed=search.first_seed, evaluate_on="val")
+    for asked in (base, search, running):
+        check(asked)
+    checks.check_choices(base, [base.method])
+    checks.check_trials([dataclasses.replace(base, seed=base.seed + number) for number in range(search.seeds)])
+    folder = running.folder(f"{arguments.folder_name(trial.data)}-tune")
+    if writes:
+        checks.check_folder(folder)
+    words = ["varloss-bench", "tune", *config_file.command_words(search, trial, running)]
+    return Prepared(make_tasks(base, search), folder, command or words, running.workers)
 
 
-def _work(connection: Connection, task: Task, folder: Path, command: list[str]) -> None:
-    """Body of a process."""
-    runner.die_with_parent()
-    import torch  # noqa: PLC0415
+def make_tasks(base: TrialConfig, search: Search) -> dict[str, processes.Task]:
+    """Both searches, which differ in nothing but VRN.
 
-    from varloss_bench.training import trial as train  # noqa: PLC0415
-
-    torch.set_num_threads(1)
-    train.quieten()
-    try:
-        run(task, folder, command, lambda **fields: connection.send(fields))
-    except OSError as error:
-        # Itself it may lose its file's name on the way, or not be picklable.
-        said = str(error)
-        connection.send(
-            OSError(error.errno, said.removeprefix(f"[Errno {error.errno}] ")) if error.errno else OSError(said)
+    Raises:
+        ValueError: Rungs, ranges or budget make no search.
+    """
+    rungs = list(search.rungs) or sorted({epochs for epochs in (base.epochs // 4, base.epochs // 2) if epochs >= 1})
+    if rungs != sorted(set(rungs)) or not all(1 <= rung < base.epochs for rung in rungs):
+        raise ValueError(f"--rungs must rise and lie from 1 to below the {base.epochs} epochs, got {rungs}")
+    if search.budget < search.seeds:
+        raise ValueError(
+            f"--budget must be at least the {search.seeds} full trainings of one candidate, got {search.budget}"
         )
-    except Exception:
-        connection.send(traceback.format_exc())
+    weights = _range("--weight-range", search.weight_range)
+    temperatures = _range("--temperature-range", search.temperature_range)
+    plan = Plan(base, search.seeds, tuple(rungs), search.metric)
+
+    def first(*candidates: Candidate) -> tuple[Candidate, ...]:
+        return tuple(
+            c
+            for c in candidates
+            if temperatures[0] <= c.temperature <= temperatures[1]
+            and (not c.weight or weights[0] <= c.weight <= weights[1])
+        )
+
+    # What small studies found good, first: a search that ends early has then tried it.
+    with_vrn = Space(weights, temperatures, first(Candidate(3.0, 0.5), Candidate(3.0, 0.2)))
+    without = Space(None, temperatures, first(Candidate(0.0, 0.5), Candidate(0.0, 0.2)))
+    epochs = search.budget * base.epochs
+    return {
+        WITH_VRN: processes.Task(with_vrn, plan, epochs, search.search_seed),
+        BASELINE: processes.Task(without, plan, epochs, search.search_seed),
+    }
+
+
+def _range(option: str, values: Sequence[float]) -> tuple[float, float]:
+    if len(values) != 2 or not 0 < values[0] < values[1] < float("inf"):
+        raise ValueError(f"{option} must be two rising numbers greater than 0, got {as_text(values)!r}")
+    return values[0], values[1]
+
+
+def show_cost(prepared: Prepared, console: Console) -> None:
+    """Print epochs, candidates, and minutes from steps and an evaluation timed just now."""
+    quieten()
+    torch.set_num_threads(1)
+    task, side_by_side = prepared.task, min(prepared.workers, 2)
+    plan, costs = task.plan, task.plan.costs
+    fewest, most = task.budget // costs[-1], task.budget // costs[0]
+    console.print(
+        f"Two searches of {task.budget} epochs each at most, {fewest} to {most} candidates each, scored after "
+        f"{', '.join(map(str, costs))} epochs over {messages.counted(plan.seeds, 'seed')}: {2 * task.budget} epochs. "
+        f"A grid of {GRID_ARMS} arms on the same seeds: {GRID_ARMS * costs[-1]}.",
+        highlight=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluation = estimates.measure_evaluation_seconds(plan.base)
+        steps = [estimates.measure_step(dataclasses.replace(plan.base, weight=weight))[0] for weight in (0.0, 3.0)]
+    per_epoch = estimates.number_of_steps(plan.base) / plan.base.epochs
+    seconds = sum(task.budget * per_epoch * step + task.budget / costs[0] * evaluation for step in steps)
+    console.print(
+        f"About {(seconds / side_by_side + 10) / 60:.1f} minutes with {side_by_side} worker(s) on as many free cores "
+        "(steps and evaluation timed just now, start-up counted as 10 s); less where results are there already.",
+        highlight=False,
+    )
+
+
+def run(prepared: Prepared, console: Console) -> Tuning:
+    """Print the cost, search, print and store what was found.
+
+    Raises:
+        SearchCrashedError: A search failed.
+    """
+    show_cost(prepared, console)
+    started = time.monotonic()
+    outcomes = _search(prepared, console)
+    task = prepared.task
+    found = Tuning(prepared.folder, outcomes, task.plan, task.budget)
+    _present(found, prepared.command, console, seconds=time.monotonic() - started)
+    return found
+
+
+def _search(prepared: Prepared, console: Console) -> dict[str, list[Outcome]]:
+    """Both searches with a bar each, or a line per candidate where there is no terminal."""
+    tasks = prepared.tasks
+    found: dict[str, list[Outcome]] = {search: [] for search in tasks}
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} epochs, {task.fields[candidates]} candidates"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    rows = {search: bar.add_task(search, total=task.budget, candidates=0) for search, task in tasks.items()}
+    try:
+        with bar:
+            for event in processes.run_all(tasks, prepared.folder, prepared.command, prepared.workers):
+                if event.outcome is None:
+                    bar.advance(rows[event.search], event.epochs)
+                    continue
+                found[event.search].append(event.outcome)
+                spent = sum(outcome.epochs for outcome in found[event.search])
+                bar.update(rows[event.search], completed=spent, candidates=len(found[event.search]))
+                if not console.is_terminal:
+                    messages.say(console, f"{event.search}: {_line(event.outcome)}")
+    except KeyboardInterrupt:
+        messages.say(console, f"Interrupted; what was trained is in {prepared.folder}. The same command resumes.")
+        raise
+    return found
+
+
+def _line(outcome: Outcome) -> str:
+    scores = ", ".join(f"{score:.2f}" for score in outcome.scores)
+    candidate = outcome.candidate
+    weight = f"weight {candidate.weight:g}, " if candidate.weight else ""
+    return f"{weight}t {candidate.temperature:g}: {scores or '-'} ({outcome.state}{': ' if outcome.reason else ''}{outcome.reason})"
+
+
+def _present(found: Tuning, command: list[str], console: Console, *, seconds: float) -> None:
+    """Tables, words and the next command, on the terminal and as tune.txt and tune.json."""
+    text = io.StringIO()
+    for target in (console, Console(width=100, color_system=None, file=text, force_terminal=False)):
+        for search, outcomes in found.outcomes.items():
+            target.print(report.table(search, outcomes, found.plan.costs))
+        target.print(Text(found.verdict))
+        if found.test_with:
+            target.print("Test this choice on fresh seeds:")
+            messages.say(target, f"  {found.test_with}")
+    store.write_atomically(found.folder / "tune.txt", f"$ {shlex.join(command)}\n\n{text.getvalue()}")
+    content = report.to_dict(found.outcomes, found.plan, found.budget) | {
+        "command": command,
+        "config": found.plan.base.to_dict(),
+        "environment": provenance.environment(),
+        "seconds": round(seconds, 1),
+    }
+    store.write_atomically(found.folder / "tune.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+    messages.say(console, f"{seconds:.0f} s. Trials, tune.txt and tune.json: {found.folder}/")

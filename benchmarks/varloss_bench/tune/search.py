@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import optuna
+
 State = Literal["finished", "halved", "collapsed", "diverged", "budget spent"]
 # At each rung the better half goes on. With the few candidates of a small budget a sharper cut would be one by noise.
 REDUCTION = 2
@@ -96,8 +98,6 @@ def search(
     Returns:
         All candidates, in order.
     """
-    import optuna  # noqa: PLC0415  (the command's help answers without it)
-
     logging.getLogger("optuna").setLevel(logging.WARNING)
     study = optuna.create_study(
         direction="maximize",

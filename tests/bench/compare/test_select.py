@@ -6,11 +6,11 @@ import re
 
 import pytest
 from rich.console import Console
-from typer import Exit
 from typer.testing import CliRunner
 
 from varloss_bench.cli import app
 from varloss_bench.compare import select as select_run
+from varloss_bench.compare.sweep import Execution
 from varloss_bench.config import Arm, TrialConfig, grid
 from varloss_bench.execution import workers as runner
 from varloss_bench.records.store import Store
@@ -147,7 +147,7 @@ def fill(folder, of_plan, scores):
 def run_planted(of_plan, folder):
     """The whole of it on records that are there already; returns what is printed and the stored summary."""
     console = Console(width=400, file=io.StringIO(), color_system=None)
-    select_run.run_select(of_plan, folder, effect_points=0.5, workers=1, dry_run=False, console=console)
+    select_run.run_select(of_plan, Execution(folder=folder, command=["x"]), console, effect_points=0.5)
     return console.file.getvalue(), json.loads((folder / "summary.json").read_text())
 
 
@@ -261,11 +261,10 @@ def test_test_waits_for_a_cell_without_a_result(tmp_path, monkeypatch):
     store.write(crashed, record(crashed, status="crashed", metrics={}))
     tried = []
     monkeypatch.setattr(runner, "run_trials", lambda trials, *_: tried.extend(trials) or iter(()))
-    monkeypatch.setattr(select_run.sweep, "show_cost", lambda *_, **__: None)
+    monkeypatch.setattr(select_run.cost, "show_cost", lambda *_, **__: None)
     console = Console(width=400, file=io.StringIO(), color_system=None)
-    with pytest.raises(Exit) as stopped:
-        select_run.run_select(plan(), tmp_path, effect_points=0.5, workers=1, dry_run=False, console=console)
-    assert stopped.value.exit_code == 1
+    with pytest.raises(select_run.NothingChosenError):
+        select_run.run_select(plan(), Execution(folder=tmp_path, command=["x"]), console, effect_points=0.5)
     assert tried == [crashed]
     assert "t=0.5 + VRN 3: no result for seeds 100." in console.file.getvalue()
     assert not (tmp_path / "selection.json").exists()
@@ -280,9 +279,8 @@ def test_where_every_cell_of_a_side_failed_test_is_not_read(tmp_path):
         if trial.weight:
             store.write(trial, record(trial, collapsed=True))
     console = Console(width=400, file=io.StringIO(), color_system=None)
-    with pytest.raises(Exit) as stopped:
-        select_run.run_select(plan(), tmp_path, effect_points=0.5, workers=1, dry_run=False, console=console)
-    assert stopped.value.exit_code == 1
+    with pytest.raises(select_run.NothingChosenError):
+        select_run.run_select(plan(), Execution(folder=tmp_path, command=["x"]), console, effect_points=0.5)
     assert "VRN: none; every cell failed" in console.file.getvalue()
     assert not (tmp_path / "summary.json").exists()
 
@@ -292,9 +290,8 @@ def test_where_every_cell_of_a_side_failed_test_is_not_read(tmp_path):
 def test_a_selection_file_that_cannot_be_read_is_not_overwritten(tmp_path, content):
     fill(tmp_path, plan(), SCORES)
     (tmp_path / "selection.json").write_text(content)
-    with pytest.raises(Exit) as stopped:
+    with pytest.raises(ValueError, match=r"selection.json cannot be read .* move it away to go on without"):
         run_planted(plan(), tmp_path)
-    assert stopped.value.exit_code == 2
     assert (tmp_path / "selection.json").read_text() == content
 
 

@@ -17,7 +17,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from varloss_bench.compare import sweep
+from varloss_bench.compare import present
 from varloss_bench.config import TrialConfig
 from varloss_bench.execution import workers as runner
 from varloss_bench.records.store import Loaded, Store
@@ -187,14 +187,14 @@ def test_rows_of_unknown_origin_are_told_from_known_ones():
     newer, other = (
         {"environment": {**known["environment"], "varloss_bench_source": digest}} for digest in ("1" * 12, "2" * 12)
     )
-    assert not sweep._environments_differ(Loaded({"a": known, "b": known}))
-    assert not sweep._environments_differ(Loaded({"a": older, "b": older}))
-    assert sweep._environments_differ(Loaded({"a": known, "b": older}))
-    assert not sweep._environments_differ(Loaded({"a": newer, "b": newer}))
-    assert sweep._environments_differ(Loaded({"a": newer, "b": other}))
+    assert not present._environments_differ(Loaded({"a": known, "b": known}))
+    assert not present._environments_differ(Loaded({"a": older, "b": older}))
+    assert present._environments_differ(Loaded({"a": known, "b": older}))
+    assert not present._environments_differ(Loaded({"a": newer, "b": newer}))
+    assert present._environments_differ(Loaded({"a": newer, "b": other}))
     solo, other = ({"environment": {**newer["environment"], "varloss_solo_source": d}} for d in ("3" * 12, "4" * 12))
-    assert not sweep._environments_differ(Loaded({"a": solo, "b": newer}))  # a row without training
-    assert sweep._environments_differ(Loaded({"a": solo, "b": newer, "c": other}))
+    assert not present._environments_differ(Loaded({"a": solo, "b": newer}))  # a row without training
+    assert present._environments_differ(Loaded({"a": solo, "b": newer, "c": other}))
 
 
 def test_a_corrupt_result_is_named_and_made_again(undisturbed):
@@ -266,7 +266,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_once_more(tmp_path):
             "queue_size must be at most half of the 997 training samples, got 600",
         ),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
-        (["--device", "tpu"], "--device must be auto, cpu or cuda, got 'tpu'"),
+        (["--device", "tpu"], "--device must be one of auto, cpu, cuda, got 'tpu'"),
         (["--output", "/proc/nowhere"], "results cannot be kept in /proc/nowhere"),
     ],
 )

@@ -21,8 +21,9 @@ from varloss_bench.config import TrialConfig
 from varloss_bench.execution import workers as runner
 from varloss_bench.records import claims
 from varloss_bench.records.store import Store
-from varloss_bench.tune import command as tune
-from varloss_bench.tune import run as tune_run
+from varloss_bench.tune import processes
+from varloss_bench.tune import run as tune
+from varloss_bench.tune.options import Search
 from varloss_bench.tune.search import Candidate, Outcome
 
 ROOT = Path(__file__).parents[3]
@@ -91,11 +92,9 @@ def test_a_search_on_a_full_disk_ends_with_that_error(small_disk):
     """In a process of its own, as always; a net is trained up to the first look at it, which cannot be kept."""
     fill(small_disk)
     base = TrialConfig(batch_size=128, epochs=2, evaluate_on="val", seed=100)
-    tasks = tune.make_tasks(
-        base, seeds=1, rungs=[1], metric="knn", weights=(0.3, 30.0), temperatures=(0.05, 1.0), budget=1, search_seed=0
-    )
+    tasks = tune.make_tasks(base, Search(seeds=1, rungs=[1], metric="knn", budget=1))
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$") as raised:
-        list(tune_run.run_all({"with VRN": tasks["with VRN"]}, small_disk, [], workers=1))
+        list(processes.run_all({"with VRN": tasks["with VRN"]}, small_disk, [], workers=1))
     assert raised.value.errno == errno.ENOSPC
 
 
@@ -108,10 +107,10 @@ def test_tune_on_a_full_disk_says_what_to_do(when, small_disk, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device", "rungs/some.json")
         for name, weight in (("with VRN", 3.0), ("without VRN", 0.0)):
             outcome = Outcome(Candidate(weight, 0.5), (90.0,), 20, "finished")
-            yield tune_run.Event(name, outcome=outcome)
+            yield processes.Event(name, outcome=outcome)
 
-    monkeypatch.setattr(tune, "_print_cost", lambda *_: None)
-    monkeypatch.setattr(tune_run, "run_all", search)
+    monkeypatch.setattr(tune, "show_cost", lambda *_: None)
+    monkeypatch.setattr(processes, "run_all", search)
     result = CliRunner().invoke(app, ["tune", "--output", str(small_disk)])
     assert (result.exit_code, type(result.exception)) == (1, SystemExit), result.output
     text = " ".join(result.output.split())
@@ -130,8 +129,8 @@ def test_room_is_asked_for_only_where_it_lacks(command, tmp_path, monkeypatch):
     def refused(*_):
         raise PermissionError(errno.EACCES, "Permission denied", "trials")
 
-    monkeypatch.setattr(tune, "_print_cost", lambda *_: None)
-    monkeypatch.setattr(tune_run, "run_all", refused)
+    monkeypatch.setattr(tune, "show_cost", lambda *_: None)
+    monkeypatch.setattr(processes, "run_all", refused)
     monkeypatch.setattr(runner, "run_trials", refused)
     result = CliRunner().invoke(app, [command, "--seeds", "2", "--output", str(tmp_path)])
     text = " ".join(result.output.split())
@@ -141,7 +140,7 @@ def test_room_is_asked_for_only_where_it_lacks(command, tmp_path, monkeypatch):
     assert "Make room" not in text
 
 
-def test_a_worker_that_has_just_been_born_is_deaf_to_ctrl_c(tmp_path):
+def test_a_worker_that_has_just_started_ignores_ctrl_c(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     worker = runner.Worker(tmp_path, [])
     os.kill(worker.process.pid, signal.SIGINT)
@@ -290,7 +289,7 @@ def test_what_does_not_is_let_through():
 @in_a_checkout
 def test_results_of_jobs_are_not_unpickled():
     """submitit hands them out as pickles; ours are read from the folder."""
-    path = ROOT / "benchmarks" / "varloss_bench" / "cluster.py"
+    path = ROOT / "benchmarks" / "varloss_bench" / "execution" / "cluster.py"
     called = {
         node.func.attr
         for node in ast.walk(ast.parse(path.read_text()))

@@ -80,7 +80,7 @@ def test_what_is_pending_is_waited_for_and_not_submitted_again(tmp_path, slurm):
     events = where.run(SEEDS, folder, COMMAND, workers=2)
     assert [next(events).reason for _ in SEEDS] == ["is job 1000_0 already", "is job 1000_1 already"]
     for trial in SEEDS:
-        cluster.runner.execute(trial, folder, COMMAND)  # as the jobs do when their turn comes
+        cluster.execute(trial, folder, COMMAND)  # as the jobs do when their turn comes
     assert {event.status for event in events} == {"finished"}
     assert len(list((slurm / "scripts").iterdir())) == 1
     # Cancelled jobs are not pending: their trials are submitted anew.
@@ -101,7 +101,7 @@ def test_trials_of_different_sizes_are_arrays_of_their_own(tmp_path, slurm):
     where = Cluster("slurm", {})
     monitor = where.run(trials, tmp_path / "results", COMMAND, workers=2)
     for trial in SEEDS:
-        cluster.runner.execute(trial, tmp_path / "results", COMMAND)  # as the jobs do when their turn comes
+        cluster.execute(trial, tmp_path / "results", COMMAND)  # as the jobs do when their turn comes
     assert {next(monitor).config for _ in SEEDS} == set(SEEDS)
     monitor.close()
     scripts = [path.read_text() for path in sorted((slurm / "scripts").iterdir())]
@@ -207,7 +207,7 @@ def test_a_first_node_that_fails_ends_the_others(tmp_path, slurm):
 def test_a_failure_without_a_reason_is_taken_all_the_same(tmp_path):
     trial = SEEDS[0]
     Store(tmp_path).write(trial, {"config": trial.to_dict(), "status": "diverged", "reason": None, "environment": {}})
-    assert cluster.runner.execute(trial, tmp_path, COMMAND) == ("diverged", None)
+    assert cluster.execute(trial, tmp_path, COMMAND) == ("diverged", None)
     assert cluster._event(Store(tmp_path), trial, None) == cluster.Event(trial, 1.0, "diverged", None)
 
 

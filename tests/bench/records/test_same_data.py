@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from varloss_bench.compare import select as select_run
-from varloss_bench.compare import sweep
+from varloss_bench.compare import select
+from varloss_bench.compare.present import present
 from varloss_bench.config import TrialConfig, grid, untrained
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
@@ -19,6 +19,7 @@ from varloss_bench.records import same_data
 from varloss_bench.records.store import Store
 from varloss_bench.report import groups
 from varloss_bench.report.sections import sections
+from varloss_bench.statistics.selection import choose
 from varloss_bench.statistics.summary import grid_pairs
 from varloss_bench.training import trial as train
 
@@ -48,7 +49,7 @@ def run(folder, results, weights):
     for trial in trials:
         assert runner.execute(trial, results, COMMAND)[0] == "finished"
     console = Console(file=io.StringIO(), width=100)
-    sweep.present(trials, store, console, pairs=grid_pairs(trials, []), command=COMMAND, ran=0, seconds=0.0)
+    present(trials, store, console, pairs=grid_pairs(trials, []), command=COMMAND, ran=0, seconds=0.0)
     summary = json.loads((results / "summary.json").read_text())
     return console.file.getvalue(), (results / "table.txt").read_text(), summary["data_differ"]
 
@@ -90,7 +91,10 @@ def test_a_folder_that_changed_between_two_sweeps_is_announced(tmp_path):
     assert "> NOT THE SAME IMAGES" in (results / "report.md").read_text()
     # What a choice is made from is looked at as well.
     console = Console(file=io.StringIO(), width=100)
-    select_run._show_validation(trials_of(images, [1.0, 3.0]), Store(results), console, metric="knn", command=COMMAND)
+    trials = trials_of(images, [1.0, 3.0])
+    records = Store(results).load(trials).records
+    alarm = same_data.in_words(same_data.differences(trials, records), COMMAND)
+    select._show_validation(choose(trials, records, "knn"), alarm, console)
     assert console.file.getvalue().startswith("NOT THE SAME IMAGES")
 
 

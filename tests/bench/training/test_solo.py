@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import varloss_solo
 from varloss_bench.cli import app
-from varloss_bench.compare import sweep
+from varloss_bench.compare import cost
 from varloss_bench.config import TrialConfig, grid
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
@@ -347,7 +347,7 @@ def test_the_estimate_counts_the_start_of_every_run(checkout, monkeypatch):
     monkeypatch.setattr(estimates, "measure_solo", lambda config: (7.0, 0.5))
     monkeypatch.setattr(estimates, "measure_evaluation_seconds", lambda config: 1.0)
     console = Console(file=io.StringIO(), width=120)
-    sweep.show_cost([CONFIG], 1, console)
+    cost.show_cost([CONFIG], 1, console)
     shown = console.file.getvalue()
     # 62 steps in each of 5 epochs: 1 + 7 + 310 * .5.
     assert "163.0" in shown

@@ -16,9 +16,10 @@ from varloss_bench.commands import checks
 from varloss_bench.config import TrialConfig
 from varloss_bench.records.store import Store
 from varloss_bench.training import trial as train
-from varloss_bench.tune import command as tune
+from varloss_bench.tune import processes
 from varloss_bench.tune import report as tune_report
-from varloss_bench.tune import run as tune_run
+from varloss_bench.tune import run as tune
+from varloss_bench.tune.options import Search
 from varloss_bench.tune.search import Candidate, CandidateFailedError, Outcome
 from varloss_bench.tune.train import Look, Looks, Plan, Trainings, _Rungs
 
@@ -37,9 +38,7 @@ def _one_thread():
 
 
 def tasks(**changes):
-    asked = {"seeds": 2, "rungs": [1, 2], "metric": "few_label_probe", "weights": (0.3, 30.0), "temperatures": (0.05, 1.0),
-             "budget": 4, "search_seed": 0}  # fmt: skip
-    return tune.make_tasks(changes.pop("base", BASE), **asked | changes)
+    return tune.make_tasks(changes.pop("base", BASE), Search(**{"seeds": 2, "rungs": [1, 2], "budget": 4} | changes))
 
 
 @pytest.mark.usefixtures("trains")
@@ -75,7 +74,7 @@ def test_an_interrupted_search_resumes_to_the_undisturbed_result(tmp_path):
                 raise Interrupted
             outcomes.extend([fields["outcome"]] if "outcome" in fields else [])
 
-        tune_run.run(task, folder, ["varloss-bench"], tell)
+        processes.run(task, folder, ["varloss-bench"], tell)
         return outcomes, epochs
 
     undisturbed, trained = collect(tmp_path / "a")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from varloss_bench.config import TrialConfig, grid
 from varloss_bench.data.sets import Split
-from varloss_bench.execution.workers import deaf_to_ctrl_c
+from varloss_bench.execution.workers import ignore_sigint
 from varloss_bench.statistics import summary
 from varloss_bench.training import evaluate
 
@@ -93,6 +93,6 @@ def sweep(number: int, seeds: int, gain: float) -> summary.Summary:
 def sweeps(count: int, seeds: int, gain: float, workers: int) -> Iterator[summary.Summary]:
     """Independent sweeps, in processes of one thread each."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        with deaf_to_ctrl_c():  # the first submissions start the processes
+        with ignore_sigint():  # the first submissions start the processes
             found = pool.map(partial(sweep, seeds=seeds, gain=gain), range(count))
         yield from found

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from varloss_bench import messages
 from varloss_bench.commands import arguments
+from varloss_bench.options import items
 from varloss_bench.studies.speed import report, run
 from varloss_bench.studies.speed.losses import GROUPS
 
@@ -49,14 +50,14 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
     try:
         if full and sizes:
             raise ValueError("give --full or --sizes, not both")
-        chosen = arguments.items("--groups", groups, str, allow_empty=True) or list(GROUPS)
+        chosen = items("--groups", groups, str, allow_empty=True) or list(GROUPS)
         if unknown := sorted(set(chosen) - set(GROUPS)):
             raise ValueError(f"unknown group {unknown[0]!r}; there are {', '.join(GROUPS)}")
         if dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype must be float32, bfloat16 or float16, got {dtype!r}")
         plan = run.Plan(
-            sizes=arguments.items("--sizes", sizes or (FULL_SIZES if full else SIZES), int),
-            dims=arguments.items("--dims", dims, int),
+            sizes=items("--sizes", sizes or (FULL_SIZES if full else SIZES), int),
+            dims=items("--dims", dims, int),
             groups=chosen,
             threads=threads,
             device=arguments.resolve_device(device),

@@ -1,0 +1,134 @@
+"""A comparison from its options: checked, priced, run."""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from varloss_bench.commands import arguments, checks, config_file
+from varloss_bench.commands.running import Running
+from varloss_bench.compare import cost, select
+from varloss_bench.compare.options import Grid, Selection
+from varloss_bench.compare.present import present
+from varloss_bench.compare.result import Comparison
+from varloss_bench.compare.sweep import Execution, missing_of, run_missing
+from varloss_bench.config import ARM_AND_SEED, TrialConfig
+from varloss_bench.options import as_typed, check
+from varloss_bench.records.store import Store
+from varloss_bench.statistics import summary
+from varloss_bench.statistics.selection import Plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A comparison whose options are checked.
+
+    Attributes:
+        trials: The grid on the test split.
+        plan: Of the selection, where there is one; it decides which trials run.
+        grid: What was asked for.
+        where: Workers and folder.
+    """
+
+    trials: list[TrialConfig]
+    plan: Plan | None
+    grid: Grid
+    where: Execution
+
+
+def prepare(
+    trial: TrialConfig,
+    grid: Grid,
+    selection: Selection | None,
+    running: Running,
+    *,
+    command: list[str] | None = None,
+    writes: bool = True,
+) -> Prepared:
+    """Check everything that can fail before a trial runs.
+
+    Args:
+        trial: As those of `compare`, like the next three.
+        grid: See there.
+        selection: See there.
+        running: See there.
+        command: What the user typed; by default the command that does the same.
+        writes: Whether the folder of the results is made.
+
+    Raises:
+        ValueError: An option is out of range or does not go with another; its text names the option.
+    """
+    checks.check_installed()
+    trial, grid, running = as_typed(trial), as_typed(grid), as_typed(running)
+    selection = selection and as_typed(selection)
+    checks.check_unused(trial, ARM_AND_SEED, "the grid says what is compared")
+    for asked in (grid, trial, running, *([selection] if selection else [])):
+        check(asked)
+    base = arguments.resolve(trial, elsewhere=running.cluster == "slurm")
+    checks.check_choices(base, grid.methods)
+    cluster = checks.check_cluster(running.cluster, running.slurm, base)
+    trials = grid.trials(base)
+    plan = _plan(base, grid, selection) if selection else None
+    folder = running.folder(arguments.folder_name(trial.data))
+    checks.check_seeds(grid.seeds, interval=grid.interval)
+    if writes:
+        checks.check_folder(folder)
+    checks.check_trials(trials + plan.validation_trials() if plan else trials)
+    if writes and not running.resume:
+        checks.check_fresh(folder)
+    chosen = [selection] if selection else []
+    words = ["varloss-bench", "compare", *config_file.command_words(grid, *chosen, base, running)]
+    where = Execution(
+        folder=folder,
+        command=command or words + (["--select"] if selection else []),
+        workers=running.workers,
+        cluster=cluster,
+        options=config_file.dump(grid, *chosen, base, running) + ("select: true\n" if selection else ""),
+    )
+    return Prepared(trials, plan, grid, where)
+
+
+def _plan(base: TrialConfig, grid: Grid, selection: Selection) -> Plan:
+    return Plan(
+        base,
+        methods=grid.methods,
+        batch_sizes=grid.batch_sizes,
+        weights=grid.weights,
+        temperatures=grid.temperatures,
+        control_temperatures=grid.control_temperatures,
+        metric=selection.by,
+        validation_seeds=range(selection.first_seed, selection.first_seed + selection.seeds),
+        test_seeds=grid.test_seeds,
+    )
+
+
+def show_cost(prepared: Prepared, console: Console) -> None:
+    """Print what would run and how long it would take."""
+    where = prepared.where
+    if prepared.plan:
+        select.earlier_choices(where.folder)
+        select.show_costs(prepared.plan, where, console, note="Nothing was run.")
+    else:
+        cost.show_cost(missing_of(prepared.trials, where.folder, console), where.workers, console)
+
+
+def run(prepared: Prepared, console: Console) -> Comparison:
+    """Run what is missing, print and store table, verdict and figure.
+
+    Raises:
+        NothingChosenError: The validation split chose nothing.
+    """
+    grid, where, trials = prepared.grid, prepared.where, prepared.trials
+    if prepared.plan:
+        return select.run_select(prepared.plan, where, console, effect_points=grid.effect)
+    pairs = summary.grid_pairs(trials, grid.control_temperatures)
+    ran = run_missing(trials, where, console, pairs=pairs, effect_points=grid.effect)
+    return present(
+        trials,
+        Store(where.folder),
+        console,
+        pairs=pairs,
+        command=where.command,
+        ran=ran.number,
+        seconds=ran.seconds,
+        effect_points=grid.effect,
+    )

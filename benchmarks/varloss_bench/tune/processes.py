@@ -1,0 +1,109 @@
+"""Both searches side by side, each in a process of one thread: two workers change the time and not a number."""
+
+import multiprocessing
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varloss_bench.execution.workers import die_with_parent, start
+from varloss_bench.training import trial as training
+from varloss_bench.tune.search import Outcome, Space, search
+from varloss_bench.tune.train import Plan, Trainings
+
+
+@dataclass(frozen=True)
+class Task:
+    """One search."""
+
+    space: Space
+    plan: Plan
+    budget: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to tell of a search: epochs trained, a candidate decided, or the end with the number of epochs trained."""
+
+    search: str
+    epochs: int = 0
+    outcome: Outcome | None = None
+    finished: bool = False
+
+
+class SearchCrashedError(RuntimeError):
+    """A search's process raised, or died."""
+
+
+def run(task: Task, folder: Path, command: list[str], tell: Any) -> None:
+    """One search in this process; `tell` takes the fields of an `Event` by name."""
+    trainings = Trainings(task.plan, folder, command, lambda epochs: tell(epochs=epochs))
+    search(
+        task.space, task.plan.costs, task.budget, trainings.evaluate, seed=task.seed, report=lambda o: tell(outcome=o)
+    )
+    tell(finished=True)
+
+
+def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
+    """Run all searches, at most `workers` at a time, and yield what happens. Closing the iterator ends them.
+
+    Raises:
+        SearchCrashedError: One failed; what was trained until then is on disk.
+        OSError: One could not keep what it found, or not read its data; likewise.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting = list(tasks.items())
+    running: dict[Connection, tuple[str, Any]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                name, task = waiting.pop(0)
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(theirs, task, folder, command), daemon=True)
+                start(process)
+                theirs.close()
+                running[ours] = name, process
+            for connection in [c for c in wait(list(running)) if isinstance(c, Connection)]:
+                name, process = running[connection]
+                try:
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    raise SearchCrashedError(f"the search {name} died (exit code {process.exitcode})") from None
+                if isinstance(message, OSError):
+                    raise message
+                if isinstance(message, str):
+                    raise SearchCrashedError(f"the search {name} failed:\n{message}")
+                event = Event(name, **message)
+                if event.finished:
+                    process.join()
+                    connection.close()
+                    del running[connection]
+                yield event
+    finally:
+        for connection, (_, process) in running.items():
+            connection.close()
+            process.terminate()
+            process.join()
+
+
+def _work(connection: Connection, task: Task, folder: Path, command: list[str]) -> None:
+    """Body of a process."""
+    die_with_parent()
+    torch.set_num_threads(1)
+    training.quieten()
+    try:
+        run(task, folder, command, lambda **fields: connection.send(fields))
+    except OSError as error:
+        # Itself it may lose its file's name on the way, or not be picklable.
+        said = str(error)
+        connection.send(
+            OSError(error.errno, said.removeprefix(f"[Errno {error.errno}] ")) if error.errno else OSError(said)
+        )
+    except Exception:
+        connection.send(traceback.format_exc())
