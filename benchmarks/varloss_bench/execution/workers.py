@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from varloss_bench.config import TrialConfig
+from varloss_bench.methods import METHODS, Method
 from varloss_bench.records import claims, provenance
 from varloss_bench.records.store import Store
 from varloss_bench.training import ranks, trial
@@ -28,6 +29,7 @@ from varloss_bench.training.errors import TrainingDivergedError
 # A trial whose worker died is tried once more (the machine may have been short of memory), then given up.
 MAX_ATTEMPTS = 2
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SPAWN = multiprocessing.get_context("spawn")
 # Status of a trial that another process is running; there is no record of it yet.
 ELSEWHERE = "elsewhere"
 # How often it is looked whether that process has finished, or died.
@@ -110,12 +112,8 @@ class Worker:
     """A process that runs the trials sent to it."""
 
     def __init__(self, folder: Path, command: list[str]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(
-            target=_work, args=(theirs, folder, command), daemon=True, name="varloss-bench-worker"
-        )
-        start(self.process)
+        self.connection, theirs = SPAWN.Pipe()
+        self.process = spawn(_work, theirs, folder, command)
         theirs.close()
         self.config: TrialConfig | None = None
 
@@ -196,16 +194,28 @@ def _due(elsewhere: dict[TrialConfig, float]) -> list[TrialConfig]:
 
 def _work(connection: Connection, folder: Path, command: list[str]) -> None:
     """Body of a worker process."""
-    die_with_parent()
-
-    torch.set_num_threads(1)
-    trial.quieten()
     while True:
         try:
             config: TrialConfig = connection.recv()
         except EOFError:
             return
         connection.send(execute(config, folder, command, connection.send))
+
+
+def spawn(body: Callable[..., None], *arguments: Any) -> SpawnProcess:
+    """A started process that runs `body`, a function of this package, with one thread, and ends with this process."""
+    process = SPAWN.Process(target=_prepared, args=(dict(METHODS), body, arguments), daemon=True, name="varloss-bench")
+    with one_thread_each(), ignore_sigint(), unimported_main():
+        process.start()
+    return process
+
+
+def _prepared(methods: dict[str, Method], body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    die_with_parent()
+    METHODS.update(methods)  # those that the calling script has added
+    torch.set_num_threads(1)
+    trial.quieten()
+    body(*arguments)
 
 
 def die_with_parent() -> None:
@@ -218,12 +228,6 @@ def die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def start(process: SpawnProcess) -> None:
-    """Start a worker process: one thread, deaf to Ctrl-C, and without the module that the user started."""
-    with one_thread_each(), ignore_sigint(), unimported_main():
-        process.start()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
-"""Both searches side by side, each in a process of one thread: two workers change the time and not a number."""
+"""Both searches side by side, each in a process with one thread: two workers change the time and not a number."""
 
-import multiprocessing
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,10 +7,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from varloss_bench.execution.workers import die_with_parent, start
-from varloss_bench.training import trial as training
+from varloss_bench.execution.workers import SPAWN, spawn
 from varloss_bench.tune.search import Outcome, Space, search
 from varloss_bench.tune.train import Plan, Trainings
 
@@ -28,7 +24,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Event:
-    """Something to tell of a search: epochs trained, a candidate decided, or the end with the number of epochs trained."""
+    """Progress of a search: epochs trained, a candidate decided, or the end."""
 
     search: str
     epochs: int = 0
@@ -56,16 +52,14 @@ def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers
         SearchCrashedError: One failed; what was trained until then is on disk.
         OSError: One could not keep what it found, or not read its data; likewise.
     """
-    context = multiprocessing.get_context("spawn")
     waiting = list(tasks.items())
     running: dict[Connection, tuple[str, Any]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 name, task = waiting.pop(0)
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(theirs, task, folder, command), daemon=True)
-                start(process)
+                ours, theirs = SPAWN.Pipe(duplex=False)
+                process = spawn(_work, theirs, task, folder, command)
                 theirs.close()
                 running[ours] = name, process
             for connection in [c for c in wait(list(running)) if isinstance(c, Connection)]:
@@ -94,16 +88,13 @@ def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers
 
 def _work(connection: Connection, task: Task, folder: Path, command: list[str]) -> None:
     """Body of a process."""
-    die_with_parent()
-    torch.set_num_threads(1)
-    training.quieten()
     try:
         run(task, folder, command, lambda **fields: connection.send(fields))
     except OSError as error:
-        # Itself it may lose its file's name on the way, or not be picklable.
-        said = str(error)
+        # The error itself may lose its file's name on the way, or not be picklable.
+        text = str(error)
         connection.send(
-            OSError(error.errno, said.removeprefix(f"[Errno {error.errno}] ")) if error.errno else OSError(said)
+            OSError(error.errno, text.removeprefix(f"[Errno {error.errno}] ")) if error.errno else OSError(text)
         )
     except Exception:
         connection.send(traceback.format_exc())
