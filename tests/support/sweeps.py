@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from varloss_bench.cli import app
-from varloss_bench.compare import sweep
+from varloss_bench.compare import present as compare_present
 from varloss_bench.config import Arm, TrialConfig, grid
 from varloss_bench.measures import HISTOGRAM_BINS
 from varloss_bench.records import planned
@@ -102,7 +102,7 @@ def present(path, trials, pairs, effect_points=0.5):
     planned.write(path, trials, pairs, effect_points)
     console = Console(file=io.StringIO())
     how = {"pairs": pairs, "command": ["x"], "ran": 0, "seconds": 0.0, "effect_points": effect_points}
-    return sweep.present(trials, Store(path), console, **how)
+    return compare_present.present(trials, Store(path), console, **how)
 
 
 def report(*arguments) -> Result:

@@ -54,7 +54,9 @@ def show_cost(
                 if kind not in measured:
                     solo = of_arm[0].framework == "solo"
                     measured[kind] = (
-                        (*estimates.measure_solo(of_arm[0]), None) if solo else (0.0, *estimates.measure_step(of_arm[0]))
+                        (*estimates.measure_solo(of_arm[0]), None)
+                        if solo
+                        else (0.0, *estimates.measure_step(of_arm[0]))
                     )
                 start, step, loss = measured[kind]
                 seconds += start + step * estimates.number_of_steps(of_arm[0])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from varloss_bench.report.verdict import verdict
+from varloss_bench.report.verdict import summary_lines
 from varloss_bench.statistics import summary
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """The answer in a few sentences."""
-        return "\n".join(verdict(self.summary))
+        return "\n".join(summary_lines(self.summary))
 
     @property
     def figure(self) -> Path:

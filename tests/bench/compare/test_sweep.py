@@ -14,10 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import typer
 from rich.console import Console
 
-from varloss_bench.compare import present
+from varloss_bench.compare import present, sweep
 from varloss_bench.config import TrialConfig
 from varloss_bench.execution import workers as runner
 from varloss_bench.records.store import Loaded, Store
@@ -360,8 +359,9 @@ def test_a_sweep_counts_trials_and_jobs_in_grammar(tmp_path):
 
     jobs = types.SimpleNamespace(run=interrupted, pending=lambda *_: ["5"])
     console = Console(file=io.StringIO())
-    with pytest.raises(typer.Exit):
-        sweep.run_sweep([TrialConfig()], tmp_path, pairs=[], workers=1, dry_run=False, console=console, cluster=jobs)
+    where = sweep.Execution(folder=tmp_path, command=["x"], cluster=jobs)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_missing([TrialConfig()], where, console)
     shown = console.file.getvalue()
     assert shown.startswith("1 trial, 0 of them already in ")
     assert "\n1 job still queued or running; " in shown

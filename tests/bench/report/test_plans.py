@@ -4,11 +4,10 @@ import io
 import json
 
 import pytest
-import typer
 from rich.console import Console
 from support.sweeps import GRID, SMALL, TUNED, present, report, visible
 
-from varloss_bench.compare import sweep as compare_sweep
+from varloss_bench.compare.sweep import Execution, run_missing
 from varloss_bench.config import PROTOCOL, TrialConfig, grid
 from varloss_bench.execution import workers
 from varloss_bench.records import planned
@@ -90,9 +89,9 @@ def test_a_sweep_that_is_cut_short_has_its_plan(folder, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(workers, "run_trials", interrupted)
-    how = {"workers": 1, "dry_run": False, "console": Console(file=io.StringIO())}
-    with pytest.raises(typer.Exit):
-        compare_sweep.run_sweep(trials, path, pairs=grid_pairs(trials, []), **how)
+    where, console = Execution(folder=path, command=["x"]), Console(file=io.StringIO())
+    with pytest.raises(KeyboardInterrupt):
+        run_missing(trials, where, console, pairs=grid_pairs(trials, []))
     (section,) = sections(read(path))
     assert len(section.comparisons) == 20
     assert all(row[4].startswith("no comparison") for row in section.comparisons)
