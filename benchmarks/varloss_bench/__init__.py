@@ -7,7 +7,8 @@ from varloss_bench.commands.running import Running
 from varloss_bench.compare.api import compare
 from varloss_bench.compare.options import Grid, Selection
 from varloss_bench.config import TrialConfig
+from varloss_bench.report.api import report
 from varloss_bench.tune.api import tune
 from varloss_bench.tune.options import Search
 
-__all__ = ["Grid", "Running", "Search", "Selection", "TrialConfig", "compare", "tune"]
+__all__ = ["Grid", "Running", "Search", "Selection", "TrialConfig", "compare", "report", "tune"]

@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+from support.sweeps import SMALL, write_sweep
 
 import varloss_bench
 from varloss_bench import Grid, Running, Search, TrialConfig
@@ -68,6 +69,21 @@ def test_bad_input_is_a_value_error_that_names_the_option(call, message, tmp_pat
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_report_writes_and_returns_what_a_folder_holds(tmp_path):
+    folder = tmp_path / "sweep"
+    write_sweep(folder, **SMALL)
+    found = varloss_bench.report(folder, tmp_path)
+    assert found.page.read_text().startswith("<!doctype html>")
+    assert len(found.rows) == len(list((folder / "trials").glob("*.json")))
+    assert "Variance of held-out negatives" in found.verdict
+    with pytest.raises(ValueError, match="none"):
+        varloss_bench.report(tmp_path / "none")
+
+
 def test_importing_the_package_is_light():
-    code = "import sys, varloss_bench; varloss_bench.compare; assert not {'torch', 'typer', 'rich', 'numpy'} & set(sys.modules)"
+    code = (
+        "import sys\n"
+        "from varloss_bench import Grid, Running, Search, Selection, TrialConfig, compare, report, tune\n"
+        "assert not {'torch', 'typer', 'rich', 'numpy'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -13,7 +13,7 @@ from varloss_bench.records.store import write_atomically
 from varloss_bench.report import groups, page
 from varloss_bench.report.groups import Found
 from varloss_bench.report.rows import tables
-from varloss_bench.report.sections import sections
+from varloss_bench.report.sections import Section, sections
 
 FILES = ("report.html", "report.md", "rows.csv", "rows.parquet")
 
@@ -59,7 +59,7 @@ def report(
         raise typer.Exit(1)
 
 
-def write(found: Found, folder: Path, target: Path, command: list[str]) -> None:
+def write(found: Found, folder: Path, target: Path, command: list[str]) -> list[Section]:
     """Make all files, then write them: an error while they are made leaves the earlier files as they are."""
     words = shlex.join(command)
     parts = sections(found)
@@ -72,3 +72,4 @@ def write(found: Found, folder: Path, target: Path, command: list[str]) -> None:
     )
     for name, content in zip(FILES, contents, strict=True):
         write_atomically(target / name, content)
+    return parts
