@@ -51,13 +51,26 @@ def test_several_batch_sizes_show_the_score_only():
     assert gain_metrics(summarise(*in_memory(batch_sizes=(16, 64)))) == ("few_label_probe",)
 
 
-def test_an_outlier_does_not_set_the_scale():
-    trials, records = in_memory(weights=(1.0, 3.0), effect={"few_label_probe": 1.0})
+@pytest.mark.parametrize(
+    ("gain", "reaches"),
+    [(3.5, True), (5.0, False), (-20.0, False)],
+)
+def test_a_gain_of_more_than_four_times_the_median_does_not_set_the_scale(gain, reaches):
+    """The other gains are 1 point."""
+    trials, records = in_memory(batch_sizes=(16, 64, 256), weights=(1.0, 3.0), effect={"few_label_probe": 1.0})
     for seed in range(4):
-        change(trials, records, VRN, seed, metrics={**BASE, "few_label_probe": 75.0 + seed / 10})
+        change(trials, records, VRN, seed, metrics={**BASE, "few_label_probe": 95.0 + gain + seed / 1000})
     low, high = gains(summarise(trials, records), "simclr", "few_label_probe").ends
-    assert -3 < low < 0
-    assert 1 < high < 3
+    assert (low <= gain <= high) is reaches
+    assert -1 < low < 0
+    assert 1 < high < 4
+
+
+def test_gains_within_two_points_set_the_scale():
+    trials, records = in_memory(batch_sizes=(16, 64, 256), weights=(1.0, 3.0))
+    for seed in range(4):
+        change(trials, records, VRN, seed, metrics={**BASE, "few_label_probe": 96.9 + seed / 1000})
+    assert gains(summarise(trials, records), "simclr", "few_label_probe").ends[1] > 1.9
 
 
 def test_means_are_hollow_without_vrn_and_carry_the_failure():
