@@ -94,7 +94,7 @@ def test_a_sweep_leaves_table_figure_and_records(undisturbed):
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
     assert f"One page with every figure: {folder}/report.html" in output
     assert "10 trials, 0 of them already in" in output
-    for phrase in ("SimCLR, B=64", "raw-pixels", "random-init", "VRN 3, t=.5 − t=.2", "settled", "Equal epochs (2)"):
+    for phrase in ("SimCLR, B=64", "raw-pixels", "random-init", "VRN 3, t=0.5 − t=0.2", "settled", "Equal epochs (2)"):
         assert phrase in output
         assert phrase in (folder / "table.txt").read_text()
     # Lightning's own remarks stay out of it, and nobody's warnings come through.
