@@ -1,10 +1,10 @@
-"""What one trial is: its full configuration, the hash that names it, and the grid of a sweep."""
+"""What one trial is: its full configuration, the hash that names it, and its arm."""
 
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from varloss_bench.methods import (
     display_name,
     methods_with_negatives,
     trained_methods,
-    untrained_methods,
 )
 from varloss_bench.options import Option, Range, documented, setting
 
@@ -37,10 +36,6 @@ COLLAPSE_MEAN = 0.9
 # Passes over the training images that have augmentations of their own (`augment.epoch_seed`); the next is the evaluation's.
 MAX_EPOCHS = 9999
 
-# Images of a folder above the first side length are averaged to the second one for the raw-pixels row: at 224 pixels the
-# regression would have 150528 coefficients per class, and its input would be 76 GB for the 126700 images of ImageNet-100.
-LARGEST_RAW_SIDE, POOLED_RAW_SIDE = 64, 32
-
 
 _ARM, _DATA, _TRAINING, _RUNNING = "What is trained", "Data", "Training", "Running"
 _FRACTION = Range(least=0, below=1)
@@ -52,7 +47,7 @@ _COUNT = Range(least=1)
 class TrialConfig:
     """Everything that decides a trial's numbers. Two equal configurations give equal numbers on one CPU.
 
-    A field that is marked `later` was added within a protocol; its default is what trials did before, for ever.
+    A field that is marked `later` was added within a protocol; its default is what trials did before.
 
     `seed` decides split, labelled subsets, initial weights, order and augmentations: all of them, so that trials of one seed
     differ in nothing but the arm, and the spread over seeds includes that of the split. `raw_pixels_side` is the side in
@@ -361,66 +356,6 @@ class Arm:
 
 # Fields of a trial that are not common to all trials of a sweep.
 ARM_AND_SEED = frozenset({field.name for field in dataclasses.fields(Arm)} | {"seed"})
-
-
-def grid(
-    base: TrialConfig,
-    *,
-    methods: Sequence[str],
-    batch_sizes: Sequence[int],
-    weights: Sequence[float],
-    temperatures: Sequence[float],
-    control_temperatures: Sequence[float],
-    seeds: Sequence[int],
-) -> list[TrialConfig]:
-    """All trials of a sweep: methods x batch sizes x temperatures x weights, the controls, the untrained rows.
-
-    Weight 0 is always among the weights (there is nothing to compare with otherwise) and the control temperatures run at
-    weight 0 only. Seed by seed, so that an interrupted sweep has whole seeds to compare.
-    """
-    weights = sorted({0.0, *weights})
-    arms = [
-        (method, batch_size, temperature, weight)
-        for method in methods
-        for batch_size in batch_sizes
-        for temperature, arm_weights in [
-            *((temperature, weights) for temperature in temperatures),
-            *((control, [0.0]) for control in control_temperatures if control not in temperatures),
-        ]
-        for weight in arm_weights
-    ]
-    trials: list[TrialConfig] = []
-    for seed in seeds:
-        trials += [untrained(base, name, seed) for name in untrained_methods()]
-        for method, batch_size, temperature, weight in arms:
-            trials.append(
-                dataclasses.replace(
-                    base, method=method, batch_size=batch_size, temperature=temperature, weight=weight, seed=seed
-                ).canonical()
-            )
-    return list(dict.fromkeys(trials))
-
-
-def untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
-    """A row without training; what it does not depend on is left at fixed values, so that sweeps share its result."""
-    large = method == "raw-pixels" and (base.image_size or 0) > LARGEST_RAW_SIDE
-    return TrialConfig(
-        data=base.data,
-        data_dir=base.data_dir,
-        num_train=base.num_train,
-        num_val=base.num_val,
-        num_test=base.num_test,
-        official_test=base.official_test,
-        image_size=base.image_size,
-        method=method,
-        seed=seed,
-        backbone=base.backbone if METHODS[method].own_backbone else "small",
-        framework=base.framework if METHODS[method].own_backbone else "lightly",
-        epochs=0,
-        evaluate_on=base.evaluate_on,
-        device=base.device,
-        raw_pixels_side=POOLED_RAW_SIDE if large else None,
-    )
 
 
 def queue_length(asked: int, num_samples: int) -> int:

@@ -1,7 +1,7 @@
-"""What commands print where a part of it is not theirs: paths, options, reasons of a crash.
+"""Print text that is not ours: paths, options, reasons of a crash.
 
-In a plain string rich reads `[...]` as markup and `:name:` as an emoji: a folder `my[old]set` would lose its name's middle, and
-a reason with `[/a]` in it would end the command. All such text goes through here, as a `rich.text.Text`, which is not read.
+In a plain string rich reads `[...]` as markup and `:name:` as an emoji: a folder `my[old]set` would lose the middle of its name,
+and a reason with `[/a]` in it would end the command. Such text is printed as a `rich.text.Text`, in which rich reads nothing.
 """
 
 import errno
@@ -11,25 +11,25 @@ from rich.text import Text
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a text as it is. Lines are broken by the terminal only, so that a path can be copied whole."""
+    """Print a text as it is. Only the terminal breaks lines, so that a path can be copied whole."""
     console.print(Text(text, style=style), soft_wrap=True)
 
 
 def announce(console: Console, lead: str, text: str, style: str) -> None:
-    """The same, plain, with a few words in `style` before it."""
+    """Print a text as it is, after a few words in `style`."""
     console.print(Text.assemble((f"{lead} ", style), text), soft_wrap=True)
 
 
 def error(console: Console, text: object) -> None:
-    """What went wrong; the exit status is the caller's."""
+    """Print what went wrong. The caller sets the exit status."""
     announce(console, "error:", str(text), "red")
 
 
 def could_not_write(console: Console, failure: OSError, kept: str) -> None:
-    """The same of a file that results go to: what is kept of them, and how to go on."""
+    """Print that results cannot be written, what is kept of them, and how to go on."""
     full = failure.errno in {errno.ENOSPC, errno.EDQUOT}
-    way = "Make room for more there and run" if full else "Once this is mended, run"
-    error(console, f"{failure}\n{kept} {way} the same command again: it resumes.")
+    way = "Free disk space there" if full else "Fix the problem"
+    error(console, f"{failure}\n{kept} {way} and run the same command again; it resumes.")
 
 
 def counted(number: int, name: str) -> str:

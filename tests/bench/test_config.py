@@ -7,7 +7,8 @@ import json
 import pytest
 
 from varloss_bench import config
-from varloss_bench.config import Arm, TrialConfig, grid
+from varloss_bench.config import Arm, TrialConfig
+from varloss_bench.grid import grid
 
 
 def make_grid(**changes):

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from varloss_bench.cli import app
 from varloss_bench.compare import present as compare_present
-from varloss_bench.config import Arm, TrialConfig, grid
+from varloss_bench.config import Arm, TrialConfig
+from varloss_bench.grid import grid
 from varloss_bench.measures import HISTOGRAM_BINS
 from varloss_bench.records import planned
 from varloss_bench.records.store import Store

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from varloss_bench.config import TrialConfig, grid
+from varloss_bench.config import TrialConfig
+from varloss_bench.grid import grid
 from varloss_bench.measures import SELECTABLE
 from varloss_bench.methods import trained_methods
 from varloss_bench.options import Option, Range, documented, setting

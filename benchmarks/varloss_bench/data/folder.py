@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from varloss_bench.config import LARGEST_RAW_SIDE, POOLED_RAW_SIDE
 from varloss_bench.data.torchvision import CROP_AREA
 from varloss_bench.data.types import DataError, Request, Source, Split
+from varloss_bench.grid import LARGEST_RAW_SIDE, POOLED_RAW_SIDE
 
 DEFAULT_IMAGE_SIZE = 32
 # Of the images without names of splits: trained on, and of what is left one half for choosing, one for the test.

@@ -1,6 +1,6 @@
 """Trials side by side as jobs, through submitit: on this machine, or in the queue of a Slurm cluster.
 
-A job runs `workers.execute`, as a worker does, and results meet in the sweep's folder. submitit pickles what it submits into
+A job runs `workers.execute`, as a worker does, and writes its result to the sweep's folder. submitit pickles what it submits into
 `jobs/` and reads that in the job, as the same user; nothing is ever unpickled here, where results are read as JSON.
 """
 
@@ -225,7 +225,9 @@ def _event(store: Store, config: TrialConfig, ended: Any) -> Event:
     if record is not None and (record["status"] in DONE or record["reason"]):
         return Event(config, 1.0, record["status"], record["reason"])
     try:
-        said = ended.paths.stderr.read_text(errors="replace").strip().splitlines()[-1:]
+        last_line = ended.paths.stderr.read_text(errors="replace").strip().splitlines()[-1:]
     except OSError:
-        said = []
-    return Event(config, 1.0, "crashed", f"job {ended.job_id} left no result ({ended.paths.stderr}): {' '.join(said)}")
+        last_line = []
+    return Event(
+        config, 1.0, "crashed", f"job {ended.job_id} left no result ({ended.paths.stderr}): {' '.join(last_line)}"
+    )

@@ -62,7 +62,7 @@ def execute(
 
     Args:
         config: What to run.
-        folder: Where results meet.
+        folder: Of the results.
         command: What the user typed, for the record.
         report: Called with the fraction done.
         wait_for_others: Return only when there is a record.
@@ -219,7 +219,7 @@ def _prepared(methods: dict[str, Method], body: Callable[..., None], arguments: 
 
 
 def die_with_parent() -> None:
-    """End this process when the parent is gone, even by kill -9: nobody would know of an orphan that computes on."""
+    """End this process when the parent is gone, even by kill -9: nobody would notice an orphan that goes on computing."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varloss_bench.config import ARM_AND_SEED, PROTOCOL, Arm, TrialConfig, untrained
+from varloss_bench.config import ARM_AND_SEED, PROTOCOL, Arm, TrialConfig
+from varloss_bench.grid import untrained
 from varloss_bench.measures import HISTOGRAM_BINS
 from varloss_bench.records import planned
 from varloss_bench.records.planned import Planned

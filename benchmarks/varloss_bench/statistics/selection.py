@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from varloss_bench.config import Arm, TrialConfig, grid
+from varloss_bench.config import Arm, TrialConfig
+from varloss_bench.grid import grid
 from varloss_bench.measures import SELECTABLE
 from varloss_bench.statistics.inference import Interval, paired
 from varloss_bench.statistics.summary import Pair, Row, summarise

@@ -82,7 +82,7 @@ def compare_command(base: TrialConfig, treated: Outcome, plain: Outcome, seeds: 
         seeds=TEST_SEEDS,
         first_seed=0 if base.seed >= TEST_SEEDS else base.seed + seeds,
     )
-    # The device is always said: by itself `compare` takes a GPU where there is one, also where the search was kept off it.
+    # The device is always an option here: by default `compare` uses a GPU if there is one, even if the search did not.
     trial = dataclasses.replace(base, evaluate_on="test")
     name = f"{base.data.partition(':')[0]}-tuned"
     return ["varloss-bench", "compare", *command_words(grid, trial, Running(name=name))]

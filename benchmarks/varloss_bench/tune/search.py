@@ -1,4 +1,4 @@
-"""The search itself: Optuna proposes, successive halving stops, a budget of epochs ends. It knows no network.
+"""The search: Optuna proposes candidates, successive halving stops them, a budget of epochs ends it. It knows no network.
 
 One search is sequential and its order of proposals is fixed by the seed, so that replaying stored scores through it gives
 the same search again: a run that was killed resumes by starting anew and finding the scores of what was trained already.
@@ -58,7 +58,7 @@ class Outcome:
 
     @property
     def score(self) -> float:
-        """That of the last rung; of candidates that finished only, as no other scores are comparable."""
+        """The score at the last rung, for candidates that finished; other scores are not comparable, so NaN."""
         return self.scores[-1] if self.state == "finished" else math.nan
 
 
@@ -86,13 +86,13 @@ def search(
     """Search until no candidate can be started within the budget.
 
     Args:
-        space: Where.
+        space: What is searched.
         rungs: Epochs after which a candidate is scored, rising; the last is its full length. At every one but the last the
             lower half of the scores seen there so far is stopped (asynchronous successive halving, Li et al. 2020).
         budget: Epochs of all candidates together; never exceeded. A candidate that could not be paid up to its next rung
             stops where it is.
         evaluate: Raises `CandidateFailedError` for one that failed.
-        seed: Of the sampler.
+        seed: Random seed of the sampler.
         report: Called after each candidate.
 
     Returns:
@@ -126,7 +126,7 @@ def search(
 
 
 def _propose(trial: Any, space: Space) -> Candidate:
-    """Two significant digits: what is found can be typed, and nobody can tell more."""
+    """A candidate with two significant digits, which is as precise as a search can be and easy to type."""
     temperature = trial.suggest_float("temperature", *space.temperature, log=True)
     weight = trial.suggest_float("weight", *space.weight, log=True) if space.weight else 0.0
     return Candidate(float(f"{weight:.2g}"), float(f"{temperature:.2g}"))
@@ -160,6 +160,6 @@ def _climb(trial: Any, candidate: Candidate, rungs: Sequence[int], left: int, ev
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The highest score of those that finished; of equal ones the smaller weight, then the first."""
+    """The finished candidate with the highest score; of equal scores the smaller weight, then the first."""
     finished = [outcome for outcome in outcomes if outcome.state == "finished"]
     return max(finished, key=lambda outcome: (outcome.score, -outcome.candidate.weight), default=None)

@@ -1,4 +1,4 @@
-"""A candidate of the search, trained on validation seeds: scores at its rungs, kept on disk as they come."""
+"""Train a candidate of the search on validation seeds, and keep its scores at the rungs on disk."""
 
 import dataclasses
 import json
@@ -22,12 +22,12 @@ RUNGS_SCHEMA = 1
 
 
 class _Stop(BaseException):
-    """Ends a training from inside; no error, so that no `except Exception` on its way takes it for one."""
+    """Ends a training from inside. Not an `Exception`, so that no `except Exception` catches it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What is seen of a net at a rung: the score, and the mean similarity of different held-out images."""
+    """The score of a net at a rung, and the mean similarity of different held-out images."""
 
     score: float
     mean_similarity: float
@@ -44,7 +44,7 @@ class Looks:
         self._metric = metric
 
     def read(self, config: TrialConfig) -> dict[int, Look]:
-        """By epoch. A file that is not whole, or of something else, counts as absent: it is made again."""
+        """Looks by epoch. An incomplete file, or one of another trial or metric, counts as absent and is made again."""
         try:
             content = json.loads(self._path(config).read_text())
             if content["schema"] != RUNGS_SCHEMA or content["key"] != config.key() or content["metric"] != self._metric:
@@ -55,7 +55,7 @@ class Looks:
         return found if all(math.isfinite(v) for look in found.values() for v in dataclasses.astuple(look)) else {}
 
     def write(self, config: TrialConfig, looks: Mapping[int, Look]) -> None:
-        """All looks at a trial so far."""
+        """Store all looks at a trial so far."""
         content = {
             "schema": RUNGS_SCHEMA,
             "key": config.key(),
@@ -70,7 +70,7 @@ class Looks:
 
 
 class _Rungs(Callback):
-    """Looks at the net after certain epochs. The training goes on as if nobody had looked: no random number is drawn."""
+    """Looks at the net after certain epochs. It draws no random number, so the training is the same without it."""
 
     def __init__(
         self, config: TrialConfig, metric: str, epochs: Sequence[int], seen: Callable[[int, Look], None]
@@ -123,14 +123,14 @@ class Plan:
         return (*self.rungs, *(self.base.epochs * count for count in range(1, self.seeds + 1)))
 
     def trial(self, candidate: Candidate, number: int) -> TrialConfig:
-        """The trial of a candidate on one of the seeds: an ordinary one, that `compare` would run alike."""
+        """The trial of a candidate on one of the seeds; `compare` would run the same trial."""
         return dataclasses.replace(
             self.base, weight=candidate.weight, temperature=candidate.temperature, seed=self.base.seed + number
         ).canonical()
 
 
 class Trainings:
-    """Evaluates candidates for `tune_search.search`: from disk where a score is known, by training where it is not.
+    """Evaluates candidates for `search`: from disk where a score is known, by training where it is not.
 
     Args:
         plan: How.
@@ -194,7 +194,7 @@ class Trainings:
     def _train(
         self, config: TrialConfig, rungs: Sequence[int], looks: dict[int, Look], seen: Callable[[int, Look], bool]
     ) -> Mapping[str, Any] | None:
-        """Train from the start; None when stopped at a rung. What was looked at is kept before anything is decided."""
+        """Train from the start; None when stopped at a rung. Each look is stored before anything is decided."""
         done = 0
 
         def look(epoch: int, look: Look) -> None:

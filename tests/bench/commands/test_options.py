@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from varloss_bench.cli import app
 from varloss_bench.commands import checks
 from varloss_bench.commands.arguments import resolve_device
-from varloss_bench.config import TrialConfig, grid
+from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
+from varloss_bench.grid import grid
 from varloss_bench.records.store import Store
 from varloss_bench.report.text import plain_text, render
 from varloss_bench.statistics import summary

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from varloss_bench.cli import app
 from varloss_bench.compare import select as select_run
 from varloss_bench.compare.sweep import Execution
-from varloss_bench.config import Arm, TrialConfig, grid
+from varloss_bench.config import Arm, TrialConfig
 from varloss_bench.execution import workers as runner
+from varloss_bench.grid import grid
 from varloss_bench.records.store import Store
 from varloss_bench.report.selection import in_words
 from varloss_bench.statistics import selection as select_cells

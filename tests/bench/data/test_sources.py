@@ -11,11 +11,12 @@ from PIL import Image
 from support.tiny_archives import accept, md5, pixels_of, write_cifar
 from torchvision import datasets
 
-from varloss_bench.config import TrialConfig, untrained
+from varloss_bench.config import TrialConfig
 from varloss_bench.data import fashion as data_fashion
 from varloss_bench.data import folder as data_folder
 from varloss_bench.data import sets as data
 from varloss_bench.data import torchvision as data_torchvision
+from varloss_bench.grid import untrained
 from varloss_bench.records import provenance
 from varloss_bench.training import augment, evaluate
 from varloss_bench.training.trial import run_trial

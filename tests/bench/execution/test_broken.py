@@ -84,7 +84,7 @@ def test_a_sweep_on_a_full_disk_says_what_to_do(small_disk, monkeypatch):
     assert result.exit_code == 1, result.output
     text = " ".join(result.output.split())
     assert "No space left on device" in text
-    assert "Make room for more there and run the same command again: it resumes." in text
+    assert "Free disk space there and run the same command again; it resumes." in text
     assert "Traceback" not in text
 
 
@@ -116,7 +116,7 @@ def test_tune_on_a_full_disk_says_what_to_do(when, small_disk, monkeypatch):
     text = " ".join(result.output.split())
     assert "error: " in text
     assert "No space left on device" in text
-    assert f"What was trained until now is in {small_disk}. Make room for more there" in text
+    assert f"What was trained until now is in {small_disk}. Free disk space there" in text
     assert not list(small_disk.glob("tune*"))
     if when == "presenting":
         filler.unlink()
@@ -136,8 +136,8 @@ def test_room_is_asked_for_only_where_it_lacks(command, tmp_path, monkeypatch):
     text = " ".join(result.output.split())
     assert result.exit_code == 1, text
     assert "error: [Errno 13] Permission denied: 'trials'" in text
-    assert f"is in {tmp_path}. Once this is mended, run the same command again: it resumes." in text
-    assert "Make room" not in text
+    assert f"is in {tmp_path}. Fix the problem and run the same command again; it resumes." in text
+    assert "Free disk space" not in text
 
 
 def test_a_worker_that_has_just_started_ignores_ctrl_c(tmp_path):

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from varloss_bench.compare import select
 from varloss_bench.compare.present import present
-from varloss_bench.config import TrialConfig, grid, untrained
+from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
+from varloss_bench.grid import grid, untrained
 from varloss_bench.records import same_data
 from varloss_bench.records.store import Store
 from varloss_bench.report import groups

@@ -6,7 +6,8 @@ import re
 import pytest
 from support.sweeps import BASE, GRID, PLAIN, SMALL, TUNED, VRN, present, report, visible
 
-from varloss_bench.config import Arm, TrialConfig, grid
+from varloss_bench.config import Arm, TrialConfig
+from varloss_bench.grid import grid
 from varloss_bench.measures import ACCURACIES, METRICS
 from varloss_bench.records.store import Store
 from varloss_bench.report.figures.charts import gains

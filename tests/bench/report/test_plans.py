@@ -8,8 +8,9 @@ from rich.console import Console
 from support.sweeps import GRID, SMALL, TUNED, present, report, visible
 
 from varloss_bench.compare.sweep import Execution, run_missing
-from varloss_bench.config import PROTOCOL, TrialConfig, grid
+from varloss_bench.config import PROTOCOL, TrialConfig
 from varloss_bench.execution import workers
+from varloss_bench.grid import grid
 from varloss_bench.records import planned
 from varloss_bench.records.store import Store
 from varloss_bench.report.groups import read

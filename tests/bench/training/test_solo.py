@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 import varloss_solo
 from varloss_bench.cli import app
 from varloss_bench.compare import cost
-from varloss_bench.config import TrialConfig, grid
+from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
+from varloss_bench.grid import grid
 from varloss_bench.records import provenance
 from varloss_bench.training import augment, estimates
 from varloss_bench.training.errors import TrainingDivergedError

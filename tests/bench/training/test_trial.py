@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from varloss_bench import measures
-from varloss_bench.config import TrialConfig, grid, queue_length
+from varloss_bench.config import TrialConfig, queue_length
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
+from varloss_bench.grid import grid
 from varloss_bench.records import provenance, store
 from varloss_bench.training import augment, backbones, evaluate, fit, modules
 from varloss_bench.training.trial import load_source, run_trial

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varloss_bench.config import TrialConfig, grid
+from varloss_bench.config import TrialConfig
 from varloss_bench.data.sets import Split
 from varloss_bench.execution.workers import ignore_sigint
+from varloss_bench.grid import grid
 from varloss_bench.statistics import summary
 from varloss_bench.training import evaluate
 

@@ -1,0 +1,71 @@
+"""All trials of a sweep, the rows without training among them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from varloss_bench.config import TrialConfig
+from varloss_bench.methods import METHODS, untrained_methods
+
+# Images of a folder above the first side length are averaged to the second one for the raw-pixels row: at 224 pixels the
+# regression would have 150528 coefficients per class, and its input would be 76 GB for the 126700 images of ImageNet-100.
+LARGEST_RAW_SIDE, POOLED_RAW_SIDE = 64, 32
+
+
+def grid(
+    base: TrialConfig,
+    *,
+    methods: Sequence[str],
+    batch_sizes: Sequence[int],
+    weights: Sequence[float],
+    temperatures: Sequence[float],
+    control_temperatures: Sequence[float],
+    seeds: Sequence[int],
+) -> list[TrialConfig]:
+    """All trials of a sweep: methods x batch sizes x temperatures x weights, the controls, the untrained rows.
+
+    Weight 0 is always among the weights (there is nothing to compare with otherwise) and the control temperatures run at
+    weight 0 only. Seed by seed, so that an interrupted sweep has whole seeds to compare.
+    """
+    weights = sorted({0.0, *weights})
+    arms = [
+        (method, batch_size, temperature, weight)
+        for method in methods
+        for batch_size in batch_sizes
+        for temperature, arm_weights in [
+            *((temperature, weights) for temperature in temperatures),
+            *((control, [0.0]) for control in control_temperatures if control not in temperatures),
+        ]
+        for weight in arm_weights
+    ]
+    trials: list[TrialConfig] = []
+    for seed in seeds:
+        trials += [untrained(base, name, seed) for name in untrained_methods()]
+        for method, batch_size, temperature, weight in arms:
+            trials.append(
+                dataclasses.replace(
+                    base, method=method, batch_size=batch_size, temperature=temperature, weight=weight, seed=seed
+                ).canonical()
+            )
+    return list(dict.fromkeys(trials))
+
+
+def untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
+    """A row without training; what it does not depend on is left at fixed values, so that sweeps share its result."""
+    large = method == "raw-pixels" and (base.image_size or 0) > LARGEST_RAW_SIDE
+    return TrialConfig(
+        data=base.data,
+        data_dir=base.data_dir,
+        num_train=base.num_train,
+        num_val=base.num_val,
+        num_test=base.num_test,
+        official_test=base.official_test,
+        image_size=base.image_size,
+        method=method,
+        seed=seed,
+        backbone=base.backbone if METHODS[method].own_backbone else "small",
+        framework=base.framework if METHODS[method].own_backbone else "lightly",
+        epochs=0,
+        evaluate_on=base.evaluate_on,
+        device=base.device,
+        raw_pixels_side=POOLED_RAW_SIDE if large else None,
+    )
