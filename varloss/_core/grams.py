@@ -42,11 +42,12 @@ class PairSums(NamedTuple):
         """Mean and population variance; NaN where there are no pairs."""
         mean = self.total / self.number
         # Rounding may leave a variance of -1e-17.
-        return mean, (self.squares / self.number - mean.square()).clamp_min(0)
+        return mean, torch.addcmul(self.squares / self.number, mean, mean, value=-1).clamp_min(0)
 
     def mean_squared_gap(self, delta: float) -> Tensor:
         """Mean of ``(s - delta)^2``; 0 where there are no pairs."""
-        return self.squared_gaps(delta) / torch.as_tensor(self.number).clamp_min(1)
+        least_one = self.number.clamp_min(1) if isinstance(self.number, Tensor) else max(self.number, 1)
+        return self.squared_gaps(delta) / least_one
 
     def squared_gaps(self, delta: float) -> Tensor:
         """Sum of ``(s - delta)^2``."""
@@ -72,7 +73,7 @@ class RowSums(NamedTuple):
         off may be 1e-8 of them.
         """
         squares = (widest(self.gram) * widest(other.gram)).sum()
-        total = (widest(self.sum) * widest(other.sum)).sum()
+        total = torch.dot(widest(self.sum), widest(other.sum))
         number = self.number * other.number
         # An integer tensor times a float would be fp32 even among float64.
         return PairSums(widest(number) if isinstance(number, Tensor) else number, total, squares)
@@ -90,7 +91,7 @@ class Grams(NamedTuple):
         sum_u: (D,) sum of the unit rows of view 0.
         sum_v: (D,) sum of the unit rows of view 1.
         own: (2, 3) sums, and sums of squares, of the similarities of a sample with itself: u_i·v_i, u_i·u_i, v_i·v_i.
-        number: number of samples, a 0-dim tensor.
+        number: number of samples; a 0-dim tensor where they were packed.
 
     Example:
         >>> import torch
@@ -106,7 +107,7 @@ class Grams(NamedTuple):
     sum_u: Tensor
     sum_v: Tensor
     own: Tensor
-    number: Tensor
+    number: Tensor | int
 
     @classmethod
     def of(cls, z0: Tensor, z1: Tensor, *, dtype: torch.dtype | None = None) -> Grams:
@@ -126,7 +127,7 @@ class Grams(NamedTuple):
         own = torch.stack([(u * v).sum(dim=1), (u * u).sum(dim=1), (v * v).sum(dim=1)])
         (gram_u, sum_u, _), (gram_v, sum_v, _) = RowSums.of(u), RowSums.of(v)
         own_sums = torch.stack([own.sum(dim=1), own.square().sum(dim=1)])
-        return cls(gram_u, gram_v, sum_u, sum_v, own_sums, u.new_full((), u.shape[0]))
+        return cls(gram_u, gram_v, sum_u, sum_v, own_sums, u.shape[0])
 
     @staticmethod
     def length(dim: int) -> int:
@@ -135,7 +136,10 @@ class Grams(NamedTuple):
 
     def pack(self) -> Tensor:
         """One vector that adds up over disjoint sets of samples: for an all-reduce, or over batches."""
-        return torch.cat([part.flatten() for part in self])
+        *sums, number = self
+        if not isinstance(number, Tensor):
+            number = self.own.new_full((), number)
+        return torch.cat([part.flatten() for part in (*sums, number)])
 
     @classmethod
     def unpack(cls, packed: Tensor, dim: int) -> Grams:
@@ -152,14 +156,18 @@ class Grams(NamedTuple):
 
     def pairs(self, kind: Literal["positive", "cross", "within"]) -> PairSums:
         """Sums over the positive pairs, the cross-view negatives or the within-view negatives, in float64 where there is one."""
-        number = widest(self.number)
-        own = [PairSums(number, *sums) for sums in widest(self.own).unbind(dim=1)]
-        u, v = RowSums(self.gram_u, self.sum_u, number), RowSums(self.gram_v, self.sum_v, number)
+        number = widest(self.number) if isinstance(self.number, Tensor) else self.number
+
+        def own(column: int) -> PairSums:
+            total, squares = widest(self.own[:, column]).unbind()
+            return PairSums(number, total, squares)
+
         if kind == "positive":
-            return own[0]
+            return own(0)
+        u, v = RowSums(self.gram_u, self.sum_u, number), RowSums(self.gram_v, self.sum_v, number)
         if kind == "cross":
-            return u.pairs_with(v).without(own[0])
-        return u.pairs_with(u).without(own[1]).with_(v.pairs_with(v).without(own[2]))
+            return u.pairs_with(v).without(own(0))
+        return u.pairs_with(u).without(own(1)).with_(v.pairs_with(v).without(own(2)))
 
     def vrn(self, *, num_samples: int | None = None, target: float | None = None, pairs: Negatives = "cross") -> Tensor:
         """VRN (exponent 2) of all pairs: :func:`varloss.functional.vrn` of the samples that were summed, as one batch.

@@ -83,13 +83,20 @@ def ieee_products() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+def _plain_products(a: Tensor, b: Tensor) -> Tensor:
+    # The contexts are entered only where something lowers the precision: they cost as much as five operations.
+    if products_are_ieee() and not torch.is_autocast_enabled(a.device.type):
+        return a @ b.mT
+    with ieee_products(), torch.autocast(a.device.type, enabled=False):
+        return a @ b.mT
+
+
 # A custom operator rather than ``a @ b.mT``: torch.compile, autocast and fake tensors see one opaque node, so that the
 # precision holds in the backward pass and in compiled code too.
 # The schema is written out because torch 2.4 cannot read annotations that are strings.
 @torch.library.custom_op("varloss::products", mutates_args=(), schema="(Tensor a, Tensor b) -> Tensor")
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    with ieee_products(), torch.autocast(a.device.type, enabled=False):
-        return a @ b.mT
+    return _plain_products(a, b)
 
 
 @_products.register_fake
@@ -117,8 +124,11 @@ _products.register_autograd(_products_backward, setup_context=_save_factors)
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """All inner products ``a @ b.mT`` of rows of ``a`` and rows of ``b``, (..., N, D) and (..., M, D) -> (..., N, M)."""
-    result: Tensor = _products(a, b)
-    return result
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
+        result: Tensor = _products(a, b)
+        return result
+    # Nothing has to look into it, and an operator's dispatch costs as much as ten plain ones.
+    return _plain_products(a, b)
 
 
 def masked_logsumexp(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

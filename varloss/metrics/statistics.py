@@ -88,7 +88,10 @@ class SimilaritySums(NamedTuple):
 
     def pack(self) -> Tensor:
         """One vector that adds up over disjoint sets of pairs: over batches, or for an all-reduce."""
-        return torch.stack([torch.as_tensor(part) for sums in self for part in sums])
+        like = self.positive.total
+        return torch.stack(
+            [torch.as_tensor(part, dtype=like.dtype, device=like.device) for sums in self for part in sums]
+        )
 
     @classmethod
     def unpack(cls, packed: Tensor) -> SimilaritySums:
