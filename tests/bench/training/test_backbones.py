@@ -1,7 +1,8 @@
-"""timm's models on images they were not made for."""
+"""The small net, and timm's models on images they were not made for."""
 
 import pytest
 import torch
+from torch import nn
 
 from varloss_bench.training import backbones
 
@@ -33,3 +34,26 @@ def test_images_too_small_for_a_model(name):
         backbones.BackboneError, match=rf"{name}' cannot take images of shape \(1, 8, 8\).*any size.*small"
     ):
         backbones.build(name, (1, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_timm_backbones_take_small_images(name):
+    backbone = backbones.build(name, (1, 28, 28))
+    assert backbone.net(torch.zeros(2, 1, 28, 28)).shape == (2, backbone.features)
+    if name == "resnet18":
+        assert backbone.net.conv1.stride == (1, 1)
+        assert isinstance(backbone.net.maxpool, nn.Identity)
+        assert "no max pool" in backbone.changed
+    if name.startswith("vit"):
+        assert "patches of 3 pixels" in backbone.changed
+
+
+def test_small_backbone_is_the_one_described():
+    backbone = backbones.build("small", (1, 8, 8))
+    assert (sum(p.numel() for p in backbone.net.parameters()), backbone.features) == (92896, 512)
+    assert backbone.changed == "nothing"
+
+
+def test_unknown_backbone_names_its_neighbours():
+    with pytest.raises(backbones.BackboneError, match=r"unknown backbone 'resnet19'.*resnet18"):
+        backbones.build("resnet19", (1, 8, 8))

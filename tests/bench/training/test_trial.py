@@ -5,10 +5,8 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from varloss_bench import measures
 from varloss_bench.config import TrialConfig, queue_length
@@ -16,7 +14,7 @@ from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
 from varloss_bench.grid import grid
 from varloss_bench.records import provenance, store
-from varloss_bench.training import augment, backbones, evaluate, fit, modules
+from varloss_bench.training import evaluate, fit, modules
 from varloss_bench.training.trial import load_source, run_trial
 
 TINY = TrialConfig(epochs=1, batch_size=128)
@@ -270,104 +268,6 @@ def test_collapse_is_flagged(monkeypatch):
 
 def _collapsed(module, images):
     return module.head(module.backbone(images)) * 1e-3 + torch.ones(TrialConfig.output_dim)
-
-
-def test_evaluation_leaves_the_mode_and_counts_right():
-    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5))
-    images = torch.eye(4).reshape(4, 1, 2, 2)
-    encoded = evaluate.encode(net.train(), images)
-    assert torch.equal(encoded, torch.eye(4))
-    assert net.training
-    labels = torch.tensor([0, 0, 1, 1])
-    moved = encoded * 3.0 + 0.01
-    assert evaluate.knn_accuracy(encoded, labels, moved, labels, num_classes=2) == 100.0
-    assert evaluate.probe_accuracy(encoded, labels, moved, labels) == 100.0
-    assert evaluate.probe_accuracy(encoded, labels, moved, 1 - labels) == 0.0
-
-
-def test_knn_is_by_angle():
-    bank = torch.tensor([[1.0, 0.0]] * 20 + [[0.0, 1.0]] * 20)
-    labels = torch.tensor([0] * 20 + [1] * 20)
-    queries = torch.tensor([[100.0, 1.0], [0.01, 0.02], [3.0, 4.0], [4.0, 3.0]])
-    assert evaluate.knn_accuracy(bank, labels, queries, torch.tensor([0, 1, 1, 1]), 2) == 75.0
-
-
-def test_similarities_are_of_held_out_pairs():
-    """An encoder that ignores its input has mean 1 and variance 0; pixels as embeddings have neither."""
-    source = data.load("digits")
-    splits = data.split(source, 0)
-
-    class Constant(nn.Module):
-        def forward(self, x):
-            return torch.ones(len(x), 4)
-
-    constant, _ = evaluate.projection_metrics(Constant(), source, splits.train, splits.test, 0)
-    assert constant["negative_mean"] == pytest.approx(1.0)
-    assert constant["negative_variance"] == pytest.approx(0.0, abs=1e-10)
-    pixels, drawn = evaluate.projection_metrics(nn.Flatten(), source, splits.train, splits.test, 0)
-    u, v = (
-        nn.functional.normalize(view.flatten(1).double(), dim=1)
-        for view in augment.two_views(
-            splits.test.images, augment.build_augmentation(source), augment.epoch_seed(0, 9999)
-        )
-    )
-    negatives = (u @ v.T)[~torch.eye(500, dtype=torch.bool)]
-    assert pixels["negative_variance"] == pytest.approx(float(negatives.var(correction=0)), rel=1e-4)
-    assert pixels["positive_mean"] == pytest.approx(float((u * v).sum(1).mean()), rel=1e-4)
-    hits = sum(int((v @ row).argmax()) == i for i, row in enumerate(u))
-    assert pixels["retrieval"] == pytest.approx(100 * hits / 500)
-    assert 0 < hits < 500
-    expected = {"positives": (u * v).sum(1), "negatives": negatives}
-    for kind, values in expected.items():
-        counts, _ = np.histogram(values.numpy(), bins=measures.HISTOGRAM_BINS, range=(-1, 1))
-        # A similarity on the edge of a bin may round into the next one.
-        assert np.abs(np.subtract(drawn["similarity_histograms"][kind], counts)).sum() <= 1e-4 * len(values) + 2
-    points = torch.tensor(drawn["principal_components"]["points"])
-    clean = nn.functional.normalize(splits.test.images.flatten(1).double(), dim=1)
-    variances = torch.linalg.svdvals(clean - clean.mean(0)).square()[:2]
-    torch.testing.assert_close(points.double().square().sum(0), variances, rtol=1e-2, atol=0)
-    assert drawn["principal_components"]["labels"] == splits.test.labels.tolist()
-
-
-def test_a_few_images_of_as_many_classes_are_evaluated_without_tolerance():
-    """It crashed, at the end of the training."""
-    z, generator = torch.eye(10), torch.Generator().manual_seed(0)
-    split = data.Split(torch.randn(10, 1, generator=generator), torch.arange(10))
-    measured = evaluate.embedding_metrics(z, z, (z, z.flip(0)), split, split)
-    assert "tolerance" not in measured
-    twice = dataclasses.replace(split, labels=torch.arange(10) // 2)
-    assert measured.keys() | {"tolerance"} == evaluate.embedding_metrics(z, z, (z, z.flip(0)), twice, twice).keys()
-
-
-def test_dead_features_have_rank_zero():
-    splits = data.split(data.load("digits"), 0)
-    dead = torch.zeros(len(splits.train), 8), torch.zeros(len(splits.test), 8)
-    measured = evaluate.feature_metrics(*dead, splits.train, splits.test, 0)
-    assert measured["feature_rank"] == 0
-    assert measured["linear_probe"] == pytest.approx(10, abs=4)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
-def test_timm_backbones_take_small_images(name):
-    backbone = backbones.build(name, (1, 28, 28))
-    assert backbone.net(torch.zeros(2, 1, 28, 28)).shape == (2, backbone.features)
-    if name == "resnet18":
-        assert backbone.net.conv1.stride == (1, 1)
-        assert isinstance(backbone.net.maxpool, nn.Identity)
-        assert "no max pool" in backbone.changed
-    if name.startswith("vit"):
-        assert "patches of 3 pixels" in backbone.changed
-
-
-def test_small_backbone_is_the_one_described():
-    backbone = backbones.build("small", (1, 8, 8))
-    assert (sum(p.numel() for p in backbone.net.parameters()), backbone.features) == (92896, 512)
-    assert backbone.changed == "nothing"
-
-
-def test_unknown_backbone_names_its_neighbours():
-    with pytest.raises(backbones.BackboneError, match=r"unknown backbone 'resnet19'.*resnet18"):
-        backbones.build("resnet19", (1, 8, 8))
 
 
 @pytest.mark.parametrize(("asked", "length"), [(0, 256), (100, 100), (498, 498)])

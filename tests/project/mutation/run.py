@@ -1,4 +1,4 @@
-"""Break varloss in one place at a time and see whether the tests notice: a random sample of mutants, as a CSV.
+"""Break varloss, or what computes numbers in its harness, in one place at a time and see whether the tests notice: a random sample of mutants, as a CSV.
 
     pip install cosmic-ray && python tests/project/mutation/run.py --sample 200 --seed 0 --output mutants.csv
 
@@ -35,6 +35,13 @@ ABOUT = {
     "losses": ["test_nt_xent", "test_vrn", "test_additive", "test_memory_bank"],
     "metrics": ["test_metrics"],
 }
+# Of the harness: what computes numbers, and the tests that are about it.
+BENCH = {
+    "benchmarks/varloss_bench/training/evaluate.py": ["bench/training/test_evaluate.py"],
+    "benchmarks/varloss_bench/statistics/inference.py": ["bench/statistics"],
+    "benchmarks/varloss_bench/statistics/selection.py": ["bench/statistics"],
+    "benchmarks/varloss_bench/statistics/summary.py": ["bench/statistics"],
+}
 EVERYWHERE = ["test_conventions", "test_fused", "test_distributed", "test_metrics"]
 
 
@@ -67,7 +74,7 @@ def main() -> None:
 
 def mutants() -> Iterator[tuple[str, str, int, int]]:
     """Module, operator, occurrence and line of every mutant that a run could tell from the original."""
-    for path in sorted((ROOT / "varloss").rglob("*.py")):
+    for path in sorted([*(ROOT / "varloss").rglob("*.py"), *(ROOT / name for name in BENCH)]):
         source = path.read_text()
         tree, silent = get_ast(source), silent_places(source)
         for name in cosmic_ray.plugins.operator_names():
@@ -121,10 +128,16 @@ def judge(path: Path, operator: str, occurrence: int, line: int) -> dict[str, ob
 
 def run_tests(path: Path) -> str:
     """`killed` by a failing test, `hung` (killed, too), or `survived`."""
-    names = list(dict.fromkeys([*ABOUT.get(path.stem, ABOUT.get(path.parent.name, [])), *EVERYWHERE]))
-    files = [f"tests/core/{name}.py" for name in names]
+    files = [f"tests/{name}" for name in BENCH.get(path.relative_to(ROOT).as_posix(), [])]
+    if not files:
+        names = dict.fromkeys([*ABOUT.get(path.stem, ABOUT.get(path.parent.name, [])), *EVERYWHERE])
+        files = [f"tests/core/{name}.py" for name in names]
     # Bytecode is trusted by time and size, and a mutant may have both of its predecessor's.
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
+    }
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *files]
     try:
         tests = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=900, check=False)
