@@ -1,4 +1,4 @@
-"""Break varloss, or what computes numbers in its harness, in one place at a time and see whether the tests notice: a random sample of mutants, as a CSV.
+"""Break varloss or its harness in one place at a time and see whether the tests notice: a random sample of mutants, as a CSV.
 
     pip install cosmic-ray && python tests/project/mutation/run.py --sample 200 --seed 0 --output mutants.csv
 
