@@ -11,7 +11,7 @@ from varloss.losses.queue import MemoryBank, QueueInfoNCELoss
 from varloss.losses.sigmoid import SigmoidLoss
 from varloss.losses.simple import SimpleLoss
 from varloss.losses.spectral import SpectralLoss
-from varloss.losses.vrn import VRNLoss, VRNRegularizer
+from varloss.losses.vrn import VRNRegularizer
 from varloss.losses.with_vrn import WithVRN
 
 __version__ = "0.1.0"
@@ -27,10 +27,8 @@ __all__ = [
     "SigmoidLoss",
     "SimpleLoss",
     "SpectralLoss",
-    "VRNLoss",
     "VRNRegularizer",
     "WithVRN",
-    "__version__",
     "distributed",
     "functional",
     "metrics",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from varloss._core import checks
 from varloss._core.numerics import wide
+from varloss._core.pairs import Gathered
 
 __all__ = ["Gathered", "GatheredRows", "all_reduce_sum", "assume_equal_batches", "gather_rows", "gather_views"]
 
@@ -209,65 +210,9 @@ def share(rows: tuple[int, ...]) -> float:
     return len(rows) * rows[rank()] / sum(rows)
 
 
-def weighed(loss: Tensor, share: float) -> Tensor:
-    """``loss * share``, where that is not ``loss``."""
-    return loss if share == 1 else loss * share
-
-
-class GatheredViews(NamedTuple):
-    """What a two-view loss needs to look across ranks: two arguments, and the factor on its value."""
-
-    keys: tuple[Tensor, Tensor] | None
-    offset: int
-    share: float
-
-
-_ALONE = GatheredViews(None, 0, 1.0)
-
-
-def gather_two_views(z0: Tensor, z1: Tensor, wanted: bool = True) -> GatheredViews:
-    """``keys``, ``offset`` and share of a two-view loss: both views of all ranks at once.
-
-    This process's own only where other ranks are not ``wanted`` or there are none.
-    """
-    if not wanted or world_size() == 1:
-        return _ALONE
-    checks.views(z0, z1)
-    rows = sizes(z0)
-    both = gather(torch.stack([z0, z1], dim=1), rows)
-    return GatheredViews((both[:, 0], both[:, 1]), sum(rows[: rank()]), share(rows))
-
-
-class Gathered(NamedTuple):
-    """The rows of both views from all ranks, as a two-view loss takes them: one argument, ``gathered``.
-
-    :func:`gather_views` makes it, so that ``loss(z0, z1, gathered=gather_views(z0, z1))`` is all that several ranks need:
-    the mean over ranks of the values is the value of one process on all rows. Who gathers in another way makes it by hand.
-
-    Attributes:
-        keys: rows of view 0 and of view 1 of all ranks, each (M, D); this rank's (N, D) are among them, one after the other.
-        offset: row of ``keys`` where this rank's rows start.
-        share: this rank's number of rows over the mean of all ranks'; 1 where all have as many.
-
-    Example:
-        >>> import torch
-        >>> from varloss.distributed import Gathered
-        >>> k0, k1 = torch.randn(2, 12, 8)
-        >>> second_of_three_ranks = Gathered((k0, k1), offset=4)
-        >>> second_of_three_ranks.scale(torch.tensor(0.5)).item()
-        0.5
-    """
-
-    keys: tuple[Tensor, Tensor]
-    offset: int
-    share: float = 1.0
-
-    def scale(self, local_mean: Tensor) -> Tensor:
-        """``local_mean * share``: its mean over ranks is the mean over the rows of all ranks; likewise for gradients.
-
-        Every loss that takes ``gathered`` applies it to its mean over this rank's anchors, so that no caller has to.
-        """
-        return local_mean if self.share == 1 else local_mean * self.share
+def as_share(local_mean: Tensor, z: Tensor) -> Tensor:
+    """A mean over this rank's rows ``z`` as its share of the mean over all ranks' rows. A collective, as :func:`sizes`."""
+    return local_mean * share(sizes(z))
 
 
 def gather_views(z0: Tensor, z1: Tensor) -> Gathered | None:

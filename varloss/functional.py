@@ -1,9 +1,10 @@
 """The losses as pure functions: tensors in, a scalar tensor out."""
 
+from varloss._core.pairs import Pairs
 from varloss.losses.dhel import dhel
 from varloss.losses.indexed import nt_xent_indexed, vrn_indexed
 from varloss.losses.kcl import kcl
-from varloss.losses.nt_xent import dclw_weights, nt_xent, nt_xent_with_vrn
+from varloss.losses.nt_xent import dclw_weights, nt_xent
 from varloss.losses.queue import queue_info_nce, vrn_queue
 from varloss.losses.sigmoid import sigmoid_loss
 from varloss.losses.simple import simple_loss
@@ -11,12 +12,12 @@ from varloss.losses.spectral import spectral_loss
 from varloss.losses.vrn import vrn
 
 __all__ = [
+    "Pairs",
     "dclw_weights",
     "dhel",
     "kcl",
     "nt_xent",
     "nt_xent_indexed",
-    "nt_xent_with_vrn",
     "queue_info_nce",
     "sigmoid_loss",
     "simple_loss",

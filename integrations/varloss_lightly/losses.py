@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 import varloss
 from varloss import distributed, functional
+from varloss.distributed import Gathered
+from varloss.functional import Pairs
 from varloss.losses.vrn import ONE_SIDED
 
-Kind = Literal["cross", "within", "both"]
 WeightFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def _regularizer(
-    weight: float, num_samples: int | None, target: float | None, pairs: Kind, gather_distributed: bool
+    weight: float, num_samples: int | None, target: float | None, pairs: Pairs, gather_distributed: bool
 ) -> varloss.VRNRegularizer | None:
     """VRN where it is switched on, or could be by setting its weight later (a warm-up from 0); None otherwise."""
     if weight == 0 and num_samples is None and target is None:
@@ -77,12 +78,12 @@ class NTXentLoss(varloss.NTXentLoss):
         memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False,
         *,
-        negatives: Kind = "both",
+        negatives: Pairs = "both",
         decoupled: bool = False,
         vrn_weight: float = 0.0,
         num_samples: int | None = None,
         target: float | None = None,
-        vrn_pairs: Kind = "cross",
+        vrn_pairs: Pairs = "cross",
     ) -> None:
         super().__init__(
             temperature=temperature,
@@ -113,7 +114,7 @@ class NTXentLoss(varloss.NTXentLoss):
             twice = (torch.cat([out0, out0]), torch.cat([out1, out1]))
             return super().forward(*twice) * 0 if out0.shape == out1.shape else super().forward(out0, out1)
         else:
-            return self.plus(_active(self.regularizer), out0, out1)
+            return self._with_regularizer(_active(self.regularizer), out0, out1)
         return _add(loss, self.regularizer, out0, out1)
 
     def _gathers(self) -> bool:
@@ -126,7 +127,7 @@ class NTXentLoss(varloss.NTXentLoss):
         )
         if out0.requires_grad:
             if self.gather_distributed:
-                loss = distributed.weighed(loss, distributed.share(distributed.sizes(out0)))
+                loss = distributed.as_share(loss, out0)
             keys = out1.detach()
             memory.enqueue(distributed.gather(keys) if self.gather_distributed else keys)
         return loss
@@ -169,11 +170,11 @@ class DCLLoss(varloss.NTXentLoss):
         weight_fn: WeightFunction | None = None,
         gather_distributed: bool = False,
         *,
-        negatives: Kind = "both",
+        negatives: Pairs = "both",
         vrn_weight: float = 0.0,
         num_samples: int | None = None,
         target: float | None = None,
-        vrn_pairs: Kind = "cross",
+        vrn_pairs: Pairs = "cross",
     ) -> None:
         super().__init__(
             temperature=temperature, negatives=negatives, decoupled=True, gather_distributed=gather_distributed
@@ -181,18 +182,16 @@ class DCLLoss(varloss.NTXentLoss):
         self.weight_fn = weight_fn
         self.regularizer = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
 
-    def positive_weight(
-        self, z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int
-    ) -> float | Tensor | None:
+    def positive_weight(self, z0: Tensor, z1: Tensor, gathered: Gathered | None) -> float | Tensor | None:
         """``weight_fn`` of each view's anchors and the other's."""
         if self.weight_fn is None:
-            return super().positive_weight(z0, z1, keys, offset)
+            return super().positive_weight(z0, z1, gathered)
         u, v = nn.functional.normalize(z0, dim=1), nn.functional.normalize(z1, dim=1)
         return torch.stack([self.weight_fn(u, v), self.weight_fn(v, u)])
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
-        return self.plus(_active(self.regularizer), out0, out1)
+        return self._with_regularizer(_active(self.regularizer), out0, out1)
 
 
 class DCLWLoss(DCLLoss):
@@ -218,11 +217,11 @@ class DCLWLoss(DCLLoss):
         sigma: float = 0.5,
         gather_distributed: bool = False,
         *,
-        negatives: Kind = "both",
+        negatives: Pairs = "both",
         vrn_weight: float = 0.0,
         num_samples: int | None = None,
         target: float | None = None,
-        vrn_pairs: Kind = "cross",
+        vrn_pairs: Pairs = "cross",
     ) -> None:
         super().__init__(
             temperature,
@@ -236,9 +235,9 @@ class DCLWLoss(DCLLoss):
         )
         self.sigma = sigma
 
-    def positive_weight(self, z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int) -> Tensor:
+    def positive_weight(self, z0: Tensor, z1: Tensor, gathered: Gathered | None) -> Tensor:
         """:func:`varloss.functional.dclw_weights`."""
-        return functional.dclw_weights(z0, z1, sigma=self.sigma, keys=keys, offset=offset)
+        return functional.dclw_weights(z0, z1, sigma=self.sigma, gathered=gathered)
 
 
 class DHELLoss(varloss.DHELLoss):
@@ -263,7 +262,7 @@ class DHELLoss(varloss.DHELLoss):
         vrn_weight: float = 0.0,
         num_samples: int | None = None,
         target: float | None = None,
-        vrn_pairs: Kind = "cross",
+        vrn_pairs: Pairs = "cross",
     ) -> None:
         super().__init__(temperature=temperature, scale=scale, gather_distributed=gather_distributed)
         self.regularizer = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
@@ -292,7 +291,7 @@ class VRNRegularizer(varloss.VRNRegularizer):
         *,
         num_samples: int | None = None,
         target: float | None = None,
-        pairs: Kind = "cross",
+        pairs: Pairs = "cross",
         exponent: float = 2,
     ) -> None:
         super().__init__(

@@ -3,7 +3,7 @@
 Under several ranks every result is that of all ranks' samples together, whatever the batch sizes.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from varloss import metrics
+from varloss.functional import Pairs
 
 
 class _Metric(Metric):
@@ -125,13 +126,13 @@ class RelativePenaltyEntropy(_Mean):
         self,
         *,
         temperature: float = 0.5,
-        negatives: Literal["cross", "within", "both"] = "cross",
+        negatives: Pairs = "cross",
         dtype: torch.dtype = torch.float64,
         **kwargs: Any,
     ) -> None:
         super().__init__(dtype=dtype, **kwargs)
         self.temperature = temperature
-        self.negatives: Literal["cross", "within", "both"] = negatives
+        self.negatives: Pairs = negatives
 
     def update(self, z0: Tensor, z1: Tensor) -> None:
         """Add a batch of two views."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
@@ -11,8 +11,7 @@ from torch import Tensor
 
 import varloss
 from varloss import functional
-
-Kind = Literal["cross", "within", "both"]
+from varloss.functional import Pairs
 
 
 class _CosineLoss(BaseMetricLossFunction):  # type: ignore[misc]  # the library has no types
@@ -142,7 +141,7 @@ class VRNRegularizer(_CosineLoss):
     def value(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Tensor:
         """VRN, weighted."""
         z, ids, views = embeddings, labels, torch.zeros_like(labels)
-        kind: Kind = "within"
+        kind: Pairs = "within"
         if ref_emb is not None:
             if ref_labels is None:
                 raise ValueError("VRNRegularizer needs ref_labels with ref_emb.")

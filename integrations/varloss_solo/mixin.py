@@ -55,7 +55,7 @@ class VRNMixin(_Method):
 
     varloss_method: ClassVar[str]
     """solo-learn's name of the method behind the mixin."""
-    _varloss_term: varloss.VRNLoss | None
+    _varloss_term: varloss.VRNRegularizer | None
 
     def __init__(self, cfg: Any) -> None:
         # dcl, dhel and nt_xent share simclr's class; their name is only in the configuration.
@@ -173,7 +173,7 @@ class VRNMixin(_Method):
         other = [out[name].detach() for out in source]
         return [(first, other[1]), (second, other[0])]
 
-    def _varloss_against(self, queue: Tensor, term: varloss.VRNLoss, first: Tensor, second: Tensor) -> Tensor:
+    def _varloss_against(self, queue: Tensor, term: varloss.VRNRegularizer, first: Tensor, second: Tensor) -> Tensor:
         """VRN of each view's queries against the queue that the method's loss sets them against."""
         # A fresh queue holds random rows. The count of batches survives a checkpoint; the queue has no count of its own.
         rows = first.shape[0] * distributed.world_size()
@@ -295,7 +295,7 @@ def _describe_objective(decided: plan.Plan) -> str:
     return f"objective {name} with {negatives} negatives in simclr's place"
 
 
-def _between_classes(first: Tensor, second: Tensor, labels: Tensor, term: varloss.VRNLoss) -> Tensor:
+def _between_classes(first: Tensor, second: Tensor, labels: Tensor, term: varloss.VRNRegularizer) -> Tensor:
     """VRN where only images of different classes are negatives."""
     z, index = torch.cat([first, second]), labels.repeat(2)
     views = torch.arange(2, device=z.device).repeat_interleave(first.shape[0])

@@ -38,17 +38,21 @@ class Plan:
         """Factor on VRN, before any warm-up."""
         return float(self.settings.weight or 0.0) if self.settings is not None else 0.0
 
-    def vrn(self, num_samples: int | None, *, gather_distributed: bool) -> varloss.VRNLoss:
+    def vrn(self, num_samples: int | None, *, gather_distributed: bool) -> varloss.VRNRegularizer:
         """VRN (unweighted) of this run towards the settings' target or, without one, that of ``num_samples``."""
         assert self.settings is not None
         target = self.settings.target
-        return varloss.VRNLoss(
+        term = varloss.VRNRegularizer(
+            weight=1.0,
             num_samples=num_samples if target is None else None,
             target=target,
             pairs=self.settings.pairs,  # type: ignore[arg-type]  # checked against the same three names when it was read
             exponent=self.settings.exponent,
             gather_distributed=gather_distributed,
         )
+        # The line at the start of training says between what VRN is taken.
+        term.warned_of_one_side = True
+        return term
 
 
 def make(cfg: DictConfig, method: str) -> Plan:

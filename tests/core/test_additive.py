@@ -12,6 +12,7 @@ from support.cases import KINDS
 
 import varloss
 from varloss import functional as vf
+from varloss.distributed import Gathered
 from varloss_bench.studies.theory import closed_forms, configurations
 
 
@@ -172,7 +173,9 @@ def test_local_rows_against_gathered_keys_average_to_the_whole(name):
     """Value, and gradient of the rows through anchors and keys, as the ranks' collectives would sum them."""
     z = oracles.views(8, 4)
     whole = PAIRWISE[name](*z)
-    parts = [PAIRWISE[name](z[0][s : s + 2], z[1][s : s + 2], keys=(z[0], z[1]), offset=s) for s in range(0, 8, 2)]
+    parts = [
+        PAIRWISE[name](z[0][s : s + 2], z[1][s : s + 2], gathered=Gathered((z[0], z[1]), s)) for s in range(0, 8, 2)
+    ]
     mean = torch.stack(parts).mean()
     torch.testing.assert_close(mean, whole, rtol=1e-12, atol=1e-14)
     for mine, theirs in zip(torch.autograd.grad(mean, z), torch.autograd.grad(whole, z), strict=True):

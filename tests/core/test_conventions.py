@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import varloss
 from varloss import functional as vf
 from varloss._core.grams import Grams
-from varloss.distributed import GatheredRows
+from varloss.distributed import Gathered, GatheredRows
 
 each_loss = pytest.mark.parametrize("name", CASES)
 
@@ -179,10 +179,10 @@ def test_one_sample_is_refused(name):
         ({"temperature": torch.ones(1)}, ValueError, r"single number; got a tensor of shape \(1,\)"),
         ({"negatives": "all"}, ValueError, "negatives must be one of 'cross', 'within', 'both'; got 'all'"),
         ({"positive_weight": torch.ones(3)}, ValueError, r"shape \(4,\) or \(2, 4\); got \(3,\)"),
-        ({"offset": 1}, ValueError, "without keys it must be 0, got 1"),
-        ({"keys": (GOOD, GOOD), "offset": 1}, ValueError, "offset 1 does not fit: 4 local rows"),
-        ({"keys": (GOOD, torch.ones(5, 3))}, ValueError, "keys of the two views must have the same shape"),
-        ({"keys": GOOD}, TypeError, "keys must be a pair"),
+        ({"gathered": (GOOD, GOOD)}, TypeError, "gathered must be a varloss.distributed.Gathered; got tuple"),
+        ({"gathered": Gathered((GOOD, GOOD), 1)}, ValueError, "offset 1 does not fit: 4 local rows"),
+        ({"gathered": Gathered((GOOD, torch.ones(5, 3)), 0)}, ValueError, "keys of the two views must have the same"),
+        ({"gathered": Gathered(GOOD, 0)}, TypeError, "keys must be a pair"),
     ],
 )
 def test_bad_options_of_nt_xent_are_named(options, error, message):
@@ -193,7 +193,6 @@ def test_bad_options_of_nt_xent_are_named(options, error, message):
 VRN_FORMS = {
     "function": lambda **options: vf.vrn(GOOD, GOOD, **options),
     "indexed": lambda **options: vf.vrn_indexed(GOOD, torch.arange(4), views=torch.arange(4), **options),
-    "module": varloss.VRNLoss,
     "regularizer": lambda **options: varloss.VRNRegularizer(weight=1, **options),
     "wrapper": lambda **options: varloss.WithVRN(vf.nt_xent, weight=1, **options),
 }
@@ -249,9 +248,9 @@ def test_vrn_with_a_gradient_on_one_side_warns_once(build):
 
 
 def test_closed_form_of_another_exponent_is_refused():
-    with pytest.raises(ValueError, match="closed form needs exponent 2; got 3"):
-        vf.vrn(GOOD, GOOD, num_samples=9, exponent=3, form="closed")
-    with pytest.raises(ValueError, match="form must be one of 'auto', 'dense', 'closed'; got 'fast'"):
+    with pytest.raises(ValueError, match="form='linear' needs exponent 2; got 3"):
+        vf.vrn(GOOD, GOOD, num_samples=9, exponent=3, form="linear")
+    with pytest.raises(ValueError, match="form must be one of 'auto', 'dense', 'linear'; got 'fast'"):
         vf.vrn(GOOD, GOOD, num_samples=9, form="fast")
 
 

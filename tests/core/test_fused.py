@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from support import oracles
-from support.cases import FAKE_DEVICE, KINDS
+from support.cases import FAKE_DEVICE, KINDS, nt_xent_with_vrn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +18,7 @@ import varloss
 from varloss import functional as vf
 from varloss._kernels import autograd, gathered, tiles, whole
 from varloss._kernels.problem import Problem
+from varloss.distributed import Gathered
 
 CELLS = list(itertools.product(KINDS, (False, True)))
 # No VRN, and VRN on every kind of pair the cell's similarities hold.
@@ -30,17 +31,16 @@ VRN = [
 DELTA = -1 / 19
 
 
-def dense(z0, z1, problem, keys=None, offset=0):
+def dense(z0, z1, problem, gathered=None):
     """Value and gradients by autograd through the dense formula."""
-    inputs = [z0, z1, *(keys or ())]
+    inputs = [z0, z1, *(gathered.keys if gathered else ())]
     value = vf.nt_xent(
         z0,
         z1,
         temperature=problem.temperature,
         negatives=problem.negatives,
         decoupled=problem.decoupled,
-        keys=keys,
-        offset=offset,
+        gathered=gathered,
         form="dense",
     )
     if problem.vrn_weight:
@@ -102,7 +102,7 @@ def test_gathered_rows_equal_dense(kind, decoupled, temperature, height):
     the = problem(kind, decoupled, temperature=temperature)
     raw, raw_keys = (tuple(x.detach() for x in pair) for pair in (z, keys))
     value, gradient, key_gradient = gathered.value_and_gradient(raw, raw_keys, 3, the, True, height=height)
-    assert_close(value, [*gradient, *key_gradient], dense(*z, the, keys, 3), 1e-10)
+    assert_close(value, [*gradient, *key_gradient], dense(*z, the, Gathered(keys, 3)), 1e-10)
     assert torch.equal(gathered.value_and_gradient(raw, raw_keys, 3, the, False, height=height)[0], value)
 
 
@@ -128,8 +128,8 @@ def test_every_similarity_that_is_not_a_negative_stays_out(computation):
 
 ROUTES = {
     "small": vf.nt_xent,
-    "tiled": lambda z0, z1, **o: vf.nt_xent(z0, z1, form="tiled", **o),
-    "gathered": lambda z0, z1, **o: vf.nt_xent(z0, z1, keys=(z0, z1), **o),
+    "linear": lambda z0, z1, **o: vf.nt_xent(z0, z1, form="linear", **o),
+    "gathered": lambda z0, z1, **o: vf.nt_xent(z0, z1, gathered=Gathered((z0, z1), 0), **o),
 }
 
 
@@ -188,7 +188,7 @@ class TestGatheredRowsUnder:
         z = tuple(k.detach()[2:5].clone().requires_grad_() for k in keys)
 
         def loss(*inputs):
-            return vf.nt_xent(*inputs[:2], negatives=kind, keys=inputs[2:], offset=2)
+            return vf.nt_xent(*inputs[:2], negatives=kind, gathered=Gathered(inputs[2:], 2))
 
         torch._dynamo.reset()
         values = [torch.compile(loss, fullgraph=True, backend="aot_eager")(*z, *keys), loss(*z, *keys)]
@@ -200,14 +200,14 @@ class TestGatheredRowsUnder:
         with FakeTensorMode():
             z0, z1 = (torch.empty(4, 8, device=FAKE_DEVICE, requires_grad=True) for _ in range(2))
             keys = tuple(torch.empty(9, 8, device=FAKE_DEVICE, requires_grad=True) for _ in range(2))
-            loss = vf.nt_xent(z0, z1, negatives=kind, keys=keys, offset=3)
+            loss = vf.nt_xent(z0, z1, negatives=kind, gathered=Gathered(keys, 3))
         assert (loss.shape, loss.device.type, loss.requires_grad) == ((), FAKE_DEVICE, True)
 
     def test_autocast(self, kind):
         keys = tuple(oracles.views(6, 4, torch.float32))
-        plain = vf.nt_xent(*keys, negatives=kind, keys=keys)
+        plain = vf.nt_xent(*keys, negatives=kind, gathered=Gathered(keys, 0))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            cast = vf.nt_xent(*keys, negatives=kind, keys=keys)
+            cast = vf.nt_xent(*keys, negatives=kind, gathered=Gathered(keys, 0))
         assert torch.equal(plain, cast)
 
 
@@ -232,7 +232,7 @@ class TestRouting:
         # A temperature whose exponentials overflow fp32 needs the tiles' running maximum.
         vf.nt_xent(*small, negatives=kind, temperature=0.01)
         assert len(tiled) == 2
-        for form in ("auto", "tiled"):
+        for form in ("auto", "linear"):
             torch.testing.assert_close(
                 vf.nt_xent(*large, negatives=kind, form=form), vf.nt_xent(*large, negatives=kind, form="dense")
             )
@@ -245,13 +245,13 @@ class TestRouting:
             {"hard_fraction": 0.5},
         ):
             assert self.step(vf.nt_xent(*z, **options)) == "MeanBackward0"
-            with pytest.raises(ValueError, match="form='tiled' does not go with"):
-                vf.nt_xent(*z, form="tiled", **options)
-        with pytest.raises(ValueError, match="form must be one of 'auto', 'dense', 'tiled'; got 'fast'"):
+            with pytest.raises(ValueError, match="form='linear' does not go with"):
+                vf.nt_xent(*z, form="linear", **options)
+        with pytest.raises(ValueError, match="form must be one of 'auto', 'dense', 'linear'; got 'fast'"):
             vf.nt_xent(*z, form="fast")
 
     @pytest.mark.parametrize(("kind", "decoupled"), CELLS)
-    @pytest.mark.parametrize("form", ["auto", "tiled"])
+    @pytest.mark.parametrize("form", ["auto", "linear"])
     def test_positive_weights_need_no_matrix(self, kind, decoupled, form, monkeypatch):
         """The positive's weight is added outside: value and gradient are the dense form's, without its graph."""
         z = oracles.views(40, 4)
@@ -282,8 +282,8 @@ class TestRouting:
         z = oracles.views(6, 4)
         options = {"temperature": 0.3, "negatives": kind, "decoupled": decoupled}
         expected = vf.nt_xent(*z, form="dense", **options) + 2.5 * vf.vrn(*z, num_samples=20, pairs=pairs)
-        for form in ("auto", "dense", "tiled"):
-            ours = vf.nt_xent_with_vrn(*z, weight=2.5, num_samples=20, pairs=pairs, form=form, **options)
+        for form in ("auto", "dense", "linear"):
+            ours = nt_xent_with_vrn(*z, weight=2.5, num_samples=20, pairs=pairs, form=form, **options)
             fused = form != "dense" and kind in ("both", pairs)
             assert (self.step(ours) == "AddBackward0") != fused
             torch.testing.assert_close(ours, expected)
@@ -294,7 +294,7 @@ class TestRouting:
 
     def test_weight_zero_leaves_the_loss(self):
         z = oracles.views(6, 4)
-        assert torch.equal(vf.nt_xent_with_vrn(*z, weight=0, num_samples=9), vf.nt_xent(*z))
+        assert torch.equal(nt_xent_with_vrn(*z, weight=0, num_samples=9), vf.nt_xent(*z))
 
     def test_wrapped_module_is_fused_where_nothing_else_has_to_be_called(self):
         z = oracles.views(6, 4)
@@ -307,7 +307,9 @@ class TestRouting:
         hooked = build()
         seen = []
         hooked.base.register_forward_hook(lambda *_: seen.append("base"))
-        own_forward = type("Own", (varloss.NTXentLoss,), {"forward": lambda self, a, b: self.plus(None, a, b)})
+        own_forward = type(
+            "Own", (varloss.NTXentLoss,), {"forward": lambda self, a, b: self._with_regularizer(None, a, b)}
+        )
         weighted = type("Weighted", (varloss.NTXentLoss,), {"positive_weight": lambda *_: 1.0})
         for module in (hooked, build(own_forward()), build(weighted()), build(vf.nt_xent), build(varloss.DHELLoss())):
             assert self.step(module(*z)) == "AddBackward0"
@@ -333,7 +335,7 @@ class TestRouting:
 
 
 @pytest.mark.parametrize(("kind", "decoupled"), CELLS)
-@pytest.mark.parametrize("form", ["auto", "tiled"])
+@pytest.mark.parametrize("form", ["auto", "linear"])
 def test_error_is_that_of_the_dense_formula(kind, decoupled, form):
     """The documented promise: over 200 draws, the 95th percentile is at most twice the dense fp32 formula's, plus 4 ulp."""
     errors = {"dense": ([], []), form: ([], [])}
@@ -347,7 +349,7 @@ def test_error_is_that_of_the_dense_formula(kind, decoupled, form):
 
         def run(inputs, form, temperature=temperature):
             terms = {"weight": 3, "num_samples": 500, "pairs": "cross" if kind == "both" else kind}
-            value = vf.nt_xent_with_vrn(*inputs, temperature=temperature, form=form, **terms, **options)
+            value = nt_xent_with_vrn(*inputs, temperature=temperature, form=form, **terms, **options)
             return value.item(), torch.stack(torch.autograd.grad(value, inputs)).double()
 
         truth, true_gradient = run(exact, "dense")
@@ -411,7 +413,7 @@ class _Operations(TorchDispatchMode):
     [
         (varloss.NTXentLoss(), 29),
         (varloss.WithVRN(varloss.NTXentLoss(), weight=3, num_samples=100), 35),
-        (varloss.VRNLoss(num_samples=100), 21),
+        (varloss.VRNRegularizer(weight=1, num_samples=100), 22),
     ],
     ids=["nt_xent", "with_vrn", "vrn"],
 )

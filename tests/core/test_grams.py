@@ -11,6 +11,7 @@ from support.cases import KINDS
 from varloss import functional as vf
 from varloss import metrics
 from varloss._core.grams import Grams
+from varloss.distributed import Gathered
 
 RANKS = (slice(0, 1), slice(1, 6), slice(6, 9))
 
@@ -33,8 +34,8 @@ def test_one_identity_serves_ranks_closed_form_and_statistics(kind, spread):
     within = found.within_var + (found.within_mean - delta) ** 2
     of_statistics = {"cross": cross, "within": within, "both": (cross + within) / 2}[kind]
     of_ranks = Grams.unpack(packed, 4).vrn(target=delta, pairs=kind)
-    kernel = vf.vrn(z0, z1, target=delta, pairs=kind, form="closed")
-    formula = vf.vrn(z0, z1, target=delta, pairs=kind, form="closed", keys=(z0, z1))
+    kernel = vf.vrn(z0, z1, target=delta, pairs=kind, form="linear")
+    formula = vf.vrn(z0, z1, target=delta, pairs=kind, form="linear", gathered=Gathered((z0, z1), 0))
     truth = ((oracles.exact_similarities(z0, z1, "cross") - delta) ** 2).mean()
     for value in (of_statistics, of_ranks, kernel, formula):
         torch.testing.assert_close(value, of_ranks, rtol=0, atol=1e-14)

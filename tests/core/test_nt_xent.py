@@ -12,7 +12,7 @@ from support.cases import INDEX, KINDS, VIEWS
 
 from varloss import functional as vf
 from varloss._core.numerics import group_sizes, joint_labels
-from varloss.distributed import GatheredRows
+from varloss.distributed import Gathered, GatheredRows
 
 CELLS = [(kind, decoupled) for kind in KINDS for decoupled in (False, True)]
 
@@ -65,8 +65,7 @@ def test_local_rows_against_gathered_keys_are_rows_of_the_whole(kind, decoupled,
             z1[start : start + rows],
             negatives=kind,
             decoupled=decoupled,
-            keys=(z0, z1),
-            offset=start,
+            gathered=Gathered((z0, z1), start),
         )
         for start, rows in sizes.items()
     }
@@ -98,7 +97,7 @@ def test_local_rows_against_gathered_keys_are_rows_of_the_whole(kind, decoupled,
 def test_local_rows_lie_inside_the_gathered_keys(offset):
     z0, z1 = (z.detach() for z in oracles.views(8, 4))
     with pytest.raises(ValueError, match=f"offset {offset} does not fit: 3 local rows"):
-        vf.nt_xent(z0[:3], z1[:3], keys=(z0, z1), offset=offset)
+        vf.nt_xent(z0[:3], z1[:3], gathered=Gathered((z0, z1), offset))
 
 
 @pytest.mark.parametrize("positives", ["inside", "outside"])
@@ -162,7 +161,7 @@ def test_dclw_weights_equal_the_loops_and_carry_no_gradient():
     assert weights.mean().item() == pytest.approx(1)
     assert not weights.requires_grad
     # The second half of a global batch: its rows of the global weights, not a softmax of its own.
-    half = vf.dclw_weights(z0[3:], z1[3:], sigma=0.4, keys=(z0, z1), offset=3)
+    half = vf.dclw_weights(z0[3:], z1[3:], sigma=0.4, gathered=Gathered((z0, z1), 3))
     torch.testing.assert_close(half, weights[3:])
 
 

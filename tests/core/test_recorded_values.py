@@ -20,7 +20,7 @@ from torch import Tensor
 import varloss
 from varloss import functional as vf
 from varloss import metrics
-from varloss.distributed import GatheredRows
+from varloss.distributed import Gathered, GatheredRows
 
 RECORD = Path(__file__).with_name("recorded_values.json")
 KINDS = ("cross", "within", "both")
@@ -33,14 +33,14 @@ Result = tuple[Tensor, list[Tensor]]
 
 
 def gathered(keys: tuple[Tensor, Tensor], offset: int) -> dict[str, object]:
-    return {"keys": keys, "offset": offset}
+    return {"gathered": Gathered(keys, offset)}
 
 
 def gathered_rows(keys: Tensor, index: Tensor, views: Tensor, offset: int) -> dict[str, object]:
     return {"gathered": GatheredRows(keys, index, views, offset)}
 
 
-LINEAR_NT_XENT, LINEAR_VRN = "tiled", "closed"
+LINEAR_NT_XENT, LINEAR_VRN = "linear", "linear"
 
 
 def numbers(rows: int, columns: int, seed: int, dtype: torch.dtype) -> Tensor:

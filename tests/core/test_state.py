@@ -31,7 +31,7 @@ def modules():
         "SimpleLoss": lambda: varloss.SimpleLoss(hard_count=2),
         "SpectralLoss": lambda: varloss.SpectralLoss(negatives="within"),
         "QueueInfoNCELoss": lambda: varloss.QueueInfoNCELoss(memory_bank_size=QUEUE),
-        "VRNLoss": lambda: varloss.VRNLoss(target=0.1, pairs="both", exponent=3),
+        "VRNRegularizer p=3": lambda: varloss.VRNRegularizer(weight=1, target=0.1, pairs="both", exponent=3),
         "VRNRegularizer": lambda: varloss.VRNRegularizer(**vrn),
         "WithVRN": lambda: varloss.WithVRN(varloss.NTXentLoss(learnable_temperature=True), **vrn),
         "WithVRN of a function": lambda: varloss.WithVRN(functional.kcl, pairs="both", **vrn),

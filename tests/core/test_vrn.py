@@ -12,11 +12,12 @@ from support.agreement import assert_same
 from support.cases import INDEX, KINDS, VIEWS
 
 from varloss import functional as vf
+from varloss._core.numerics import unit
 from varloss._kernels.gram import is_cheaper
-from varloss.distributed import GatheredRows
+from varloss.distributed import Gathered, GatheredRows
 
 
-@pytest.mark.parametrize("form", ["dense", "closed"])
+@pytest.mark.parametrize("form", ["dense", "linear"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "d"), [(2, 3), (5, 2), (9, 4)])
 def test_squared_equals_the_loops(kind, form, n, d):
@@ -59,16 +60,16 @@ def test_gathered_indexed_rows_average_to_the_whole_when_ranks_differ(kind):
     torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("form", ["dense", "closed"])
+@pytest.mark.parametrize("form", ["dense", "linear"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_rows_against_gathered_keys_average_to_the_whole(kind, form):
     z0, z1 = (z.detach() for z in oracles.views(6, 4))
     options = {"num_samples": 40, "pairs": kind, "form": form}
-    parts = [vf.vrn(z0[i : i + 1], z1[i : i + 1], keys=(z0, z1), offset=i, **options) for i in range(6)]
+    parts = [vf.vrn(z0[i : i + 1], z1[i : i + 1], gathered=Gathered((z0, z1), i), **options) for i in range(6)]
     torch.testing.assert_close(sum(parts) / 6, vf.vrn(z0, z1, **options), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("form", ["dense", "closed"])
+@pytest.mark.parametrize("form", ["dense", "linear"])
 def test_is_variance_plus_squared_distance_of_the_mean(form):
     z0, z1 = (z.detach() for z in oracles.views(8, 5))
     u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
@@ -85,7 +86,7 @@ def test_closed_form_error_is_absolute_and_small(kind):
     basis = torch.linalg.qr(torch.randn(d, n, dtype=torch.float64)).Q.T
     z0, z1 = ((basis + 1e-5 * torch.randn(n, d, dtype=torch.float64)).float() for _ in range(2))
     exact = vf.vrn(z0.double(), z1.double(), num_samples=50_000, pairs=kind, form="dense")
-    closed = vf.vrn(z0, z1, num_samples=50_000, pairs=kind, form="closed")
+    closed = vf.vrn(z0, z1, num_samples=50_000, pairs=kind, form="linear")
     assert exact < 1e-8
     assert abs(closed.item() - exact.item()) < 20 * torch.finfo(torch.float32).eps / (n - 1)
     assert closed.item() != 0
@@ -99,7 +100,7 @@ def test_closed_form_of_clusters_errs_by_what_it_says(dtype, spread, target):
     z0, z1 = oracles.cluster(256, 32, spread, dtype)
     gaps = oracles.exact_similarities(z0, z1, "cross") - np.longdouble(target)
     exact = float((gaps * gaps).mean())
-    closed = vf.vrn(z0, z1, target=target, form="closed").item()
+    closed = vf.vrn(z0, z1, target=target, form="linear").item()
     eps = torch.finfo(dtype).eps
     assert abs(closed - exact) < 4 * eps * (exact + target**2 + 1 / 255)
     direct = vf.vrn(z0, z1, target=target, form="dense").item()
@@ -124,7 +125,7 @@ def test_form_is_chosen_by_cost():
     assert not is_cheaper(32, 65536, 128)
     torch.manual_seed(0)
     z0, z1 = torch.randn(2, 300, 8)
-    auto, direct, closed = (vf.vrn(z0, z1, num_samples=500, form=form) for form in ("auto", "dense", "closed"))
+    auto, direct, closed = (vf.vrn(z0, z1, num_samples=500, form=form) for form in ("auto", "dense", "linear"))
     assert auto.item() == closed.item()
     torch.testing.assert_close(closed, direct)
     cubed = vf.vrn(z0, z1, num_samples=500, exponent=3)
@@ -182,3 +183,20 @@ def test_half_precision_keeps_the_target(dtype):
         ours = vf.vrn(z0, z1, num_samples=n, pairs=kind, form="dense")
         assert ours.item() == pytest.approx(exact.item(), rel=1e-5)
         assert ours.item() != pytest.approx(oracles.vrn(z0.double(), z1.double(), 0.0, kind, 2).item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("pairs", KINDS)
+@pytest.mark.parametrize("form", ["auto", "dense", "linear"])
+def test_keys_without_gradient_give_none(pairs, form):
+    """The same gradient by every form: of the anchors alone, for gathered rows that are detached."""
+    z = oracles.views(9, 4)
+    keys = tuple(x.detach() for x in z)
+
+    def mean(rows, others):
+        gaps = (unit(rows) @ unit(others).T - 0.1).square()
+        return gaps.masked_fill(torch.eye(9, dtype=torch.bool), 0).sum() / 72
+
+    cross, within = mean(z[0], keys[1]), (mean(z[0], keys[0]) + mean(z[1], keys[1])) / 2
+    expected = {"cross": cross, "within": within, "both": (cross + within) / 2}[pairs]
+    ours = vf.vrn(*z, target=0.1, pairs=pairs, form=form, gathered=Gathered(keys, 0))
+    assert_same(ours, expected, z)

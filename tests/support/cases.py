@@ -8,7 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+import varloss
 from varloss import functional
+from varloss._core.numerics import wide
+from varloss._core.pairs import check_two_views
+from varloss._kernels import autograd
+from varloss._kernels.problem import Problem
 
 TwoViewLoss = Callable[[Tensor, Tensor], Tensor]
 KINDS = ("cross", "within", "both")
@@ -50,6 +55,31 @@ def _dclw(z0: Tensor, z1: Tensor) -> Tensor:
     return functional.nt_xent(z0, z1, decoupled=True, positive_weight=functional.dclw_weights(z0, z1))
 
 
+def nt_xent_with_vrn(
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    weight: float,
+    num_samples: int,
+    pairs: functional.Pairs = "cross",
+    temperature: float = 0.5,
+    negatives: functional.Pairs = "both",
+    decoupled: bool = False,
+    form: str = "auto",
+) -> Tensor:
+    """NT-Xent with VRN as ``WithVRN`` computes it, by its tiles at any size, or as the sum of the dense formulas."""
+    cell = {"temperature": temperature, "negatives": negatives, "decoupled": decoupled}
+    if form == "dense":
+        z0, z1 = wide(z0), wide(z1)
+        term = functional.vrn(z0, z1, num_samples=num_samples, pairs=pairs, form="dense")
+        return functional.nt_xent(z0, z1, form="dense", **cell) + weight * term
+    if form == "linear" and negatives in ("both", pairs) and not torch.compiler.is_compiling():
+        check_two_views(z0, z1, None)
+        problem = Problem(temperature, negatives, decoupled, weight, -1 / (num_samples - 1), pairs)
+        return autograd.nt_xent(z0, z1, problem, force_tiles=True)
+    return varloss.WithVRN(varloss.NTXentLoss(**cell), weight=weight, num_samples=num_samples, pairs=pairs)(z0, z1)
+
+
 def table() -> dict[str, TwoViewLoss]:
     cases: dict[str, TwoViewLoss] = {"dclw": _dclw}
     for kind in KINDS:
@@ -57,7 +87,7 @@ def table() -> dict[str, TwoViewLoss]:
             name = f"nt_xent-{kind}-{'decoupled' if decoupled else 'coupled'}"
             cases[name] = lambda a, b, k=kind, d=decoupled: functional.nt_xent(a, b, negatives=k, decoupled=d)
         cases[f"nt_xent_indexed-{kind}"] = _indexed(functional.nt_xent_indexed, negatives=kind)
-        for form in ("dense", "closed"):
+        for form in ("dense", "linear"):
             cases[f"vrn-{kind}-{form}"] = lambda a, b, k=kind, f=form: functional.vrn(
                 a, b, num_samples=100, pairs=k, form=f
             )
@@ -67,11 +97,11 @@ def table() -> dict[str, TwoViewLoss]:
         for name in ("nt_xent", "simple_loss"):
             cases[f"{name}-{kind}-hard"] = partial(getattr(functional, name), negatives=kind, hard_fraction=0.5)
         cases[f"vrn_indexed-{kind}"] = _indexed(functional.vrn_indexed, num_samples=100, pairs=kind)
-        cases[f"nt_xent-{kind}-tiled"] = lambda a, b, k=kind: functional.nt_xent(a, b, negatives=k, form="tiled")
+        cases[f"nt_xent-{kind}-linear"] = lambda a, b, k=kind: functional.nt_xent(a, b, negatives=k, form="linear")
         cases[f"nt_xent-{kind}-dense"] = lambda a, b, k=kind: functional.nt_xent(a, b, negatives=k, form="dense")
-        for form in ("auto", "tiled"):
-            cases[f"nt_xent_with_vrn-{kind}-{form}"] = lambda a, b, k=kind, f=form: functional.nt_xent_with_vrn(
-                a, b, weight=3, num_samples=100, pairs=k, form=f
+        for form in ("auto", "linear"):
+            cases[f"nt_xent_with_vrn-{kind}-{form}"] = partial(
+                nt_xent_with_vrn, weight=3, num_samples=100, pairs=kind, form=form
             )
     cases["nt_xent_indexed-outside"] = _indexed(functional.nt_xent_indexed, positives="outside")
     for scale in ("paper", "official"):

@@ -89,8 +89,7 @@ class ByHand(nn.Module):
         self.function, self.options = function, options
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        keys, offset, share = distributed.gather_two_views(z0, z1)
-        return share * self.function(z0, z1, keys=keys, offset=offset, **self.options)
+        return self.function(z0, z1, gathered=distributed.gather_views(z0, z1), **self.options)
 
 
 class ByIndex(nn.Module):
@@ -154,7 +153,7 @@ def losses() -> dict[str, Callable[[], nn.Module]]:
         for decoupled in (False, True):
             cell = {"negatives": kind, "decoupled": decoupled}
             table[f"nt_xent-{kind}-{decoupled}"] = lambda c=cell: varloss.NTXentLoss(**c, **ON)
-            for form in ("tiled", "dense"):
+            for form in ("linear", "dense"):
                 table[f"nt_xent-{kind}-{decoupled}-{form}"] = lambda c=cell, f=form: ByHand(
                     functional.nt_xent, form=f, **c
                 )
@@ -166,8 +165,10 @@ def losses() -> dict[str, Callable[[], nn.Module]]:
         table[f"simple-{kind}"] = lambda k=kind: varloss.SimpleLoss(negatives=k, **ON)
         table[f"simple-{kind}-hard"] = lambda k=kind: varloss.SimpleLoss(negatives=k, hard_count=3, **ON)
         for p in (1, 2, 3):
-            table[f"vrn-{kind}-p{p}"] = lambda k=kind, e=p: varloss.VRNLoss(num_samples=50, pairs=k, exponent=e, **ON)
-        for form in ("dense", "closed"):
+            table[f"vrn-{kind}-p{p}"] = lambda k=kind, e=p: varloss.VRNRegularizer(
+                weight=1, num_samples=50, pairs=k, exponent=e, **ON
+            )
+        for form in ("dense", "linear"):
             table[f"vrn-{kind}-{form}"] = lambda k=kind, f=form: ByHand(functional.vrn, form=f, num_samples=50, pairs=k)
         table[f"nt_xent_indexed-{kind}"] = lambda k=kind: ByIndex(functional.nt_xent_indexed, negatives=k)
         table[f"vrn_indexed-{kind}"] = lambda k=kind: ByIndex(functional.vrn_indexed, num_samples=50, pairs=k)
@@ -338,7 +339,7 @@ def payload() -> dict[str, list[tuple[str, int]]]:
     """What each way to VRN hands to the collectives in a step: forward, then backward; and queues in an evaluation."""
     z = [torch.randn(PAYLOAD_ROWS, PAYLOAD_DIM, requires_grad=True) for _ in range(2)]
     ways = {
-        "gram": varloss.VRNLoss(num_samples=50, **ON),
+        "gram": varloss.VRNRegularizer(weight=1, num_samples=50, **ON),
         "rows": ByHand(functional.vrn, num_samples=50),
     }
     found = {name: collectives(lambda f=loss_fn: f(*z).backward()) for name, loss_fn in ways.items()}

@@ -19,7 +19,7 @@ from varloss import functional
 
 DIM, STEPS = 128, 10
 WAYS = {
-    "gram": lambda: varloss.VRNLoss(num_samples=50_000, **ranks.ON),
+    "gram": lambda: varloss.VRNRegularizer(weight=1, num_samples=50_000, **ranks.ON),
     "rows": lambda: ranks.ByHand(functional.vrn, num_samples=50_000),
 }
 

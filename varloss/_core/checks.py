@@ -16,10 +16,9 @@ from torch import Tensor
 
 from varloss._core.numerics import lengths, wide
 
-Negatives = Literal["cross", "within", "both"]
-Form = Literal["auto", "dense", "closed"]
-
-KINDS = ("cross", "within", "both")
+Form = Literal["auto", "dense", "linear"]
+"""How a loss is computed: by cost, as an N x N matrix under autograd, or in memory linear in N."""
+FORMS: tuple[Form, ...] = ("auto", "dense", "linear")
 MIN_TEMPERATURE = 1e-8
 
 
@@ -64,32 +63,6 @@ def views(z0: Tensor, z1: Tensor) -> None:
     same_precision(z0=z0, z1=z1)
     if z0.shape != z1.shape:
         raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
-
-
-def two_views(z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int) -> None:
-    """Checks a two-view batch and, where given, the gathered keys that contain it."""
-    views(z0, z1)
-    if keys is None:
-        if offset != 0:
-            raise ValueError(
-                f"offset says where this rank's rows start in keys; without keys it must be 0, got {offset}."
-            )
-        total = z0.shape[0]
-    else:
-        if not isinstance(keys, tuple) or len(keys) != 2:
-            raise TypeError("keys must be a pair (keys of view 0, keys of view 1) of tensors.")
-        embeddings(z0=z0, keys0=keys[0], keys1=keys[1])
-        same_precision(z0=z0, keys0=keys[0], keys1=keys[1])
-        if keys[0].shape != keys[1].shape:
-            raise ValueError(
-                f"keys of the two views must have the same shape; got {tuple(keys[0].shape)} and {tuple(keys[1].shape)}."
-            )
-        total = keys[0].shape[0]
-        rows_inside(z0.shape[0], total, offset)
-    if z0.shape[0] == 0:
-        raise ValueError("z0 and z1 are empty: a batch needs at least one sample.")
-    if total < 2:
-        raise ValueError("a batch of one sample has no negatives: give at least 2 samples (or gathered keys).")
 
 
 def rows_inside(rows: int, total: int, offset: int) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.checks import Negatives
 from varloss._core.numerics import products, unit, widest
+from varloss._core.pairs import PAIRS, Pairs
 
 
 class PairSums(NamedTuple):
@@ -169,7 +169,7 @@ class Grams(NamedTuple):
             return u.pairs_with(v).without(own(0))
         return u.pairs_with(u).without(own(1)).with_(v.pairs_with(v).without(own(2)))
 
-    def vrn(self, *, num_samples: int | None = None, target: float | None = None, pairs: Negatives = "cross") -> Tensor:
+    def vrn(self, *, num_samples: int | None = None, target: float | None = None, pairs: Pairs = "cross") -> Tensor:
         """VRN (exponent 2) of all pairs: :func:`varloss.functional.vrn` of the samples that were summed, as one batch.
 
         Args:
@@ -185,7 +185,7 @@ class Grams(NamedTuple):
 
         Edge cases: one sample has no negatives; the result is 0, attached to the graph.
         """
-        checks.one_of(pairs, checks.KINDS, "pairs")
+        checks.one_of(pairs, PAIRS, "pairs")
         delta = checks.delta(num_samples, target)
         kinds: tuple[Literal["cross", "within"], ...] = ("cross", "within") if pairs == "both" else (pairs,)
         means = [self.pairs(kind).mean_squared_gap(delta) for kind in kinds]

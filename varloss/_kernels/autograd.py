@@ -11,18 +11,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from varloss._core import checks
 from varloss._core.numerics import ieee_products, products_are_ieee
+from varloss._core.pairs import Gathered, Pairs, TwoViews
 from varloss._kernels import dense, gathered, gram, tiles, whole
 from varloss._kernels.problem import Problem
-
-Form = Literal["auto", "dense", "tiled"]
-FORMS = ("auto", "dense", "tiled")
 
 # Up to this many similarities the whole matrix at once is faster than its tiles: N = 181 on CPU, N = 1024 on a GPU, where
 # launches cost more.
@@ -39,14 +36,18 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def nt_xent(
-    z0: Tensor, z1: Tensor, problem: Problem, form: Form, *, keys: tuple[Tensor, Tensor] | None = None, offset: int = 0
+    z0: Tensor, z1: Tensor, problem: Problem, *, force_tiles: bool = False, others: Gathered | None = None
 ) -> Tensor:
-    """The loss of checked inputs; ``form`` is "auto" or "tiled". VRN's pairs must be among the negatives."""
-    inputs = (z0, z1, *(keys or (None, None)))
+    """The loss of checked inputs, a mean over local anchors. VRN's pairs must be among the negatives.
+
+    ``others`` are the rows of all ranks; ``force_tiles`` takes memory linear in N at any N.
+    """
+    keys, offset = ((None, None), 0) if others is None else others[:2]
+    inputs = (z0, z1, *keys)
     need_gradient = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
     if torch.compiler.is_compiling():  # never with VRN, see nt_xent_with_vrn
-        return _operator(*inputs, offset, form == "tiled", need_gradient, *problem[:3])[0]  # type: ignore[no-any-return]
-    compute = partial(_compute, offset=offset, force_tiles=form == "tiled", problem=problem)
+        return _operator(*inputs, offset, force_tiles, need_gradient, *problem[:3])[0]  # type: ignore[no-any-return]
+    compute = partial(_compute, offset=offset, force_tiles=force_tiles, problem=problem)
     if need_gradient:
         return _Fused.apply(*inputs, compute, partial(_dense, problem, offset))  # type: ignore[no-any-return]
     return compute(inputs, need_gradient=False)[0]
@@ -65,7 +66,7 @@ def vrn(z0: Tensor, z1: Tensor, problem: Problem, *, closed: bool, formula: Dens
     return compute((z0, z1, None, None), need_gradient=False)[0]
 
 
-def can_fuse(negatives: checks.Negatives, pairs: checks.Negatives) -> bool:
+def can_fuse(negatives: Pairs, pairs: Pairs) -> bool:
     """Whether VRN's similarities are among those the loss looks at."""
     return negatives in ("both", pairs)
 
@@ -207,4 +208,5 @@ def _differentiable(upstream: Tensor, inputs: Inputs, formula: Dense) -> Gradien
 
 def _dense(problem: Problem, offset: int, inputs: Inputs) -> Tensor:
     z0, z1, k0, k1 = inputs
-    return dense.of_problem(problem, offset, z0, z1, None if k0 is None or k1 is None else (k0, k1))
+    others = None if k0 is None or k1 is None else Gathered((k0, k1), offset)
+    return dense.of_problem(problem, TwoViews.of(z0, z1, others))

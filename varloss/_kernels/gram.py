@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from varloss._core.grams import PairSums, RowSums
+from varloss._core.pairs import TwoViews
 from varloss._kernels.problem import Problem, to_raw_rows, unit_rows
 
 
@@ -54,10 +57,22 @@ def add_to(gradient: Tensor | None, z: Tensor, problem: Problem, factor: float =
     return sum(terms[1:], terms[0]).to(z.dtype)
 
 
-def closed_mean(a: Tensor, own: Tensor, b: Tensor, delta: float) -> Tensor:
-    """Mean of ``(a_i . b_j - delta)^2`` over i and j but for the pairs ``(a_i, own_i)``, without the products."""
-    pairs = RowSums.of(a).pairs_with(RowSums.of(b)).without(PairSums.of((a * own).sum(dim=1)))
-    return pairs.mean_squared_gap(delta).to(a.dtype)
+def mean_squared_gap(views: TwoViews, delta: float, pairs: Literal["cross", "within"]) -> Tensor:
+    """Mean of ``(s - delta)^2`` over one kind of pairs by a formula that autograd differentiates.
+
+    The pair of an anchor with itself is taken off as it stands among the keys: keys without gradient give none.
+    """
+    rows = views.u.shape[0]
+    own_keys = [keys[views.offset : views.offset + rows] for keys in views.keys]
+    if pairs == "cross":
+        blocks = [(views.u, own_keys[1], views.keys[1])]
+    else:
+        blocks = [(views.u, own_keys[0], views.keys[0]), (views.v, own_keys[1], views.keys[1])]
+    means = []
+    for anchors, own, keys in blocks:
+        found = RowSums.of(anchors).pairs_with(RowSums.of(keys)).without(PairSums.of((anchors * own).sum(dim=1)))
+        means.append(found.mean_squared_gap(delta).to(anchors.dtype))
+    return torch.stack(means).mean()
 
 
 def is_cheaper(rows: int, columns: int, dim: int) -> bool:

@@ -8,19 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from varloss._core.checks import Negatives
 from varloss._core.numerics import lengths, wide
+from varloss._core.pairs import Pairs
 
 
 class Problem(NamedTuple):
     """One cell of NT-Xent, plus ``vrn_weight`` times VRN where that is not 0."""
 
     temperature: float
-    negatives: Negatives
+    negatives: Pairs
     decoupled: bool
     vrn_weight: float = 0.0
     target: float = 0.0
-    pairs: Negatives = "cross"
+    pairs: Pairs = "cross"
 
     @property
     def has_vrn(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varloss._core.checks import Negatives
+from varloss._core.pairs import Pairs
 from varloss._kernels.problem import Problem, to_raw_rows, unit_rows
 
 
@@ -83,7 +83,7 @@ class _Both:
         n = self.n
         return x.as_strided((2, 2, n), (2 * n * n, n, 2 * n + 1))
 
-    def vrn_block(self, x: Tensor, pairs: Negatives) -> Tensor:
+    def vrn_block(self, x: Tensor, pairs: Pairs) -> Tensor:
         n = self.n
         if pairs == "both":
             return x
@@ -124,7 +124,7 @@ class _Cross:
     def not_negative(self, x: Tensor) -> Tensor:
         return x.diagonal()
 
-    def vrn_block(self, x: Tensor, pairs: Negatives) -> Tensor:
+    def vrn_block(self, x: Tensor, pairs: Pairs) -> Tensor:
         del pairs
         return x
 
@@ -162,7 +162,7 @@ class _Within:
     def not_negative(self, x: Tensor) -> Tensor:
         return x.diagonal(0, 1, 2)
 
-    def vrn_block(self, x: Tensor, pairs: Negatives) -> Tensor:
+    def vrn_block(self, x: Tensor, pairs: Pairs) -> Tensor:
         del pairs
         return x
 

@@ -1,29 +1,57 @@
-"""What every module does: a temperature that may be learned, gathering, printing."""
+"""What every two-view module does: gather, print, and keep a temperature that may be learned."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from varloss import distributed
 from varloss._core import checks
+from varloss._core.pairs import Gathered
 
 
-class Tempered(nn.Module):
-    """A module with a ``temperature``: a plain attribute, or exp of the parameter ``log_temperature`` where it is learned."""
+class TwoViewLoss(nn.Module):
+    """Gathers where asked to, and prints the hyper-parameters that ``_shown`` names.
 
-    def _start_temperature(self, temperature: float, learnable: bool) -> None:
+    Subclasses define ``forward(z0, z1)`` as a call of their function.
+    """
+
+    _shown: tuple[str, ...] = ()
+
+    def __init__(self, gather_distributed: bool) -> None:
+        super().__init__()
+        if gather_distributed:
+            distributed.require_available()
+        self.gather_distributed = gather_distributed
+
+    def is_distributed(self) -> bool:
+        """Whether rows of other ranks exist and are asked for."""
+        return self.gather_distributed and distributed.world_size() > 1
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for ``print(module)``."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*self._shown, "gather_distributed"))
+
+    def _gathered(self, z0: Tensor, z1: Tensor) -> Gathered | None:
+        return distributed.gather_views(z0, z1) if self.gather_distributed else None
+
+
+class TemperedLoss(TwoViewLoss):
+    """A loss with a ``temperature``: a plain attribute, or exp of the parameter ``log_temperature`` where it is learned."""
+
+    def __init__(self, temperature: float, learnable_temperature: bool, gather_distributed: bool) -> None:
+        super().__init__(gather_distributed)
         checks.temperature(temperature)
-        if learnable and temperature <= 0:
+        if learnable_temperature and temperature <= 0:
             raise ValueError(
                 f"a learnable temperature is exp(log_temperature) and must start above 0; got {temperature}."
             )
-        self._fixed_temperature = None if learnable else temperature
+        self._fixed_temperature = None if learnable_temperature else temperature
         # None keeps the name out of parameters() and state_dict().
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable else None
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable_temperature else None
 
     @property
     def temperature(self) -> float | Tensor:
@@ -39,28 +67,10 @@ class Tempered(nn.Module):
         checks.temperature(value)
         self._fixed_temperature = value
 
-    def _temperature_repr(self) -> str:
-        if self.log_temperature is None:
-            return f"temperature={self._fixed_temperature}"
-        return f"temperature={self.log_temperature.exp().item():.4g}, learnable_temperature=True"
-
-
-class Pairwise(nn.Module):
-    """Gathering and printing, for modules whose hyper-parameters are attributes named in ``_shown``."""
-
-    _shown: tuple[str, ...] = ()
-
-    def __init__(self, gather_distributed: bool) -> None:
-        super().__init__()
-        if gather_distributed:
-            distributed.require_available()
-        self.gather_distributed = gather_distributed
-
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*self._shown, "gather_distributed"))
-
-    def _call(self, function: Any, z0: Tensor, z1: Tensor, **options: Any) -> Tensor:
-        keys, offset, share = distributed.gather_two_views(z0, z1, self.gather_distributed)
-        loss: Tensor = function(z0, z1, keys=keys, offset=offset, **options)
-        return distributed.weighed(loss, share)
+        if self.log_temperature is None:
+            temperature = f"temperature={self._fixed_temperature}"
+        else:
+            temperature = f"temperature={self.log_temperature.exp().item():.4g}, learnable_temperature=True"
+        return f"{temperature}, {super().extra_repr()}"

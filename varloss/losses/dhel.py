@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from varloss import distributed
 from varloss._core import checks
-from varloss.losses.base import Tempered
+from varloss._core.pairs import Gathered
+from varloss.losses.base import TemperedLoss
 from varloss.losses.nt_xent import nt_xent
 
 
@@ -18,8 +18,7 @@ def dhel(
     *,
     temperature: float | Tensor = 0.5,
     scale: Literal["paper", "official"] = "paper",
-    keys: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
+    gathered: Gathered | None = None,
     check: bool = False,
 ) -> Tensor:
     r"""Decoupled hyperspherical energy loss, in either of the two scales in circulation.
@@ -28,7 +27,7 @@ def dhel(
 
     with c = 1/2 for ``scale="paper"`` (Lee et al. and their code: this is ``nt_xent(negatives="within",
     decoupled=True)``) and c = 1 for ``scale="official"`` (the authors of DHEL). They weigh alignment differently; no constant
-    factor turns one into the other. The naive program, official scale::
+    factor turns one into the other. Equivalent to, in the official scale::
 
         u, v = normalize(z0), normalize(z1)
         a, b = ((x @ x.T / temperature).fill_diagonal_(-inf) for x in (u, v))
@@ -48,14 +47,13 @@ def dhel(
         negatives="within",
         decoupled=True,
         positive_weight=None if scale == "paper" else 1 / factor,
-        keys=keys,
-        offset=offset,
+        gathered=gathered,
         check=check,
     )
     return factor * loss
 
 
-class DHELLoss(Tempered):
+class DHELLoss(TemperedLoss):
     """:func:`varloss.functional.dhel` as a module.
 
     Args:
@@ -65,6 +63,8 @@ class DHELLoss(Tempered):
         learnable_temperature: as :class:`NTXentLoss`.
     """
 
+    _shown = ("scale",)
+
     def __init__(
         self,
         *,
@@ -73,20 +73,10 @@ class DHELLoss(Tempered):
         gather_distributed: bool = False,
         learnable_temperature: bool = False,
     ) -> None:
-        super().__init__()
-        self._start_temperature(temperature, learnable_temperature)
+        super().__init__(temperature, learnable_temperature, gather_distributed)
         checks.one_of(scale, ("paper", "official"), "scale")
-        if gather_distributed:
-            distributed.require_available()
         self.scale: Literal["paper", "official"] = scale
-        self.gather_distributed = gather_distributed
-
-    def extra_repr(self) -> str:
-        """Hyper-parameters, for ``print(module)``."""
-        return f"{self._temperature_repr()}, scale={self.scale!r}, gather_distributed={self.gather_distributed}"
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
-        keys, offset, share = distributed.gather_two_views(z0, z1, self.gather_distributed)
-        loss = dhel(z0, z1, temperature=self.temperature, scale=self.scale, keys=keys, offset=offset)
-        return distributed.weighed(loss, share)
+        return dhel(z0, z1, temperature=self.temperature, scale=self.scale, gathered=self._gathered(z0, z1))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.checks import Negatives
 from varloss._core.numerics import group_sizes, joint_labels, masked_logsumexp, own_columns, products, unit
+from varloss._core.pairs import PAIRS, Pairs
 from varloss._kernels import dense
 from varloss.distributed import GatheredRows
 
@@ -22,7 +22,7 @@ def nt_xent_indexed(
     *,
     views: Tensor | None = None,
     temperature: float | Tensor = 0.5,
-    negatives: Negatives = "both",
+    negatives: Pairs = "both",
     decoupled: bool = False,
     positives: Positives = "inside",
     gathered: GatheredRows | None = None,
@@ -79,7 +79,7 @@ def nt_xent_indexed(
         >>> loss = nt_xent_indexed(z, labels, temperature=0.1, positives="outside")
     """
     checks.embeddings(z=z)
-    checks.one_of(negatives, checks.KINDS, "negatives")
+    checks.one_of(negatives, PAIRS, "negatives")
     checks.one_of(positives, ("inside", "outside"), "positives")
     checks.temperature(temperature)
     rows = IndexedRows(z, index, views, gathered, negatives)
@@ -108,7 +108,7 @@ def vrn_indexed(
     views: Tensor | None = None,
     num_samples: int | None = None,
     target: float | None = None,
-    pairs: Negatives = "cross",
+    pairs: Pairs = "cross",
     exponent: float = 2,
     gathered: GatheredRows | None = None,
     check: bool = False,
@@ -151,9 +151,9 @@ def vrn_indexed(
         >>> loss = vrn_indexed(z, index, views=views, num_samples=50_000)
     """
     checks.embeddings(z=z)
-    checks.one_of(pairs, checks.KINDS, "pairs")
+    checks.one_of(pairs, PAIRS, "pairs")
     delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
-    kinds: tuple[Negatives, ...] = ("cross", "within") if pairs == "both" else (pairs,)
+    kinds: tuple[Pairs, ...] = ("cross", "within") if pairs == "both" else (pairs,)
     ids = [IndexedRows(z, index, views, gathered, kind) for kind in kinds]
     if check:
         checks.rows_are_sound(z=z)
@@ -171,7 +171,7 @@ class IndexedRows:
     """
 
     def __init__(
-        self, z: Tensor, index: Tensor, views: Tensor | None, gathered: GatheredRows | None, kind: Negatives
+        self, z: Tensor, index: Tensor, views: Tensor | None, gathered: GatheredRows | None, kind: Pairs
     ) -> None:
         index = checks.ids("index", index, z, "z")
         views = _views_to_compare("views", views, z, "z", kind)
@@ -237,7 +237,7 @@ class IndexedRows:
                 raise ValueError(f"{lonely} of {mask.shape[0]} anchors have no {name}.")
 
 
-def _views_to_compare(name: str, views: Tensor | None, z: Tensor, z_name: str, kind: Negatives) -> Tensor | None:
+def _views_to_compare(name: str, views: Tensor | None, z: Tensor, z_name: str, kind: Pairs) -> Tensor | None:
     """The views of ``z``, checked; None where pairs of every kind count alike."""
     if views is not None:
         checks.ids(name, views, z, z_name)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.numerics import unit
-from varloss._kernels.dense import sum_over_negatives
-from varloss.losses.base import Pairwise
+from varloss._core.pairs import Gathered, TwoViews, check_two_views, scaled
+from varloss.losses.base import TwoViewLoss
 
 
 def kcl(
@@ -20,8 +19,7 @@ def kcl(
     gamma: float = 16.0,
     kernel: Literal["gaussian"] = "gaussian",
     t: float = 2.0,
-    keys: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
+    gathered: Gathered | None = None,
     check: bool = False,
 ) -> Tensor:
     r"""Kernel contrastive loss: within-view energy of a kernel against the kernel of the positive pairs.
@@ -30,7 +28,7 @@ def kcl(
         -\frac2N \sum_i K(u_i, v_i) + \frac{\gamma}{N(N-1)} \sum_{i \ne j} K(u_i, u_j) + K(v_i, v_j), \qquad
         K(x, y) = e^{-t|x-y|^2}
 
-    The naive program::
+    Equivalent to::
 
         u, v = normalize(z0), normalize(z1)
         energy = pdist(u).square().mul(-t).exp().mean() + pdist(v).square().mul(-t).exp().mean()
@@ -44,8 +42,7 @@ def kcl(
         gamma: weight of the energy, >= 0.
         kernel: ``"gaussian"``.
         t: the kernel's scale, > 0.
-        keys: rows of all ranks for the two views, each (M, D), that contain this rank's.
-        offset: row of ``keys`` where this rank's rows start.
+        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
     Returns:
@@ -54,27 +51,24 @@ def kcl(
     Raises:
         TypeError, ValueError: as :func:`sigmoid_loss`.
 
-    At the edge: as :func:`sigmoid_loss`; bounded, so far-apart positives barely attract each other at large ``t``.
+    Edge cases: as :func:`sigmoid_loss`; bounded, so far-apart positives barely attract each other at large ``t``.
 
     Source: Koromilas et al. 2024 (arXiv 2405.18045), kernel contrastive learning, in the scale of the authors' code.
     """
-    checks.two_views(z0, z1, keys, offset)
+    check_two_views(z0, z1, gathered, check)
     checks.one_of(kernel, ("gaussian",), "kernel")
     gamma = checks.weight(gamma)
     checks.positive("t", t)
-    if check:
-        checks.rows_are_sound(z0=z0, z1=z1)
-    u, v = unit(z0), unit(z1)
-    key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
+    views = TwoViews.of(z0, z1, gathered)
 
     def gaussian(s: Tensor) -> Tensor:
         return torch.exp(2 * t * (s - 1))
 
-    energy = sum_over_negatives(gaussian, u, key_u, offset) + sum_over_negatives(gaussian, v, key_v, offset)
-    return gamma * energy / (key_u.shape[0] - 1) - 2 * gaussian((u * v).sum(dim=1)).mean()
+    loss = 2 * gamma * views.mean_over_pairs(gaussian, "within") - 2 * gaussian(views.positive).mean()
+    return scaled(loss, gathered)
 
 
-class KCLLoss(Pairwise):
+class KCLLoss(TwoViewLoss):
     """:func:`varloss.functional.kcl` (kernel contrastive loss) as a module.
 
     Args:
@@ -103,4 +97,4 @@ class KCLLoss(Pairwise):
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
-        return self._call(kcl, z0, z1, gamma=self.gamma, kernel=self.kernel, t=self.t)
+        return kcl(z0, z1, gamma=self.gamma, kernel=self.kernel, t=self.t, gathered=self._gathered(z0, z1))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from varloss import distributed
 from varloss._core import checks
-from varloss._core.checks import Negatives
+from varloss._core.checks import Form
 from varloss._core.hard import check_hard
 from varloss._core.numerics import unit, wide
+from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
 from varloss._kernels import autograd, dense
-from varloss._kernels.autograd import Form
 from varloss._kernels.problem import Problem
-from varloss.losses.base import Tempered
+from varloss.losses.base import TemperedLoss
 from varloss.losses.vrn import VRNRegularizer, vrn
 
 
@@ -24,13 +23,12 @@ def nt_xent(
     z1: Tensor,
     *,
     temperature: float | Tensor = 0.5,
-    negatives: Negatives = "both",
+    negatives: Pairs = "both",
     decoupled: bool = False,
     positive_weight: float | Tensor | None = None,
     hard_fraction: float | None = None,
     hard_count: int | None = None,
-    keys: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
+    gathered: Gathered | None = None,
     form: Form = "auto",
     check: bool = False,
 ) -> Tensor:
@@ -44,7 +42,7 @@ def nt_xent(
     bracket. The six cells have names: InfoNCE or CLIP (cross), NT-Xent of SimCLR (both), DCL (both, decoupled), DHEL in the
     scale of Lee et al. (within, decoupled).
 
-    The naive program it equals, for ``negatives="both", decoupled=False``::
+    Equivalent to, for ``negatives="both", decoupled=False``::
 
         z = normalize(cat([z0, z1]))
         logits = (z @ z.T / temperature).fill_diagonal_(-inf)
@@ -61,144 +59,56 @@ def nt_xent(
         hard_fraction: keep, for each anchor, only this upper share, in (0, 1], of its negatives (rounded up): the hard
             contrastive loss. The rest gets no gradient; negatives that tie with the last one kept stay.
         hard_count: or keep this many.
-        keys: rows of all ranks for the two views, each (M, D), that contain this rank's. Anchors stay local.
-        offset: row of ``keys`` where this rank's rows start.
-        form: ``"dense"`` keeps the similarity matrix for the backward pass; ``"tiled"`` computes the gradient along with
-            the value, tile by tile, in memory linear in N. ``"auto"`` is the fused computation too, the whole matrix at
-            once where the batch is small, and dense where an option needs it: a temperature that is a tensor, or hard
-            negatives.
+        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
+        form: ``"dense"`` keeps the N x N similarity matrix for the backward pass. ``"linear"`` computes the gradient with the
+            value, tile by tile, in memory linear in N. ``"auto"`` chooses by cost: the whole matrix at once where the batch
+            is small, tiles where it is large, and dense where an option needs it (a temperature that is a tensor, or hard
+            negatives).
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
     Returns:
-        A scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. The mean over local
-        anchors: averaged over ranks of equal size it is the single-process value, and over others where each is multiplied
-        by ``distributed.share``, as the modules do.
+        A scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. It is the mean over local
+        anchors, times ``gathered.share`` where rows are gathered: its mean over ranks is the value of one process.
 
     Raises:
         TypeError: for what is not a floating-point tensor or not a number.
         ValueError: for shapes, devices or options that do not fit, temperature 0, or one sample without gathered keys.
 
-    At the edge: a zero row has similarity 0 to everything and gets a zero gradient; so does, without a word unless
-    ``check``, a row whose length leaves the range of fp32 (below 1.2e-38 or above 3.4e38). The loss of a perfectly
-    separated batch underflows to 0 gracefully, without cancellation. The backward pass with ``create_graph=True`` takes the
-    dense formula whatever ``form`` says. The transforms of ``torch.func`` are not supported.
+    Edge cases: a zero row has similarity 0 to everything and gets a zero gradient. A row whose length leaves the range of
+    fp32 (below 1.2e-38 or above 3.4e38) counts as a zero row; ``check`` reports it. The loss of a perfectly separated batch
+    underflows to 0 without cancellation. The backward pass with ``create_graph=True`` takes the dense formula for every
+    ``form``. The transforms of ``torch.func`` are not supported.
 
     Sources: Chen et al. 2020 (SimCLR, arXiv 2002.05709) eq. 1; Yeh et al. 2022 (DCL, arXiv 2110.06848) eq. 6; Lee et al.
     2025 (arXiv 2506.09781) Def. 3.1; Wang & Liu 2021 (arXiv 2012.09740) section 3 for hard negatives.
     """
-    checks.two_views(z0, z1, keys, offset)
-    checks.one_of(negatives, checks.KINDS, "negatives")
+    check_two_views(z0, z1, gathered, check)
+    checks.one_of(negatives, PAIRS, "negatives")
     checks.temperature(temperature)
-    checks.one_of(form, autograd.FORMS, "form")
-    if check:
-        checks.rows_are_sound(z0=z0, z1=z1)
-    needs_dense = {
-        "a temperature that is a tensor": isinstance(temperature, Tensor),
-        "hard negatives": hard_fraction is not None or hard_count is not None,
-    }
-    if form != "dense" and not isinstance(temperature, Tensor) and not any(needs_dense.values()):
+    checks.one_of(form, checks.FORMS, "form")
+    all_negatives = hard_fraction is None and hard_count is None
+    if form != "dense" and not isinstance(temperature, Tensor) and all_negatives:
         problem = Problem(float(temperature), negatives, decoupled)
-        if positive_weight is None:
-            return autograd.nt_xent(z0, z1, problem, form, keys=keys, offset=offset)
-        # The loss is affine in the weight. Widened once: half-precision gradients are summed before they are rounded.
-        z0, z1 = wide(z0), wide(z1)
-        loss = autograd.nt_xent(z0, z1, problem, form, keys=keys, offset=offset)
-        return loss + dense.lighter(positive_weight, (unit(z0) * unit(z1)).sum(dim=1) / temperature).mean()
-    if form == "tiled":
-        reasons = [name for name, needed in needs_dense.items() if needed]
-        raise ValueError(f"form='tiled' does not go with {' and '.join(reasons)}; use form='dense' or 'auto'.")
-
-    return dense.nt_xent(
-        z0,
-        z1,
+        if positive_weight is not None:
+            # Widened once: half-precision gradients are summed before they are rounded.
+            z0, z1 = wide(z0), wide(z1)
+        loss = autograd.nt_xent(z0, z1, problem, force_tiles=form == "linear", others=gathered)
+        if positive_weight is not None:  # The loss is affine in the weight.
+            loss = loss + dense.lighter(positive_weight, (unit(z0) * unit(z1)).sum(dim=1) / temperature).mean()
+        return scaled(loss, gathered)
+    if form == "linear":
+        reason = "hard negatives" if not all_negatives else "a temperature that is a tensor"
+        raise ValueError(f"form='linear' does not go with {reason}; use form='dense' or 'auto'.")
+    loss = dense.nt_xent(
+        TwoViews.of(z0, z1, gathered),
         temperature=temperature,
         negatives=negatives,
         decoupled=decoupled,
         positive_weight=positive_weight,
         hard_fraction=hard_fraction,
         hard_count=hard_count,
-        keys=keys,
-        offset=offset,
     )
-
-
-def nt_xent_with_vrn(
-    z0: Tensor,
-    z1: Tensor,
-    *,
-    weight: float,
-    num_samples: int | None = None,
-    target: float | None = None,
-    pairs: Negatives = "cross",
-    temperature: float | Tensor = 0.5,
-    negatives: Negatives = "both",
-    decoupled: bool = False,
-    form: autograd.Form = "auto",
-    check: bool = False,
-) -> Tensor:
-    r"""NT-Xent plus ``weight`` times VRN: their sum, from one computation of the similarities.
-
-    .. math:: L_\text{NT-Xent} + \text{weight} \cdot \frac{1}{N(N-1)} \sum_{i \ne j} (S_{ij} - \delta)^2
-
-    The program it equals::
-
-        loss = nt_xent(z0, z1, temperature=t, negatives=negatives, decoupled=decoupled)
-        loss = loss + weight * vrn(z0, z1, num_samples=n, pairs=pairs)
-
-    VRN's derivative by a similarity the loss has computed is one addition, so that the sum costs little more than NT-Xent
-    alone. Where the loss does not look at VRN's pairs (``negatives="cross"`` with ``pairs="within"``, say), where it takes the
-    dense form, and under torch.compile, the two terms are computed one after the other.
-
-    Args:
-        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
-        z1: (N, D) projections of view 1.
-        weight: factor on VRN, see ``VRNRegularizer``.
-        num_samples: n, the number of training samples; or
-        target: the target similarity.
-        pairs: which negative pairs VRN takes.
-        temperature: as :func:`nt_xent`.
-        negatives: which negatives NT-Xent takes.
-        decoupled: as :func:`nt_xent`.
-        form: as :func:`nt_xent`.
-        check: look at the values too (synchronises): raises for rows that are zero or not finite.
-
-    Returns:
-        A scalar, as :func:`nt_xent`.
-
-    Raises:
-        TypeError, ValueError: as :func:`nt_xent` and :func:`vrn`, and for a weight that is negative or not finite.
-
-    At the edge: as the two functions. Rows of several ranks are not its business: add an all-reduced VRN there.
-
-    Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7.
-    """
-    # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a constant
-    # of an operator it would cost a compilation each time.
-    compiling = torch.compiler.is_compiling()
-    if not compiling:
-        weight = checks.weight(weight)
-    delta = checks.delta(num_samples, target)
-    checks.one_of(pairs, checks.KINDS, "pairs")
-    checks.two_views(z0, z1, None, 0)
-    options: dict[str, Any] = {"negatives": negatives, "decoupled": decoupled, "form": form, "check": check}
-    if (
-        compiling
-        or weight == 0
-        or form == "dense"
-        or isinstance(temperature, Tensor)
-        or not autograd.can_fuse(negatives, pairs)
-    ):
-        # Widened once: the two terms' gradients are summed before they are rounded to half precision.
-        z0, z1 = wide(z0), wide(z1)
-        loss = nt_xent(z0, z1, temperature=temperature, **options)
-        return loss if weight == 0 else loss + weight * vrn(z0, z1, target=delta, pairs=pairs)
-    checks.one_of(negatives, checks.KINDS, "negatives")
-    checks.one_of(form, autograd.FORMS, "form")
-    checks.temperature(temperature)
-    if check:
-        checks.rows_are_sound(z0=z0, z1=z1)
-    problem = Problem(float(temperature), negatives, decoupled, weight, delta, pairs)
-    return autograd.nt_xent(z0, z1, problem, form)
+    return scaled(loss, gathered)
 
 
 def dclw_weights(
@@ -206,15 +116,13 @@ def dclw_weights(
     z1: Tensor,
     *,
     sigma: float = 0.5,
-    keys: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
+    gathered: Gathered | None = None,
 ) -> Tensor:
     r"""Negative von Mises-Fisher weights of DCLW's positive term.
 
     .. math:: w_i = 2 - M \operatorname{softmax}_i(S_{ii}/\sigma)
 
-    over the M samples of the whole batch, without gradient: pass them to :func:`nt_xent` as ``positive_weight``. The naive
-    program::
+    over the M samples of the whole batch, without gradient: pass them to :func:`nt_xent` as ``positive_weight``. Equivalent to::
 
         w = 2 - N * softmax((normalize(z0) * normalize(z1)).sum(1) / sigma, 0)
 
@@ -222,8 +130,7 @@ def dclw_weights(
         z0: (N, D) projections of view 0.
         z1: (N, D) projections of view 1.
         sigma: temperature of the weights.
-        keys: rows of all ranks for the two views, each (M, D): the softmax runs over the global batch.
-        offset: row of ``keys`` where this rank's rows start.
+        gathered: the rows of all ranks: the softmax runs over the global batch.
 
     Returns:
         (N,) weights that average to 1 over the global batch; no gradient.
@@ -231,95 +138,118 @@ def dclw_weights(
     Raises:
         TypeError, ValueError: as :func:`nt_xent`.
 
-    At the edge: with identical similarities every weight is 1, which is DCL.
+    Edge cases: with identical similarities every weight is 1, which is DCL.
 
     Source: Yeh et al. 2022 (arXiv 2110.06848) section 3.2.
     """
-    checks.two_views(z0, z1, keys, offset)
+    check_two_views(z0, z1, gathered)
     checks.positive("sigma", sigma)
     with torch.no_grad():
-        k0, k1 = (z0, z1) if keys is None else keys
+        (k0, k1), offset = ((z0, z1), 0) if gathered is None else gathered[:2]
         positive = (unit(k0) * unit(k1)).sum(dim=1)
         weights = 2 - positive.shape[0] * torch.softmax(positive / sigma, dim=0)
         return weights[offset : offset + z0.shape[0]]
 
 
-class NTXentLoss(Tempered):
+def nt_xent_with_vrn(
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    weight: float,
+    target: float,
+    pairs: Pairs,
+    temperature: float | Tensor,
+    negatives: Pairs,
+    decoupled: bool,
+) -> Tensor:
+    """NT-Xent plus ``weight`` times VRN (exponent 2) of checked options, from one computation of the similarities.
+
+    VRN's derivative by a similarity that the loss has computed is one addition, so that the sum costs little more than NT-Xent
+    alone. Where the loss does not look at VRN's pairs, where it takes the dense form, and under torch.compile, the two terms
+    are computed one after the other.
+    """
+    check_two_views(z0, z1, None)
+    # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a constant
+    # of an operator it would cost a compilation each time.
+    fuses = not torch.compiler.is_compiling() and weight != 0 and autograd.can_fuse(negatives, pairs)
+    if fuses and not isinstance(temperature, Tensor):
+        problem = Problem(float(temperature), negatives, decoupled, weight, target, pairs)
+        return autograd.nt_xent(z0, z1, problem)
+    # Widened once: the two terms' gradients are summed before they are rounded to half precision.
+    z0, z1 = wide(z0), wide(z1)
+    loss = nt_xent(z0, z1, temperature=temperature, negatives=negatives, decoupled=decoupled)
+    return loss if weight == 0 else loss + weight * vrn(z0, z1, target=target, pairs=pairs)
+
+
+class NTXentLoss(TemperedLoss):
     """:func:`varloss.functional.nt_xent` as a module.
 
     Args:
         temperature: divides the cosine similarities.
         negatives: ``"cross"``, ``"within"`` or ``"both"``.
         decoupled: leaves the positive pair out of the denominator.
-        learnable_temperature: makes ``temperature`` the start of a learned one: the parameter ``log_temperature`` has to
-            be given to the optimizer (without weight decay) and may be clamped by the caller; nothing here bounds it.
+        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
+        learnable_temperature: makes ``temperature`` the start of a learned one. Give the parameter ``log_temperature`` to the
+            optimizer, without weight decay. Nothing here bounds it; a caller may clamp it.
         hard_fraction: keeps only this upper share of each anchor's negatives (the hard contrastive loss); or
         hard_count: this many.
-        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss_fn = varloss.NTXentLoss(temperature=0.2)
+        >>> loss = loss_fn(torch.randn(16, 128), torch.randn(16, 128))
     """
+
+    _shown = ("negatives", "decoupled")
 
     def __init__(
         self,
         *,
         temperature: float = 0.5,
-        negatives: Negatives = "both",
+        negatives: Pairs = "both",
         decoupled: bool = False,
         gather_distributed: bool = False,
         learnable_temperature: bool = False,
         hard_fraction: float | None = None,
         hard_count: int | None = None,
     ) -> None:
-        super().__init__()
-        self._start_temperature(temperature, learnable_temperature)
-        checks.one_of(negatives, checks.KINDS, "negatives")
+        super().__init__(temperature, learnable_temperature, gather_distributed)
+        checks.one_of(negatives, PAIRS, "negatives")
         check_hard(hard_fraction, hard_count)
-        if gather_distributed:
-            distributed.require_available()
-        self.negatives: Negatives = negatives
+        self.negatives: Pairs = negatives
         self.decoupled = decoupled
-        self.gather_distributed = gather_distributed
         self.hard_fraction = hard_fraction
         self.hard_count = hard_count
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
         hard = [f"{name}={getattr(self, name)}" for name in ("hard_fraction", "hard_count") if getattr(self, name)]
-        return ", ".join(
-            [
-                self._temperature_repr(),
-                f"negatives={self.negatives!r}, decoupled={self.decoupled}",
-                f"gather_distributed={self.gather_distributed}",
-                *hard,
-            ]
-        )
+        return ", ".join([super().extra_repr(), *hard])
 
-    def positive_weight(
-        self, z0: Tensor, z1: Tensor, keys: tuple[Tensor, Tensor] | None, offset: int
-    ) -> float | Tensor | None:
+    def positive_weight(self, z0: Tensor, z1: Tensor, gathered: Gathered | None) -> float | Tensor | None:
         """Factor on the positive term, None for 1: for subclasses such as DCLW. Arguments as the function's."""
-        del z0, z1, keys, offset
+        del z0, z1, gathered
         return None
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
-        return self.plus(None, z0, z1)
+        return self._with_regularizer(None, z0, z1)
 
-    def plus(self, regularizer: VRNRegularizer | None, z0: Tensor, z1: Tensor) -> Tensor:
-        """The loss and the regularizer's term: from one look at the similarities, where neither needs more than that.
+    def _with_regularizer(self, regularizer: VRNRegularizer | None, z0: Tensor, z1: Tensor) -> Tensor:
+        """The loss and the regularizer's term: from one look at the similarities where neither needs more than that.
 
         That is on one rank, for exponent 2, a fixed temperature, all negatives and no ``positive_weight``.
         """
-        keys, offset, share = distributed.gather_two_views(z0, z1, self.gather_distributed)
-        positive_weight = self.positive_weight(z0, z1, keys, offset)
+        gathered = self._gathered(z0, z1)
+        positive_weight = self.positive_weight(z0, z1, gathered)
         all_negatives = self.hard_fraction is None and self.hard_count is None
-        plain = keys is None and positive_weight is None and all_negatives
-        if plain and regularizer is not None and regularizer.exponent == 2 and not regularizer.looks_across_ranks():
+        plain = gathered is None and positive_weight is None and all_negatives
+        if plain and regularizer is not None and regularizer.exponent == 2 and not regularizer.is_distributed():
             loss = nt_xent_with_vrn(
                 z0,
                 z1,
                 weight=regularizer.weight,
-                num_samples=regularizer.num_samples,
-                target=regularizer.target,
+                target=regularizer.delta,
                 pairs=regularizer.pairs,
                 temperature=self.temperature,
                 negatives=self.negatives,
@@ -340,10 +270,8 @@ class NTXentLoss(Tempered):
             positive_weight=positive_weight,
             hard_fraction=self.hard_fraction,
             hard_count=self.hard_count,
-            keys=keys,
-            offset=offset,
+            gathered=gathered,
         )
-        loss = distributed.weighed(loss, share)
         return loss if regularizer is None else loss + cast(Tensor, regularizer(z0, z1))
 
 

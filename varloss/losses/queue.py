@@ -29,7 +29,7 @@ def queue_info_nce(
     .. math:: -\log\frac{e^{q \cdot k/t}}{e^{q \cdot k/t} + \sum_{j \le K} e^{q \cdot m_j/t}}
 
     averaged over queries. The queue gets no gradient; MoCo's keys come without one (``QueueInfoNCELoss`` detaches them).
-    The naive program::
+    Equivalent to::
 
         q, k = normalize(query), normalize(key)
         logits = cat([(q * k).sum(1, keepdim=True), q @ queue[valid].T], 1) / temperature
@@ -52,7 +52,7 @@ def queue_info_nce(
     Raises:
         TypeError, ValueError: as :func:`nt_xent`, and for a queue of another dimension.
 
-    At the edge: 0, attached to the graph, while no slot is valid.
+    Edge cases: 0, attached to the graph, while no slot is valid.
 
     Source: He et al. 2020 (MoCo, arXiv 1911.05722) eq. 1.
     """
@@ -90,7 +90,7 @@ def vrn_queue(
     The gradient goes to the query alone. That is why no adapter uses it by default: with the gradient on one side, queries
     are pushed away from keys that follow them, and in half of our runs of MoCo with keys on the other side every embedding
     ended up the same (``benchmarks/results/moco-one-sided``). Prefer :func:`vrn` between two views of the query encoder.
-    The naive program::
+    Equivalent to::
 
         loss = (normalize(query) @ queue[valid].T - delta).abs().pow(p).mean()
 
@@ -269,7 +269,7 @@ class QueueInfoNCELoss(nn.Module):
         loss = queue_info_nce(query, key.detach(), bank.bank.clone(), temperature=self.temperature, valid=bank.valid())
         # Not where nothing is trained: a rank that evaluates by itself must not wait for the others.
         if self.gather_distributed and query.requires_grad:
-            loss = distributed.weighed(loss, distributed.share(distributed.sizes(query)))
+            loss = distributed.as_share(loss, query)
         if query.requires_grad if update is None else update:
             self.enqueue(key)
         return loss

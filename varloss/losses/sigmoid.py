@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from varloss._core import checks
-from varloss._core.checks import Negatives
-from varloss._core.numerics import unit, wide
-from varloss._kernels.dense import sum_over_negatives
-from varloss.losses.base import Pairwise
+from varloss._core.numerics import wide
+from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
+from varloss.losses.base import TwoViewLoss
 
 
 def sigmoid_loss(
@@ -22,9 +21,8 @@ def sigmoid_loss(
     *,
     scale: float | Tensor = 10.0,
     bias: float | Tensor = -10.0,
-    negatives: Negatives = "cross",
-    keys: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
+    negatives: Pairs = "cross",
+    gathered: Gathered | None = None,
     check: bool = False,
 ) -> Tensor:
     r"""The pairwise sigmoid loss (SigLIP), with a choice of negatives: every pair is a yes-or-no question of its own.
@@ -35,12 +33,12 @@ def sigmoid_loss(
         \frac1N \sum_i \mathrm{softplus}(-(tS_{ii}+b)) + \frac1N \sum_{i \ne j} \mathrm{softplus}(tS_{ij}+b)
         \Big[+ \frac{1}{2N} \sum_{i \ne j} \mathrm{softplus}(tA_{ij}+b) + \mathrm{softplus}(tB_{ij}+b)\Big]
 
-    The middle term is ``negatives="cross"``, the bracket ``"within"``, ``"both"`` adds them. The naive program (cross)::
+    The middle term is ``negatives="cross"``, the bracket ``"within"``, ``"both"`` adds them. Equivalent to (cross)::
 
         logits = scale * normalize(z0) @ normalize(z1).T + bias
         loss = -logsigmoid((2 * eye(N) - 1) * logits).sum() / N
 
-    Cross-view negatives alone can tear positive pairs apart (``theory.siglip_optimum``); within-view negatives cannot.
+    Cross-view negatives alone can tear positive pairs apart (see the page on theory); within-view negatives cannot.
 
     Args:
         z0: (N, D) projections of view 0, of any length: rows are normalised inside.
@@ -48,41 +46,35 @@ def sigmoid_loss(
         scale: t, MULTIPLIES similarities (an inverse temperature). Where learned, a 0-dim tensor.
         bias: b, open_clip's sign: negative, since most pairs are negatives. Lee et al. write -b.
         negatives: ``"cross"`` (SigLIP's), ``"within"`` or ``"both"``.
-        keys: rows of all ranks for the two views, each (M, D), that contain this rank's.
-        offset: row of ``keys`` where this rank's rows start.
+        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
     Returns:
-        A scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. Averaged over ranks of
-        equal size it is the single-process value.
+        A scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. Its mean over ranks is the
+        value of one process.
 
     Raises:
         TypeError: for what is not a floating-point tensor or not a number.
         ValueError: for shapes, devices or options that do not fit, or one sample without gathered keys.
 
-    At the edge: grows linearly, never overflows. A zero row has similarity 0 to everything and gets a zero gradient.
+    Edge cases: grows linearly, never overflows. A zero row has similarity 0 to everything and gets a zero gradient.
 
     Sources: Zhai et al. 2023 (SigLIP, arXiv 2303.15343) section 3.2; Lee et al. 2025 (arXiv 2506.09781) Def. 3.2 with
     psi = softplus, c1 = c2 = N - 1.
     """
-    checks.two_views(z0, z1, keys, offset)
-    checks.one_of(negatives, checks.KINDS, "negatives")
+    check_two_views(z0, z1, gathered, check)
+    checks.one_of(negatives, PAIRS, "negatives")
     t, b = _number("scale", scale), _number("bias", bias)
-    if check:
-        checks.rows_are_sound(z0=z0, z1=z1)
-    u, v = unit(z0), unit(z1)
-    key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
+    views = TwoViews.of(z0, z1, gathered)
 
-    def psi(s: Tensor) -> Tensor:
-        return _softplus(t * s + b)
+    def cost(similarities: Tensor) -> Tensor:
+        return _softplus(t * similarities + b)
 
-    loss = _softplus(-(t * (u * v).sum(dim=1) + b)).mean()
-    if negatives != "within":
-        loss = loss + sum_over_negatives(psi, u, key_v, offset)
-    if negatives != "cross":
-        inside = sum_over_negatives(psi, u, key_u, offset) + sum_over_negatives(psi, v, key_v, offset)
-        loss = loss + inside / 2
-    return loss
+    kinds: tuple[Literal["cross", "within"], ...] = ("cross", "within") if negatives == "both" else (negatives,)
+    loss = _softplus(-(t * views.positive + b)).mean()
+    for kind in kinds:
+        loss = loss + views.number_of_negatives(kind) * views.mean_over_pairs(cost, kind)
+    return scaled(loss, gathered)
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -98,7 +90,7 @@ def _number(name: str, value: float | Tensor) -> float | Tensor:
     return checks.real(name, value)
 
 
-class SigmoidLoss(Pairwise):
+class SigmoidLoss(TwoViewLoss):
     """:func:`varloss.functional.sigmoid_loss` (SigLIP) as a module.
 
     Args:
@@ -114,15 +106,15 @@ class SigmoidLoss(Pairwise):
         *,
         scale: float = 10.0,
         bias: float = -10.0,
-        negatives: Negatives = "cross",
+        negatives: Pairs = "cross",
         learnable: bool = False,
         gather_distributed: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
         checks.positive("scale", scale)
         checks.real("bias", bias)
-        checks.one_of(negatives, checks.KINDS, "negatives")
-        self.negatives: Negatives = negatives
+        checks.one_of(negatives, PAIRS, "negatives")
+        self.negatives: Pairs = negatives
         self.learnable = learnable
         self._fixed_scale = None if learnable else scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnable else None
@@ -149,4 +141,5 @@ class SigmoidLoss(Pairwise):
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
-        return self._call(sigmoid_loss, z0, z1, scale=self.scale, bias=self.bias, negatives=self.negatives)
+        gathered = self._gathered(z0, z1)
+        return sigmoid_loss(z0, z1, scale=self.scale, bias=self.bias, negatives=self.negatives, gathered=gathered)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.checks import Negatives
 from varloss._core.hard import check_hard, count_of_hard, mask_easy
-from varloss._core.numerics import own_columns, products, unit
-from varloss.losses.base import Pairwise
+from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
+from varloss.losses.base import TwoViewLoss
 
 
 def simple_loss(
@@ -19,11 +17,10 @@ def simple_loss(
     z1: Tensor,
     *,
     weight: float | None = None,
-    negatives: Negatives = "cross",
+    negatives: Pairs = "cross",
     hard_fraction: float | None = None,
     hard_count: int | None = None,
-    keys: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
+    gathered: Gathered | None = None,
     check: bool = False,
 ) -> Tensor:
     r"""The simple contrastive loss, the limit of NT-Xent as t goes to infinity; on hard negatives only, HardSimple.
@@ -32,7 +29,7 @@ def simple_loss(
 
     .. math:: \text{mean over anchors of } -S_{ii} + \lambda \sum_k s_k, \qquad \lambda = \tfrac1K \text{ by default}
 
-    The naive program, for ``negatives="cross"`` and all negatives::
+    Equivalent to, for ``negatives="cross"`` and all negatives::
 
         s = normalize(z0) @ normalize(z1).T
         loss = -s.diagonal().mean() + weight * s.fill_diagonal_(0).sum() / N
@@ -47,8 +44,7 @@ def simple_loss(
         negatives: ``"cross"``, ``"within"`` or ``"both"``.
         hard_fraction: keep this upper share, in (0, 1], of each anchor's negatives (rounded up, at least one).
         hard_count: or keep this many.
-        keys: rows of all ranks for the two views, each (M, D), that contain this rank's.
-        offset: row of ``keys`` where this rank's rows start.
+        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
     Returns:
@@ -57,33 +53,26 @@ def simple_loss(
     Raises:
         TypeError, ValueError: as :func:`nt_xent`.
 
-    At the edge: negatives that tie with the last one kept are kept too. A zero row gets a zero gradient.
+    Edge cases: negatives that tie with the last one kept are kept too. A zero row gets a zero gradient.
 
     Source: Wang & Liu 2021 (arXiv 2012.09740), the simple and the hard contrastive loss of section 3.
     """
-    checks.two_views(z0, z1, keys, offset)
-    checks.one_of(negatives, checks.KINDS, "negatives")
-    if check:
-        checks.rows_are_sound(z0=z0, z1=z1)
-    u, v = unit(z0), unit(z1)
-    key_u, key_v = (u, v) if keys is None else (unit(keys[0]), unit(keys[1]))
-    rows, total = u.shape[0], key_u.shape[0]
-    others = (total - 1) * (2 if negatives == "both" else 1)
-    count = count_of_hard(others, hard_fraction, hard_count)
-    factor = 1 / (others if count is None else count) if weight is None else checks.weight(weight)
-    own = own_columns(rows, total, offset, u.device)
+    check_two_views(z0, z1, gathered, check)
+    checks.one_of(negatives, PAIRS, "negatives")
+    views = TwoViews.of(z0, z1, gathered)
+    available = views.number_of_negatives(negatives)
+    kept = count_of_hard(available, hard_fraction, hard_count)
+    factor = 1 / (available if kept is None else kept) if weight is None else checks.weight(weight)
 
-    def repulsion(anchors: Tensor, own_view: Tensor, other_view: Tensor) -> Tensor:
-        chosen = {"cross": [other_view], "within": [own_view], "both": [other_view, own_view]}[negatives]
-        s = products(anchors, torch.cat(chosen)).masked_fill(own.repeat(1, len(chosen)), -math.inf)
-        s = mask_easy(s, count, 1)
-        return s.masked_fill(s == -math.inf, 0).sum(dim=1).mean()
+    def repulsion(similarities: Tensor, dim: int) -> Tensor:
+        similarities = mask_easy(similarities, kept, dim)
+        return similarities.masked_fill(similarities == -math.inf, 0).sum(dim=dim)
 
-    pull = (u * v).sum(dim=1).mean()
-    return factor * (repulsion(u, key_u, key_v) + repulsion(v, key_v, key_u)) / 2 - pull
+    loss = factor * views.over_negatives(repulsion, negatives).mean() - views.positive.mean()
+    return scaled(loss, gathered)
 
 
-class SimpleLoss(Pairwise):
+class SimpleLoss(TwoViewLoss):
     """:func:`varloss.functional.simple_loss` as a module; with hard negatives it is HardSimple.
 
     Args:
@@ -100,27 +89,27 @@ class SimpleLoss(Pairwise):
         self,
         *,
         weight: float | None = None,
-        negatives: Negatives = "cross",
+        negatives: Pairs = "cross",
         hard_fraction: float | None = None,
         hard_count: int | None = None,
         gather_distributed: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
-        checks.one_of(negatives, checks.KINDS, "negatives")
+        checks.one_of(negatives, PAIRS, "negatives")
         check_hard(hard_fraction, hard_count)
         self.weight = None if weight is None else checks.weight(weight)
-        self.negatives: Negatives = negatives
+        self.negatives: Pairs = negatives
         self.hard_fraction = hard_fraction
         self.hard_count = hard_count
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
-        return self._call(
-            simple_loss,
+        return simple_loss(
             z0,
             z1,
             weight=self.weight,
             negatives=self.negatives,
             hard_fraction=self.hard_fraction,
             hard_count=self.hard_count,
+            gathered=self._gathered(z0, z1),
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.checks import Negatives
 from varloss._core.numerics import unit, wide
-from varloss.losses.base import Pairwise
+from varloss._core.pairs import PAIRS, Gathered, Pairs, check_two_views, scaled
+from varloss.losses.base import TwoViewLoss
 from varloss.losses.vrn import vrn
 
 
@@ -15,9 +15,8 @@ def spectral_loss(
     z0: Tensor,
     z1: Tensor,
     *,
-    negatives: Negatives = "cross",
-    keys: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
+    negatives: Pairs = "cross",
+    gathered: Gathered | None = None,
     check: bool = False,
 ) -> Tensor:
     r"""The spectral contrastive loss on unit vectors, with a choice of negatives.
@@ -26,7 +25,7 @@ def spectral_loss(
         -\frac1N \sum_i S_{ii} + \frac{1}{N(N-1)} \sum_{i \ne j} S_{ij}^2
         \Big[+ \frac{1}{2N(N-1)} \sum_{i \ne j} A_{ij}^2 + B_{ij}^2\Big]
 
-    The middle term is ``negatives="cross"``, the bracket ``"within"``, ``"both"`` adds them. The naive program (cross)::
+    The middle term is ``negatives="cross"``, the bracket ``"within"``, ``"both"`` adds them. Equivalent to (cross)::
 
         s = normalize(z0) @ normalize(z1).T
         loss = -s.diagonal().mean() + s[~eye(N, dtype=bool)].square().mean()
@@ -39,8 +38,7 @@ def spectral_loss(
         z0: (N, D) projections of view 0, of any length: rows are normalised inside.
         z1: (N, D) projections of view 1.
         negatives: ``"cross"``, ``"within"`` or ``"both"``.
-        keys: rows of all ranks for the two views, each (M, D), that contain this rank's.
-        offset: row of ``keys`` where this rank's rows start.
+        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
     Returns:
@@ -49,22 +47,22 @@ def spectral_loss(
     Raises:
         TypeError, ValueError: as :func:`sigmoid_loss`.
 
-    At the edge: as :func:`sigmoid_loss`.
+    Edge cases: as :func:`sigmoid_loss`.
 
     Sources: HaoChen et al. 2021 (arXiv 2106.04156) section 3; Lee et al. 2025 (arXiv 2506.09781) Def. 3.2 with
     psi(x) = x², c1 = c2 = 1.
     """
-    checks.two_views(z0, z1, keys, offset)
-    checks.one_of(negatives, checks.KINDS, "negatives")
+    check_two_views(z0, z1, gathered)
+    checks.one_of(negatives, PAIRS, "negatives")
     # Widened once: the two terms' gradients are summed before they are rounded to half precision.
     z0, z1 = wide(z0), wide(z1)
-    squares = vrn(z0, z1, target=0.0, pairs=negatives, keys=keys, offset=offset, check=check)
+    squares = vrn(z0, z1, target=0.0, pairs=negatives, gathered=gathered, check=check)
     # VRN's "both" averages the two kinds where Def. 3.2 adds them.
     squares = 2 * squares if negatives == "both" else squares
-    return squares - (unit(z0) * unit(z1)).sum(dim=1).mean()
+    return squares - scaled((unit(z0) * unit(z1)).sum(dim=1).mean(), gathered)
 
 
-class SpectralLoss(Pairwise):
+class SpectralLoss(TwoViewLoss):
     """:func:`varloss.functional.spectral_loss` as a module.
 
     Args:
@@ -74,11 +72,11 @@ class SpectralLoss(Pairwise):
 
     _shown = ("negatives",)
 
-    def __init__(self, *, negatives: Negatives = "cross", gather_distributed: bool = False) -> None:
+    def __init__(self, *, negatives: Pairs = "cross", gather_distributed: bool = False) -> None:
         super().__init__(gather_distributed)
-        checks.one_of(negatives, checks.KINDS, "negatives")
-        self.negatives: Negatives = negatives
+        checks.one_of(negatives, PAIRS, "negatives")
+        self.negatives: Pairs = negatives
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
-        return self._call(spectral_loss, z0, z1, negatives=self.negatives)
+        return spectral_loss(z0, z1, negatives=self.negatives, gathered=self._gathered(z0, z1))

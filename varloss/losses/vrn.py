@@ -6,14 +6,16 @@ import warnings
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from varloss import distributed
 from varloss._core import checks
-from varloss._core.checks import Form, Negatives
+from varloss._core.checks import Form
 from varloss._core.grams import Grams
+from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
 from varloss._kernels import autograd, dense, gram
 from varloss._kernels.problem import Problem
+from varloss.losses.base import TwoViewLoss
 
 
 def vrn(
@@ -22,11 +24,10 @@ def vrn(
     *,
     num_samples: int | None = None,
     target: float | None = None,
-    pairs: Negatives = "cross",
+    pairs: Pairs = "cross",
     exponent: float = 2,
     form: Form = "auto",
-    keys: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
+    gathered: Gathered | None = None,
     check: bool = False,
 ) -> Tensor:
     r"""Variance auxiliary loss: pulls the similarity of every negative pair to the value of the full-batch optimum.
@@ -35,7 +36,7 @@ def vrn(
 
     for ``pairs="cross"``, :math:`S_{ij} = u_i \cdot v_j`; ``"within"`` takes the mean over the pairs inside view 0 and inside
     view 1, ``"both"`` half of each. For p = 2 it is the population variance of the negative similarities plus the square
-    of their mean's distance from :math:`\delta`. The naive program::
+    of their mean's distance from :math:`\delta`. Equivalent to::
 
         s = normalize(z0) @ normalize(z1).T
         loss = (s[~eye(N, dtype=bool)] - delta).pow(2).mean()
@@ -55,9 +56,8 @@ def vrn(
         pairs: which negative pairs. Cross alone with a large weight can destroy alignment when D < n - 1: shrinking
             :math:`S_{ij}` is cheapest by moving the views into different subspaces. ``"both"`` does not.
         exponent: p >= 1.
-        form: ``"dense"`` (N x N), ``"closed"`` (p = 2 only), or ``"auto"``, by cost.
-        keys: rows of all ranks for the two views, each (M, D), that contain this rank's.
-        offset: row of ``keys`` where this rank's rows start.
+        form: ``"dense"`` (N x N), ``"linear"`` (the closed form, p = 2 only), or ``"auto"``, by cost.
+        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
     Returns:
@@ -67,30 +67,28 @@ def vrn(
         TypeError, ValueError: as :func:`nt_xent`; for neither or both of ``num_samples`` and ``target``; for the closed
             form of p != 2.
 
-    At the edge: 0 where every negative similarity is :math:`\delta`; rounding leaves up to some 1e-6 in fp32, in the closed
+    Edge cases: 0 where every negative similarity is :math:`\delta`; rounding leaves up to some 1e-6 in fp32, in the closed
     form also below 0. Finite, not 0, for collapsed embeddings.
 
     Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7; the closed form is this package's own.
     """
-    checks.two_views(z0, z1, keys, offset)
-    checks.one_of(pairs, checks.KINDS, "pairs")
-    checks.one_of(form, ("auto", "dense", "closed"), "form")
+    check_two_views(z0, z1, gathered, check)
+    checks.one_of(pairs, PAIRS, "pairs")
+    checks.one_of(form, checks.FORMS, "form")
     delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
-    if form == "closed" and p != 2:
-        raise ValueError(f"the closed form needs exponent 2; got {exponent}. Use form='dense' or 'auto'.")
-    if check:
-        checks.rows_are_sound(z0=z0, z1=z1)
-    rows, total = z0.shape[0], z0.shape[0] if keys is None else keys[0].shape[0]
-    closed = form == "closed" or (form == "auto" and p == 2 and gram.is_cheaper(rows, total, z0.shape[1]))
+    if form == "linear" and p != 2:
+        raise ValueError(f"form='linear' needs exponent 2; got {exponent}. Use form='dense' or 'auto'.")
+    keys = z0 if gathered is None else gathered.keys[0]
+    closed = form == "linear" or (form == "auto" and p == 2 and gram.is_cheaper(len(z0), len(keys), z0.shape[1]))
     # One step of autograd; torch.compile fuses what it sees well enough, and an operator would hide it.
-    if p == 2 and keys is None and not torch.compiler.is_compiling():
+    if p == 2 and gathered is None and not torch.compiler.is_compiling():
         formula = partial(_of_inputs, delta, pairs, closed)
         return autograd.vrn(z0, z1, Problem(1.0, pairs, True, 1.0, delta, pairs), closed=closed, formula=formula)
-    return dense.vrn(z0, z1, delta, p, pairs, closed=closed, keys=keys, offset=offset)
+    return scaled(dense.vrn(TwoViews.of(z0, z1, gathered), delta, p, pairs, closed=closed), gathered)
 
 
-def _of_inputs(delta: float, pairs: Negatives, closed: bool, inputs: autograd.Inputs) -> Tensor:
-    return dense.vrn(inputs[0], inputs[1], delta, 2, pairs, closed=closed)
+def _of_inputs(delta: float, pairs: Pairs, closed: bool, inputs: autograd.Inputs) -> Tensor:
+    return dense.vrn(TwoViews.of(inputs[0], inputs[1]), delta, 2, pairs, closed=closed)
 
 
 ONE_SIDED = (
@@ -101,82 +99,28 @@ ONE_SIDED = (
 )
 
 
-class VRNLoss(nn.Module):
-    """:func:`varloss.functional.vrn` as a module.
+class VRNRegularizer(TwoViewLoss):
+    """``weight`` times :func:`varloss.functional.vrn`, a term to add to any two-view loss.
 
     Args:
+        weight: factor on the term. There is no default, since the weight that helps depends on n, D and the schedule. On a
+            thousand digits 1 to 10 were much alike; Lee et al. used 30 to 40 for n >= 50 000. A warm-up sets the attribute; it
+            is not part of ``state_dict``.
         num_samples: n, the number of training samples; or
         target: the similarity negatives are pulled to.
         pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
         exponent: p >= 1.
         gather_distributed: takes the pairs of the global batch. With exponent 2 only two D x D Gram matrices cross the
             wire; with another exponent the rows are gathered. Ranks may differ in batch size.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss_fn, regularizer = varloss.NTXentLoss(), varloss.VRNRegularizer(weight=3, num_samples=50_000)
+        >>> z0, z1 = torch.randn(2, 16, 128)
+        >>> loss = loss_fn(z0, z1) + regularizer(z0, z1)
     """
 
-    def __init__(
-        self,
-        *,
-        num_samples: int | None = None,
-        target: float | None = None,
-        pairs: Negatives = "cross",
-        exponent: float = 2,
-        gather_distributed: bool = False,
-    ) -> None:
-        super().__init__()
-        checks.delta(num_samples, target)
-        checks.one_of(pairs, checks.KINDS, "pairs")
-        checks.exponent(exponent)
-        if gather_distributed:
-            distributed.require_available()
-        self.num_samples = num_samples
-        self.target = target
-        self.pairs: Negatives = pairs
-        self.exponent = exponent
-        self.gather_distributed = gather_distributed
-
-    def extra_repr(self) -> str:
-        """Hyper-parameters, for ``print(module)``."""
-        aim = f"num_samples={self.num_samples}" if self.target is None else f"target={self.target}"
-        return f"{aim}, pairs={self.pairs!r}, exponent={self.exponent}, gather_distributed={self.gather_distributed}"
-
-    def looks_across_ranks(self) -> bool:
-        """Whether other ranks' rows are there and wanted."""
-        return self.gather_distributed and distributed.world_size() > 1
-
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """VRN of two views, each (N, D)."""
-        many = self.looks_across_ranks()
-        if many and self.exponent == 2:
-            packed = distributed.all_reduce_sum(Grams.of(z0, z1).pack())
-            grams = Grams.unpack(packed, z0.shape[1])
-            return grams.vrn(num_samples=self.num_samples, target=self.target, pairs=self.pairs)
-        keys, offset, share = distributed.gather_two_views(z0, z1, many)
-        loss = vrn(
-            z0,
-            z1,
-            num_samples=self.num_samples,
-            target=self.target,
-            pairs=self.pairs,
-            exponent=self.exponent,
-            keys=keys,
-            offset=offset,
-        )
-        return distributed.weighed(loss, share)
-
-
-class VRNRegularizer(VRNLoss):
-    """``weight`` times VRN, to be added to any two-view loss: ``loss_fn(z0, z1) + regularizer(z0, z1)``.
-
-    Args:
-        weight: factor on the term; there is no default, since the weight that helps depends on n, D and the schedule. On
-            a thousand digits 1 to 10 were much alike; Lee et al. used 30 to 40 for n >= 50 000. A warm-up sets the attribute;
-            it is not part of ``state_dict``.
-        num_samples: n, the number of training samples; or
-        target: the similarity negatives are pulled to.
-        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
-        exponent: p >= 1.
-        gather_distributed: takes the pairs of the global batch.
-    """
+    _shown = ("pairs", "exponent")
 
     def __init__(
         self,
@@ -184,19 +128,25 @@ class VRNRegularizer(VRNLoss):
         weight: float,
         num_samples: int | None = None,
         target: float | None = None,
-        pairs: Negatives = "cross",
+        pairs: Pairs = "cross",
         exponent: float = 2,
         gather_distributed: bool = False,
     ) -> None:
-        super().__init__(
-            num_samples=num_samples,
-            target=target,
-            pairs=pairs,
-            exponent=exponent,
-            gather_distributed=gather_distributed,
-        )
+        super().__init__(gather_distributed)
+        checks.delta(num_samples, target)
+        checks.one_of(pairs, PAIRS, "pairs")
+        checks.exponent(exponent)
         self.weight = weight
+        self.num_samples = num_samples
+        self.target = target
+        self.pairs: Pairs = pairs
+        self.exponent = exponent
         self.warned_of_one_side = False
+
+    @property
+    def delta(self) -> float:
+        """The similarity that negatives are pulled to."""
+        return checks.delta(self.num_samples, self.target)
 
     @property
     def weight(self) -> float:
@@ -216,10 +166,25 @@ class VRNRegularizer(VRNLoss):
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
-        return f"weight={self.weight}, {super().extra_repr()}"
+        aim = f"num_samples={self.num_samples}" if self.target is None else f"target={self.target}"
+        return f"weight={self.weight}, {aim}, {super().extra_repr()}"
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Weighted VRN of two views, each (N, D)."""
-        term = self.weight * super().forward(z0, z1)
         self.warn_if_one_sided(z0, z1)
-        return term
+        return self.weight * self._unweighted(z0, z1)
+
+    def _unweighted(self, z0: Tensor, z1: Tensor) -> Tensor:
+        if self.exponent == 2 and self.is_distributed():
+            packed = distributed.all_reduce_sum(Grams.of(z0, z1).pack())
+            grams = Grams.unpack(packed, z0.shape[1])
+            return grams.vrn(num_samples=self.num_samples, target=self.target, pairs=self.pairs)
+        return vrn(
+            z0,
+            z1,
+            num_samples=self.num_samples,
+            target=self.target,
+            pairs=self.pairs,
+            exponent=self.exponent,
+            gathered=self._gathered(z0, z1),
+        )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from varloss._core.checks import Negatives
+from varloss._core.pairs import Pairs
 from varloss.losses.nt_xent import NTXentLoss
 from varloss.losses.vrn import VRNRegularizer
 
@@ -36,7 +36,7 @@ class WithVRN(nn.Module):
         weight: float,
         num_samples: int | None = None,
         target: float | None = None,
-        pairs: Negatives = "cross",
+        pairs: Pairs = "cross",
         exponent: float = 2,
         gather_distributed: bool = False,
     ) -> None:
@@ -55,13 +55,13 @@ class WithVRN(nn.Module):
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
-        # A subclass with a forward of its own, or a hook on either part, has to be called to be heard.
+        # A subclass with a forward of its own, or a hook on either part, must be called.
         if (
             isinstance(self.base, NTXentLoss)
             and type(self.base).forward is NTXentLoss.forward
             and not self._is_hooked()
         ):
-            return self.base.plus(self.regularizer, z0, z1)
+            return self.base._with_regularizer(self.regularizer, z0, z1)
         total: Tensor = self.base(z0, z1) + self.regularizer(z0, z1)
         return total
 

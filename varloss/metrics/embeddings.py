@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from varloss._core import checks, numerics
-from varloss._core.checks import Negatives
+from varloss._core.pairs import PAIRS, Pairs
 from varloss.metrics.inputs import unit_rows, unit_views, wide_rows, without_autocast
 from varloss.metrics.sphere import sphere_cosine_quantile
 
@@ -300,9 +300,7 @@ def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
 
 
 @without_autocast
-def relative_penalty_entropy(
-    z0: Tensor, z1: Tensor, *, temperature: float = 0.5, negatives: Negatives = "cross"
-) -> Tensor:
+def relative_penalty_entropy(z0: Tensor, z1: Tensor, *, temperature: float = 0.5, negatives: Pairs = "cross") -> Tensor:
     r"""Mean entropy (nats) of the relative penalties r_ij = softmax over negatives j of s_ij / temperature.
 
     Equivalent to::
@@ -337,7 +335,7 @@ def relative_penalty_entropy(
         >>> bool(relative_penalty_entropy(z, z).isclose(torch.tensor(3.0).log().double()))
         True
     """
-    checks.one_of(negatives, checks.KINDS, "negatives")
+    checks.one_of(negatives, PAIRS, "negatives")
     temperature = checks.positive("temperature", temperature)
     u, v = unit_views(z0, z1, 2, "a negative pair")
     n = u.shape[0]

@@ -57,7 +57,7 @@ def _ours(**options: Any) -> Callable[[], Loss]:
 
 
 def _ours_vrn() -> Loss:
-    return varloss.VRNLoss(num_samples=NUM_SAMPLES)
+    return varloss.VRNRegularizer(weight=1, num_samples=NUM_SAMPLES)
 
 
 def _lightly(name: str) -> Callable[[], Loss]:

@@ -1,9 +1,9 @@
 """Range checks of the arguments that the closed forms take; each raises ValueError naming the argument."""
 
 from collections.abc import Sequence
-from typing import Literal
 
-Pairs = Literal["cross", "within", "both"]
+from varloss.functional import Pairs
+
 PAIRS: tuple[Pairs, ...] = ("cross", "within", "both")
 
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from varloss.functional import Pairs
 from varloss_bench.studies.theory import arguments
-from varloss_bench.studies.theory.arguments import Pairs
 
 
 def _softplus(x: float) -> float:

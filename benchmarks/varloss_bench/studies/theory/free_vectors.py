@@ -9,9 +9,9 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from varloss import functional
+from varloss.functional import Pairs
 from varloss.metrics import SimilarityStatistics, similarity_statistics
 from varloss_bench.studies.theory import arguments
-from varloss_bench.studies.theory.arguments import Pairs
 
 
 def optimize_free_vectors(

@@ -6,9 +6,9 @@ from functools import partial
 import torch
 
 from varloss import functional
+from varloss.functional import Pairs
 from varloss.metrics import similarity_statistics
 from varloss_bench.studies.theory import closed_forms, configurations, free_vectors
-from varloss_bench.studies.theory.arguments import Pairs
 from varloss_bench.studies.theory.rows import Curve, Group, Loss, Row, number, optimum, partition, seeded
 
 

@@ -1,0 +1,147 @@
+"""Which pairs of rows a two-view loss looks at: the two views of a batch, the rows of other ranks, and their similarities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from varloss._core import checks
+from varloss._core.numerics import own_columns, products, unit
+
+Pairs = Literal["cross", "within", "both"]
+"""Pairs of different samples: one row from each view, two rows of one view, or both kinds."""
+PAIRS: tuple[Pairs, ...] = ("cross", "within", "both")
+
+
+class Gathered(NamedTuple):
+    """The rows of both views from all ranks, as a two-view loss takes them: one argument, ``gathered``.
+
+    :func:`varloss.distributed.gather_views` makes it. ``loss(z0, z1, gathered=gather_views(z0, z1))`` is all that several ranks
+    need: the mean over ranks of the values is the value of one process on all rows. A caller that gathers in another way
+    builds it by hand.
+
+    Attributes:
+        keys: rows of view 0 and of view 1 of all ranks, each (M, D). They contain this rank's (N, D) rows, in order.
+        offset: row of ``keys`` where this rank's rows start.
+        share: number of rows of this rank over the mean of all ranks; 1 where all ranks have as many.
+
+    Example:
+        >>> import torch
+        >>> from varloss.distributed import Gathered
+        >>> k0, k1 = torch.randn(2, 12, 8)
+        >>> second_of_three_ranks = Gathered((k0, k1), offset=4)
+        >>> second_of_three_ranks.scale(torch.tensor(0.5)).item()
+        0.5
+    """
+
+    keys: tuple[Tensor, Tensor]
+    offset: int
+    share: float = 1.0
+
+    def scale(self, local_mean: Tensor) -> Tensor:
+        """``local_mean * share``: its mean over ranks is the mean over the rows of all ranks; likewise for gradients.
+
+        Every loss that takes ``gathered`` applies it to its mean over this rank's anchors, so that no caller has to.
+        """
+        return local_mean if self.share == 1 else local_mean * self.share
+
+
+def scaled(loss: Tensor, gathered: Gathered | None) -> Tensor:
+    """``loss`` as this rank's share of the mean over all ranks."""
+    return loss if gathered is None else gathered.scale(loss)
+
+
+def check_two_views(z0: Tensor, z1: Tensor, gathered: Gathered | None, look: bool = False) -> None:
+    """Checks a two-view batch and, where given, the gathered rows that contain it; ``look`` looks at the values too."""
+    checks.views(z0, z1)
+    total = z0.shape[0]
+    if gathered is not None:
+        if not isinstance(gathered, Gathered):
+            raise TypeError(f"gathered must be a varloss.distributed.Gathered; got {type(gathered).__name__}.")
+        keys, offset, _ = gathered
+        if not isinstance(keys, tuple) or len(keys) != 2:
+            raise TypeError("keys must be a pair (keys of view 0, keys of view 1) of tensors.")
+        checks.embeddings(z0=z0, keys0=keys[0], keys1=keys[1])
+        checks.same_precision(z0=z0, keys0=keys[0], keys1=keys[1])
+        if keys[0].shape != keys[1].shape:
+            raise ValueError(
+                f"keys of the two views must have the same shape; got {tuple(keys[0].shape)} and {tuple(keys[1].shape)}."
+            )
+        total = keys[0].shape[0]
+        checks.rows_inside(z0.shape[0], total, offset)
+    if z0.shape[0] == 0:
+        raise ValueError("z0 and z1 are empty: a batch needs at least one sample.")
+    if total < 2:
+        raise ValueError("a batch of one sample has no negatives: give at least 2 samples (or gathered keys).")
+    if look:
+        checks.rows_are_sound(z0=z0, z1=z1)
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """Unit rows of this rank's two views (the anchors) and of all ranks' (the keys); row i of both views is one sample.
+
+    Attributes:
+        u: (N, D) unit rows of view 0.
+        v: (N, D) unit rows of view 1.
+        keys: unit rows of both views of all ranks, each (M, D); the anchors themselves where nothing was gathered.
+        offset: row of ``keys`` where the anchors start.
+    """
+
+    u: Tensor
+    v: Tensor
+    keys: tuple[Tensor, Tensor]
+    offset: int = 0
+
+    @classmethod
+    def of(cls, z0: Tensor, z1: Tensor, gathered: Gathered | None = None) -> TwoViews:
+        """Normalises the rows of checked inputs."""
+        u, v = unit(z0), unit(z1)
+        if gathered is None:
+            return cls(u, v, (u, v))
+        return cls(u, v, (unit(gathered.keys[0]), unit(gathered.keys[1])), gathered.offset)
+
+    @property
+    def positive(self) -> Tensor:
+        """(N,) similarities of the positive pairs."""
+        return (self.u * self.v).sum(dim=1)
+
+    def own(self) -> Tensor:
+        """(N, M) mask: true where a key is the anchor's own sample."""
+        return own_columns(self.u.shape[0], self.keys[0].shape[0], self.offset, self.u.device)
+
+    def number_of_negatives(self, pairs: Pairs) -> int:
+        """How many negatives each anchor has."""
+        return (self.keys[0].shape[0] - 1) * (2 if pairs == "both" else 1)
+
+    def over_negatives(
+        self, reduce: Callable[[Tensor, int], Tensor], pairs: Pairs, scale: float | Tensor = 1.0
+    ) -> Tensor:
+        """(2, N): ``reduce(similarities * scale, dim)`` over the negatives of each anchor of both views.
+
+        A matrix holds each anchor's similarities along ``dim``, and -inf for the anchor's own sample.
+        """
+        u, v = self.u * scale, self.v * scale
+        if pairs == "both":
+            similarities = products(torch.cat([u, v]), torch.cat(self.keys))
+            return reduce(similarities.masked_fill(self.own().repeat(2, 2), -math.inf), 1).view(2, -1)
+        if pairs == "cross" and self.keys[0] is self.u:
+            # The anchors of view 1 are the columns.
+            similarities = products(u, self.v).masked_fill(self.own(), -math.inf)
+            return torch.stack([reduce(similarities, 1), reduce(similarities, 0)])
+        keys = torch.stack(self.keys if pairs == "within" else self.keys[::-1])
+        return reduce(products(torch.stack([u, v]), keys).masked_fill(self.own(), -math.inf), 2)
+
+    def mean_over_pairs(self, cost: Callable[[Tensor], Tensor], pairs: Literal["cross", "within"]) -> Tensor:
+        """Mean of ``cost(similarity)`` over the pairs of different samples: cross-view pairs, or those within each view."""
+        keys0, keys1 = self.keys
+        blocks = [(self.u, keys1)] if pairs == "cross" else [(self.u, keys0), (self.v, keys1)]
+        own = self.own()
+        sums = [cost(products(rows, keys)).masked_fill(own, 0).sum() for rows, keys in blocks]
+        total = sums[0] if pairs == "cross" else (sums[0] + sums[1]) / 2
+        return total / (own.shape[0] * (own.shape[1] - 1))
