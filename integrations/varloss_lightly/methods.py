@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead
@@ -44,29 +44,38 @@ class _OnlineKNN(KNNClassifier):  # type: ignore[misc]  # lightly's classes are 
 
 
 class _Method(LightningModule):
-    """What the methods share: backbone, online linear classifier, and the VRN term where there is one."""
+    """What the methods share: constructor, online linear classifier, and VRN where its weight is not 0."""
 
-    criterion: nn.Module
-    projection_head: nn.Module
+    default_vrn_weight: ClassVar[float] = 0.0
+    head: ClassVar[type[nn.Module]] = SimCLRProjectionHead
 
     def __init__(
         self,
-        *,
         batch_size_per_device: int,
         num_classes: int,
-        backbone: nn.Module | None,
-        feature_dim: int,
-        vrn_weight: float,
-        num_samples: int | None,
+        *,
+        backbone: nn.Module | None = None,
+        feature_dim: int = 2048,
+        vrn_weight: float | None = None,
+        num_samples: int | None = None,
     ) -> None:
         super().__init__()
+        self.vrn_weight = self.default_vrn_weight if vrn_weight is None else vrn_weight
+        # Lightning collects the arguments of subclasses too. The weight is saved as a number, also where it is the default.
+        self.save_hyperparameters(ignore=["backbone"])
+        self.save_hyperparameters({"vrn_weight": self.vrn_weight})
         self.batch_size_per_device = batch_size_per_device
         self.backbone = _resnet50() if backbone is None else backbone
         # There is no top-5 accuracy of fewer than five classes.
         self.topk = tuple(sorted({1, min(5, num_classes)}))
         self.online_classifier = OnlineLinearClassifier(feature_dim, num_classes, topk=self.topk)
-        self.vrn_weight = vrn_weight
-        self.regularizer = None if not vrn_weight or num_samples is None else self._made_for(num_samples)
+        self.regularizer = None if not self.vrn_weight or num_samples is None else self._made_for(num_samples)
+        self.projection_head = self.head(feature_dim, output_dim=PROJECTION_DIM)
+        self.criterion = self.make_criterion()
+
+    def make_criterion(self) -> nn.Module:
+        """The contrastive loss, without VRN."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, feature_dim) of images."""
@@ -123,11 +132,6 @@ class _Method(LightningModule):
 class _TwoView(_Method):
     """Methods whose loss sees two views' projections and takes its negatives from the batch (SimCLR's recipe)."""
 
-    def __init__(self, criterion: nn.Module, *, feature_dim: int, **arguments: Any) -> None:
-        super().__init__(feature_dim=feature_dim, **arguments)
-        self.projection_head = SimCLRProjectionHead(feature_dim, output_dim=PROJECTION_DIM)
-        self.criterion = criterion
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch of ((view, view), targets, file names), both views in one forward pass."""
         views, targets = batch[0], batch[1]
@@ -155,7 +159,7 @@ class SimCLR(_TwoView):
         knn_t: temperature of the online kNN classifier.
         backbone: images to features that flatten to (N, ``feature_dim``); by default a fresh ResNet-50.
         feature_dim: width of the features.
-        vrn_weight: factor on VRN, 0 is without.
+        vrn_weight: factor on VRN; 0 is without. The default is 0 here and 3 in the classes whose names end in VRN.
         num_samples: size of the training set; by default the length of the training loader's dataset.
     """
 
@@ -168,20 +172,17 @@ class SimCLR(_TwoView):
         *,
         backbone: nn.Module | None = None,
         feature_dim: int = 2048,
-        vrn_weight: float = 0.0,
+        vrn_weight: float | None = None,
         num_samples: int | None = None,
     ) -> None:
-        criterion = NTXentLoss(temperature=0.1, gather_distributed=True)
         super().__init__(
-            criterion,
-            batch_size_per_device=batch_size_per_device,
-            num_classes=num_classes,
+            batch_size_per_device,
+            num_classes,
             backbone=backbone,
             feature_dim=feature_dim,
             vrn_weight=vrn_weight,
             num_samples=num_samples,
         )
-        self.save_hyperparameters(ignore=["backbone"])
         self.knn_classifier = _OnlineKNN(
             model=None,
             num_classes=num_classes,
@@ -191,6 +192,10 @@ class SimCLR(_TwoView):
             val_dataloader_idx=1,
             topk=self.topk,
         )
+
+    def make_criterion(self) -> NTXentLoss:
+        """NT-Xent."""
+        return NTXentLoss(temperature=0.1, gather_distributed=True)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Loader 0 fills the kNN's bank, loader 1 is classified."""
@@ -210,128 +215,37 @@ class SimCLR(_TwoView):
 
 
 class SimCLRVRN(SimCLR):
-    """:class:`SimCLR` plus VRN of the two views' projections, with weight 3 by default; arguments as there."""
+    """:class:`SimCLR` plus VRN of the two views' projections, with weight 3 by default."""
 
-    def __init__(
-        self,
-        batch_size_per_device: int,
-        num_classes: int,
-        knn_k: int,
-        knn_t: float,
-        *,
-        backbone: nn.Module | None = None,
-        feature_dim: int = 2048,
-        vrn_weight: float = 3.0,
-        num_samples: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size_per_device,
-            num_classes,
-            knn_k,
-            knn_t,
-            backbone=backbone,
-            feature_dim=feature_dim,
-            vrn_weight=vrn_weight,
-            num_samples=num_samples,
-        )
+    default_vrn_weight = 3.0
 
 
 class DCL(_TwoView):
     """DCL: SimCLR's recipe, the positive pair left out of the denominator. Arguments as :class:`SimCLR`'s."""
 
-    def __init__(
-        self,
-        batch_size_per_device: int,
-        num_classes: int,
-        *,
-        backbone: nn.Module | None = None,
-        feature_dim: int = 2048,
-        vrn_weight: float = 0.0,
-        num_samples: int | None = None,
-    ) -> None:
-        criterion = DCLLoss(temperature=0.1, gather_distributed=True)
-        super().__init__(
-            criterion,
-            batch_size_per_device=batch_size_per_device,
-            num_classes=num_classes,
-            backbone=backbone,
-            feature_dim=feature_dim,
-            vrn_weight=vrn_weight,
-            num_samples=num_samples,
-        )
-        self.save_hyperparameters(ignore=["backbone"])
+    def make_criterion(self) -> DCLLoss:
+        """NT-Xent without the positive pair in the denominator."""
+        return DCLLoss(temperature=0.1, gather_distributed=True)
 
 
 class DCLVRN(DCL):
     """:class:`DCL` plus VRN of the two views' projections, with weight 3 by default."""
 
-    def __init__(
-        self,
-        batch_size_per_device: int,
-        num_classes: int,
-        *,
-        backbone: nn.Module | None = None,
-        feature_dim: int = 2048,
-        vrn_weight: float = 3.0,
-        num_samples: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size_per_device,
-            num_classes,
-            backbone=backbone,
-            feature_dim=feature_dim,
-            vrn_weight=vrn_weight,
-            num_samples=num_samples,
-        )
+    default_vrn_weight = 3.0
 
 
 class DHEL(_TwoView):
     """DHEL: SimCLR's recipe, within-view negatives only, decoupled. Arguments as :class:`SimCLR`'s."""
 
-    def __init__(
-        self,
-        batch_size_per_device: int,
-        num_classes: int,
-        *,
-        backbone: nn.Module | None = None,
-        feature_dim: int = 2048,
-        vrn_weight: float = 0.0,
-        num_samples: int | None = None,
-    ) -> None:
-        criterion = DHELLoss(temperature=0.1, gather_distributed=True)
-        super().__init__(
-            criterion,
-            batch_size_per_device=batch_size_per_device,
-            num_classes=num_classes,
-            backbone=backbone,
-            feature_dim=feature_dim,
-            vrn_weight=vrn_weight,
-            num_samples=num_samples,
-        )
-        self.save_hyperparameters(ignore=["backbone"])
+    def make_criterion(self) -> DHELLoss:
+        """Decoupled, with within-view negatives."""
+        return DHELLoss(temperature=0.1, gather_distributed=True)
 
 
 class DHELVRN(DHEL):
     """:class:`DHEL` plus VRN of the two views' projections, with weight 3 by default."""
 
-    def __init__(
-        self,
-        batch_size_per_device: int,
-        num_classes: int,
-        *,
-        backbone: nn.Module | None = None,
-        feature_dim: int = 2048,
-        vrn_weight: float = 3.0,
-        num_samples: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size_per_device,
-            num_classes,
-            backbone=backbone,
-            feature_dim=feature_dim,
-            vrn_weight=vrn_weight,
-            num_samples=num_samples,
-        )
+    default_vrn_weight = 3.0
 
 
 class MoCoV2(_Method):
@@ -339,17 +253,19 @@ class MoCoV2(_Method):
 
     With VRN, view 0 goes through the query encoder too, and VRN is taken between the two views' query projections. Never
     between queries and keys: keys carry no gradient, and VRN against them collapsed in 2 of our 4 small runs. The contrastive
-    loss is the same with and without; the second query costs about half of a step more.
+    loss is the same with and without VRN; the second query adds about half to the cost of a step.
 
     Args:
         batch_size_per_device: decides the learning rate, together with the number of devices.
         num_classes: of the online classifier.
-        backbone: images to features that flatten to (N, ``feature_dim``); by default a fresh ResNet-50.
+        backbone: as :class:`SimCLR`'s.
         feature_dim: width of the features.
         queue_size: keys in the memory bank; at most half of the training set, or anchors meet their own keys.
-        vrn_weight: factor on VRN, 0 is without.
-        num_samples: size of the training set; by default the length of the training loader's dataset.
+        vrn_weight: as :class:`SimCLR`'s.
+        num_samples: as :class:`SimCLR`'s.
     """
+
+    head = MoCoProjectionHead
 
     def __init__(
         self,
@@ -359,24 +275,24 @@ class MoCoV2(_Method):
         backbone: nn.Module | None = None,
         feature_dim: int = 2048,
         queue_size: int = QUEUE_SIZE,
-        vrn_weight: float = 0.0,
+        vrn_weight: float | None = None,
         num_samples: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size_per_device=batch_size_per_device,
-            num_classes=num_classes,
+            batch_size_per_device,
+            num_classes,
             backbone=backbone,
             feature_dim=feature_dim,
             vrn_weight=vrn_weight,
             num_samples=num_samples,
         )
-        self.save_hyperparameters(ignore=["backbone"])
-        self.projection_head = MoCoProjectionHead(feature_dim, output_dim=PROJECTION_DIM)
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_projection_head = copy.deepcopy(self.projection_head).requires_grad_(False)
-        self.criterion = NTXentLoss(
-            temperature=0.2, memory_bank_size=(queue_size, PROJECTION_DIM), gather_distributed=True
-        )
+
+    def make_criterion(self) -> NTXentLoss:
+        """InfoNCE against a memory bank."""
+        size = (self.hparams["queue_size"], PROJECTION_DIM)
+        return NTXentLoss(temperature=0.2, memory_bank_size=size, gather_distributed=True)
 
     @torch.no_grad()
     def encode_keys(self, x: Tensor) -> Tensor:
@@ -409,26 +325,7 @@ class MoCoV2(_Method):
 class MoCoV2VRN(MoCoV2):
     """:class:`MoCoV2` plus VRN between two query-encoder views, with weight 3 by default."""
 
-    def __init__(
-        self,
-        batch_size_per_device: int,
-        num_classes: int,
-        *,
-        backbone: nn.Module | None = None,
-        feature_dim: int = 2048,
-        queue_size: int = QUEUE_SIZE,
-        vrn_weight: float = 3.0,
-        num_samples: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size_per_device,
-            num_classes,
-            backbone=backbone,
-            feature_dim=feature_dim,
-            queue_size=queue_size,
-            vrn_weight=vrn_weight,
-            num_samples=num_samples,
-        )
+    default_vrn_weight = 3.0
 
 
 def _resnet50() -> nn.Module:

@@ -54,10 +54,8 @@ def build(name: str, **more):
     return model(**arguments, backbone=tiny_backbone(), feature_dim=FEATURES, **more)
 
 
-def fit(model, *, two_loaders: bool) -> Trainer:
-    train = DataLoader(RandomViews(2), batch_size=BATCH)
-    images = DataLoader(RandomViews(1), batch_size=BATCH)
-    trainer = Trainer(
+def quiet_trainer() -> Trainer:
+    return Trainer(
         max_epochs=2,
         accelerator="cpu",
         logger=False,
@@ -66,6 +64,12 @@ def fit(model, *, two_loaders: bool) -> Trainer:
         enable_model_summary=False,
         log_every_n_steps=1,
     )
+
+
+def fit(model, *, two_loaders: bool) -> Trainer:
+    train = DataLoader(RandomViews(2), batch_size=BATCH)
+    images = DataLoader(RandomViews(1), batch_size=BATCH)
+    trainer = quiet_trainer()
     trainer.fit(model, train, [images, images] if two_loaders else images)
     return trainer
 
@@ -92,8 +96,17 @@ def test_signatures_start_as_lightlys(name):
         assert list(parameters)[: len(expected)] == expected
         extra = list(parameters.values())[len(expected) :]
         assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in extra)
-    assert inspect.signature(methods.METHODS[f"{name}_vrn"]["model"].__init__).parameters["vrn_weight"].default == 3.0
-    assert inspect.signature(methods.METHODS[name]["model"].__init__).parameters["vrn_weight"].default == 0.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_weight_is_zero_or_three_and_saved_as_a_number(name):
+    for suffix, default in (("", 0.0), ("_vrn", 3.0)):
+        for given, weight in (({}, default), ({"vrn_weight": 5.0}, 5.0)):
+            model = build(f"{name}{suffix}", **given)
+            assert model.vrn_weight == model.hparams["vrn_weight"] == model.hparams_initial["vrn_weight"] == weight
+            assert model.hparams["num_classes"] == CLASSES
+            assert model.hparams.get("queue_size") == (SAMPLES // 2 if name == "mocov2" else None)
+            assert "backbone" not in model.hparams
 
 
 def test_number_of_samples_is_that_of_the_training_set_unless_given():
@@ -116,16 +129,8 @@ def test_unknown_number_of_samples_is_an_error():
         def __len__(self):
             return SAMPLES // BATCH
 
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     with pytest.raises(ValueError, match="num_samples must be given"):
-        trainer.fit(build("simclr_vrn"), Batches())
+        quiet_trainer().fit(build("simclr_vrn"), Batches())
 
 
 @pytest.mark.parametrize("name", NAMES)
