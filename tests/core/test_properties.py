@@ -5,16 +5,17 @@ from collections import deque
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import oracles
+from support.exhaustive import examples
 
 import varloss
 from varloss import functional as vf
 
 KINDS = ("cross", "within", "both")
 DTYPES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
-SETTINGS = settings(deadline=None, max_examples=60)
+SETTINGS = examples(60)
 
 
 @st.composite

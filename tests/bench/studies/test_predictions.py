@@ -8,8 +8,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.exhaustive import examples
 from typer.testing import CliRunner
 
 from varloss import functional, metrics
@@ -84,7 +85,7 @@ def test_printed_threshold_weights(m: int, cross: float, both: float, negatives:
 
 
 @given(seed=st.integers(0, 2**32 - 1), t=st.floats(0.05, 5), dim=st.integers(2, 12))
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_larger_batches_push_each_negative_less(seed: int, t: float, dim: int) -> None:
     """Nested batches: dL/dS of a negative is positive, and falls strictly with the batch size."""
     u, v = (
@@ -120,7 +121,7 @@ def test_similarity_gradients_are_those_of_the_softmax() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), t=st.floats(0.02, 3), factor=st.floats(1.05, 3))
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_penalty_entropy_grows_with_temperature(seed: int, t: float, factor: float) -> None:
     z0, z1 = (torch.randn(6, 4, generator=generator(seed + k), dtype=torch.float64) for k in (0, 1))
     cold = metrics.relative_penalty_entropy(z0, z1, temperature=t)
@@ -129,7 +130,7 @@ def test_penalty_entropy_grows_with_temperature(seed: int, t: float, factor: flo
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_cold_losses_are_hinges_on_the_hardest_negative(seed: int) -> None:
     z0, z1 = (torch.randn(6, 4, generator=generator(seed + k), dtype=torch.float64) for k in (0, 1))
     u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))

@@ -9,8 +9,9 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.exhaustive import examples
 
 from varloss import functional
 from varloss.metrics import similarity_statistics
@@ -71,7 +72,7 @@ def test_split_simplex_meets_the_tight_bound(positive: float) -> None:
     noise=st.floats(0, 2),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(deadline=None, max_examples=150)
+@examples(150)
 def test_no_embeddings_break_the_alignment_bound(n: int, dim: int, noise: float, seed: int) -> None:
     z0 = torch.randn(n, dim, generator=generator(seed), dtype=torch.float64)
     z1 = z0 + noise * torch.randn(n, dim, generator=generator(seed + 1), dtype=torch.float64)

@@ -138,7 +138,8 @@ def run_tests(path: Path) -> str:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *files]
+    # In one process: a mutant that hangs is killed with it, and would live on in a worker.
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "--no-header", "-p", "no:cacheprovider", *files]
     try:
         tests = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=900, check=False)
     except subprocess.TimeoutExpired:

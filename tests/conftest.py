@@ -1,0 +1,81 @@
+"""What holds for the whole suite: one thread a process, which tests run, on which worker, and what the end of a run says."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+# Before torch is imported, here and in every process that a test starts: pytest-xdist runs a worker a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from support import exhaustive
+
+# Marker of tests that need a checkout of somebody else's repository -> what makes them run.
+CHECKOUTS = {
+    "lightly_root": "lightly's own tests: set LIGHTLY_ROOT to a checkout of lightly",
+    "solo_root": "tests against the real solo-learn: set SOLO_LEARN_ROOT and SOLO_LEARN_PYTHON, see docs/solo-learn.md",
+}
+_outcomes: Counter[tuple[str, str]] = Counter()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before a test module is imported: it asks for the number of examples."""
+    exhaustive.WANTED = "exhaustive" in config.option.markexpr
+
+
+def pytest_report_header() -> str | None:
+    return None if exhaustive.WANTED else "exhaustive tests are left out: pytest -m exhaustive runs them"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect exhaustive tests unless asked for, and tell pytest-xdist what belongs together and what takes long."""
+    for item in items:
+        if exhaustive.WANTED and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("exhaustive")  # the same test, with more examples
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+    if not exhaustive.WANTED:
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    if hasattr(config, "workerinput"):
+        # A slow test that starts last keeps one worker busy alone.
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def _group(item: pytest.Item) -> str | None:
+    """Tests that share a fixture of their module or session run on one worker, or each worker would make it."""
+    if item.get_closest_marker("xdist_group") or not isinstance(item, pytest.Function):
+        return None
+    definitions = item._fixtureinfo.name2fixturedefs
+    shared = {
+        name for name, found in definitions.items() if found[-1].scope in ("module", "session") and found[-1].baseid
+    }
+    if not shared:
+        return None
+    # A fixture with parameters is made anew for each.
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return "-".join([item.path.stem, *(str(parameters[name]) for name in sorted(shared & parameters.keys()))])
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for marker in CHECKOUTS.keys() & report.keywords.keys():
+        if report.skipped:
+            _outcomes[marker, "skipped"] += 1
+        elif report.when == "call":
+            _outcomes[marker, "run"] += 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say at the very end, after pytest's own last line, what did not run: a skip must not go unnoticed."""
+    if hasattr(config, "workerinput"):
+        return
+    for marker, remedy in CHECKOUTS.items():
+        run, skipped = (_outcomes[marker, outcome] for outcome in ("run", "skipped"))
+        if skipped:
+            print(f"!!! NOT ALL RUN: {remedy}")
+        if run or skipped:
+            print(f"{marker}: {run} run, {skipped} skipped", flush=True)
