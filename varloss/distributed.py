@@ -58,13 +58,7 @@ def assume_equal_batches(equal: bool = True) -> None:
     This saves one small collective of the hosts for each gathering. It holds for the whole process, and must be called on all
     ranks. Where batches differ all the same, the collective hangs or fails without a message of this package.
 
-    Args:
-        equal: False takes the declaration back.
-
-    Example:
-        >>> from varloss import distributed
-        >>> distributed.assume_equal_batches()
-        >>> distributed.assume_equal_batches(False)
+    ``equal=False`` takes the declaration back.
     """
     global _equal_batches  # noqa: PLW0603  (a fact about the process's data, not about any one loss)
     _equal_batches = equal
@@ -77,11 +71,8 @@ def sizes(x: Tensor) -> tuple[int, ...]:
     the first call where it does not (NCCL): no host waits for its device. Under torch.compile, and after
     :func:`assume_equal_batches`, nothing travels and all ranks are taken to have as many rows as this one.
 
-    Args:
-        x: (N, ...), of one dtype and one shape but for N on all ranks.
-
-    Raises:
-        ValueError: on every rank, where a rank has no rows, or where the widths of rows or their dtypes differ.
+    ``x`` is (N, ...), of one dtype and one shape but for N on all ranks. Raises ValueError, on every rank, where a rank has no
+    rows, or where the widths of rows or their dtypes differ.
     """
     ranks = world_size()
     if ranks == 1 or _equal_batches or torch.compiler.is_compiling():
@@ -157,11 +148,9 @@ class _Gather(torch.autograd.Function):
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum of ``x`` over ranks, on every rank, with gradient; ``x`` itself where no process group runs.
 
-    With a loss L_r = f(sum) on each rank, the gradient of a rank's input is world_size times that of one process: the average
-    that DistributedDataParallel takes over ranks makes the gradient of the parameters that of one process.
-
-    Args:
-        x: any tensor, of one shape on all ranks.
+    ``x`` has one shape on all ranks. With a loss L_r = f(sum) on each rank, the gradient of a rank's input is world_size times
+    that of one process: the average that DistributedDataParallel takes over ranks makes the gradient of the parameters that
+    of one process.
 
     Example:
         >>> import torch
@@ -178,14 +167,8 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 def gather(x: Tensor, rows: tuple[int, ...] | None = None) -> Tensor:
     """Rows of all ranks, (N, ...) -> (sum of N over ranks, ...), in rank order, with gradient; ``x`` itself in one process.
 
-    Half precision comes back in fp32, so that the backward pass adds the ranks' gradients in fp32.
-
-    Args:
-        x: (N, ...) rows of this rank.
-        rows: what :func:`sizes` returned, where it is known already.
-
-    Raises:
-        ValueError: on every rank, as :func:`sizes`.
+    Precision as :func:`gather_views`. ``rows`` is what :func:`sizes` returned, where it is known already. Raises, on every
+    rank, as :func:`sizes`.
     """
     if world_size() == 1:
         return x
@@ -200,10 +183,7 @@ def share(rows: tuple[int, ...]) -> float:
     """This rank's number of rows over the mean of all ranks': 1 where all have as many.
 
     A mean over this rank's rows, times this, averages over ranks to the mean over all rows; the gradients that
-    DistributedDataParallel averages do so too.
-
-    Args:
-        rows: what :func:`sizes` returned.
+    DistributedDataParallel averages do so too. ``rows`` is what :func:`sizes` returned.
     """
     if all(count == rows[0] for count in rows):
         return 1.0
@@ -218,15 +198,9 @@ def as_share(local_mean: Tensor, z: Tensor) -> Tensor:
 def gather_views(z0: Tensor, z1: Tensor) -> Gathered | None:
     """Rows of both views from all ranks, in one collective and with gradient; None in one process.
 
-    Half precision comes back in fp32, so that the backward pass adds the ranks' gradients in fp32.
-
-    Args:
-        z0: (N, D) projections of view 0. Ranks may differ in N.
-        z1: (N, D) projections of view 1.
-
-    Raises:
-        TypeError, ValueError: for tensors that are not the two views of one batch. ValueError on every rank where a rank
-            has no rows, or where ranks differ in D or in dtype.
+    ``z0`` and ``z1`` are (N, D) projections; ranks may differ in N. Half precision comes back in fp32, so that the backward
+    pass adds the ranks' gradients in fp32. Raises TypeError or ValueError for tensors that are not the two views of one batch,
+    and ValueError on every rank where a rank has no rows, or where ranks differ in D or in dtype.
     """
     if world_size() == 1:
         return None
@@ -272,15 +246,8 @@ class GatheredRows(NamedTuple):
 def gather_rows(z: Tensor, index: Tensor | None = None, views: Tensor | None = None) -> GatheredRows | None:
     """Rows of all ranks and their ids, with gradient; None in one process.
 
-    Half precision comes back in fp32, so that the backward pass adds the ranks' gradients in fp32.
-
-    Args:
-        z: (R, D) rows of this rank. Ranks may differ in R.
-        index: (R,) integers: sample or label of each row.
-        views: (R,) integers: view of each row.
-
-    Raises:
-        ValueError: on every rank where a rank has no rows, or where ranks differ in D or in dtype.
+    ``z`` is (R, D), ``index`` (R,) integers, the sample or label of each row, ``views`` (R,) integers, the view of each row.
+    Ranks may differ in R. Precision and errors are those of :func:`gather_views`.
 
     Example:
         >>> import torch

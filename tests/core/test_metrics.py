@@ -11,7 +11,7 @@ import torch
 from support import oracles
 
 from varloss import metrics
-from varloss.metrics.sphere import sphere_cosine_quantile
+from varloss.metrics.embeddings import sphere_cosine_quantile
 
 
 def rows(n: int, d: int, seed: int, shift: float = 0.3) -> torch.Tensor:

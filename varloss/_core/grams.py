@@ -113,14 +113,9 @@ class Grams(NamedTuple):
     def of(cls, z0: Tensor, z1: Tensor, *, dtype: torch.dtype | None = None) -> Grams:
         """Sums over the rows of two views. Differentiable, O(N D^2) work.
 
-        Args:
-            z0: (N, D) projections of view 0, of any length: rows are normalised inside. N may be 0 or 1.
-            z1: (N, D) projections of view 1; row i belongs to the same sample as row i of ``z0``.
-            dtype: of the sums, float32 or float64; that of the rows, at least float32, by default.
-
-        Raises:
-            TypeError: for what are not floating-point tensors, or where only one of them is float64.
-            ValueError: for shapes that differ or are not (N, D), or tensors on two devices.
+        ``z0`` and ``z1`` are as in :func:`varloss.functional.nt_xent`, but N may be 0 or 1. ``dtype`` is that of the sums,
+        float32 or float64; by default that of the rows, at least float32. Raises TypeError for what are not floating-point
+        tensors, or where only one of them is float64; ValueError for shapes that differ or are not (N, D), or two devices.
         """
         checks.views(z0, z1)
         u, v = (unit(z if dtype is None else z.to(dtype)) for z in (z0, z1))
@@ -143,11 +138,7 @@ class Grams(NamedTuple):
 
     @classmethod
     def unpack(cls, packed: Tensor, dim: int) -> Grams:
-        """The sums in a packed vector, or in the sum of several, of rows of dimension ``dim``.
-
-        Raises:
-            ValueError: for a vector of another length.
-        """
+        """The sums in a packed vector, or in the sum of several; ValueError for a vector of another length."""
         if packed.shape != (cls.length(dim),):
             raise ValueError(f"grams of dimension {dim} have shape ({cls.length(dim)},); got {tuple(packed.shape)}.")
         shapes = [(dim, dim), (dim, dim), (dim,), (dim,), (2, 3), ()]
@@ -172,17 +163,7 @@ class Grams(NamedTuple):
     def vrn(self, *, num_samples: int | None = None, target: float | None = None, pairs: Pairs = "cross") -> Tensor:
         """VRN (exponent 2) of all pairs: :func:`varloss.functional.vrn` of the samples that were summed, as one batch.
 
-        Args:
-            num_samples: n, the number of training samples; or
-            target: the target similarity.
-            pairs: which negative pairs.
-
-        Returns:
-            A scalar of the sums' dtype.
-
-        Raises:
-            TypeError, ValueError: as :func:`varloss.functional.vrn`.
-
+        Arguments and errors as there. Returns a scalar of the sums' dtype.
         Edge cases: one sample has no negatives; the result is 0, attached to the graph.
         """
         checks.one_of(pairs, PAIRS, "pairs")

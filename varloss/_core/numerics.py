@@ -113,10 +113,7 @@ def _products_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -
     a, b = ctx.saved_tensors  # type: ignore[attr-defined]
     need_a, need_b = ctx.needs_input_grad  # type: ignore[attr-defined]
     # The operator again, so that the gradient is as precise as the value and can itself be differentiated.
-    return (
-        products(grad, b.mT) if need_a else None,
-        products(grad.mT, a.mT) if need_b else None,
-    )
+    return (products(grad, b.mT) if need_a else None, products(grad.mT, a.mT) if need_b else None)
 
 
 _products.register_autograd(_products_backward, setup_context=_save_factors)

@@ -14,10 +14,7 @@ from varloss._core.pairs import Gathered
 
 
 class TwoViewLoss(nn.Module):
-    """Gathers where asked to, and prints the hyper-parameters that ``_shown`` names.
-
-    Subclasses define ``forward(z0, z1)`` as a call of their function.
-    """
+    """A subclass defines ``forward(z0, z1)`` as a call of its function, and names in ``_shown`` what is printed."""
 
     _shown: tuple[str, ...] = ()
 
@@ -28,7 +25,7 @@ class TwoViewLoss(nn.Module):
         self.gather_distributed = gather_distributed
 
     def is_distributed(self) -> bool:
-        """Whether rows of other ranks exist and are asked for."""
+        """Whether this loss looks at rows of other ranks."""
         return self.gather_distributed and distributed.world_size() > 1
 
     def extra_repr(self) -> str:

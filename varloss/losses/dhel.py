@@ -33,8 +33,7 @@ def dhel(
         a, b = ((x @ x.T / temperature).fill_diagonal_(-inf) for x in (u, v))
         loss = (-(u * v).sum(1) / temperature + a.logsumexp(1) + b.logsumexp(1)).mean()
 
-    Args, returns, errors and edges as :func:`nt_xent`.
-
+    Arguments, result, errors and edge cases otherwise as :func:`nt_xent`.
     Sources: Koromilas et al. 2024 (arXiv 2405.18045); Lee et al. 2025 (arXiv 2506.09781) Def. 3.1.
     """
     checks.one_of(scale, ("paper", "official"), "scale")
@@ -54,14 +53,7 @@ def dhel(
 
 
 class DHELLoss(TemperedLoss):
-    """:func:`varloss.functional.dhel` as a module.
-
-    Args:
-        temperature: divides the cosine similarities.
-        scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL): they weigh alignment differently.
-        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
-        learnable_temperature: as :class:`NTXentLoss`.
-    """
+    """:func:`varloss.functional.dhel` as a module. Arguments as there and as :class:`NTXentLoss`."""
 
     _shown = ("scale",)
 

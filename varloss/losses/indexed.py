@@ -51,25 +51,19 @@ def nt_xent_indexed(
         z: (R, D) projections of all crops, of any length.
         index: (R,) integers: the sample each row belongs to, or its label (supervised contrastive learning).
         views: (R,) integers: the view each row belongs to. Needed unless ``negatives="both"``.
-        temperature: divides the cosine similarities.
+        temperature: as :func:`nt_xent`.
         negatives: ``"cross"`` rows of other samples in other views, ``"within"`` in the anchor's own view, ``"both"``.
         decoupled: leaves the positives out of the denominator.
         positives: where the sum over positives stands: ``"inside"`` or ``"outside"`` the logarithm (Khosla et al.'s
             L_in, here without its constant log|P|, and L_out).
         gathered: rows of all ranks with their ids, see :func:`varloss.distributed.gather_rows`. Anchors stay local.
-        check: look at the values too (synchronises): raises for rows that are zero or not finite and for anchors without
-            positives or negatives.
+        check: as :func:`nt_xent`; raises for anchors without positives or negatives too.
 
-    Returns:
-        A scalar in nats, the mean over the anchors that have a positive and a negative. With ``gathered``, the mean over
-        ranks of the results is the value of one process on all rows, also where ranks differ in how many anchors count.
-
-    Raises:
-        TypeError, ValueError: as :func:`nt_xent`, and for ids of the wrong shape or dtype.
-
+    Returns a scalar in nats, the mean over the anchors that have a positive and a negative. With ``gathered``, the mean over
+    ranks of the results is the value of one process on all rows, also where ranks differ in how many anchors count.
+    Raises as :func:`nt_xent`, and TypeError or ValueError for ids of the wrong dtype or shape.
     Edge cases: an anchor without a positive or without a negative contributes 0 and leaves the mean; where none is left
     the result is 0, attached to the graph.
-
     Sources: Khosla et al. 2020 (SupCon, arXiv 2004.11362) eqs. 2 and 3; Lee et al. 2025 (arXiv 2506.09781) Def. 3.1.
 
     Example:
@@ -124,24 +118,13 @@ def vrn_indexed(
         loss = (s - delta).abs().pow(p)[(index[:, None] != index) & (views[:, None] != views)].mean()
 
     Args:
-        z: (R, D) projections of all crops.
-        index: (R,) integers: sample or label of each row.
-        views: (R,) integers: view of each row.
-        num_samples: n, the number of training samples (of classes, where ``index`` holds labels); or
-        target: the target similarity.
-        pairs: which pairs of views.
-        exponent: p >= 1.
-        gathered: rows of all ranks with their ids, see :func:`varloss.distributed.gather_rows`.
-        check: look at the values too (synchronises).
+        z, index, views, gathered: as :func:`nt_xent_indexed`.
+        num_samples, target, exponent, check: as :func:`vrn`; n counts classes where ``index`` holds labels.
+        pairs: which pairs of views; all three choices need ``views``.
 
-    Returns:
-        A scalar. With ``gathered``, the mean over ranks of the results is the value of one process on all rows.
-
-    Raises:
-        TypeError, ValueError: as :func:`vrn`, and for ids of the wrong shape or dtype or missing views.
-
+    Returns a scalar. With ``gathered``, the mean over ranks of the results is the value of one process on all rows.
+    Raises as :func:`vrn`, and for ids of the wrong shape or dtype or missing views.
     Edge cases: a kind of pair that does not occur contributes 0, attached to the graph.
-
     Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7.
 
     Example:
@@ -164,10 +147,9 @@ def vrn_indexed(
 
 
 class IndexedRows:
-    """Which pairs of a row of this rank and a row of any rank are positives and negatives, from ids alone.
+    """(R, M) masks ``positive`` and ``negative``: this rank's rows against the rows of all ranks, from ids alone.
 
-    ``positive`` and ``negative`` are (R, M) masks. Counts over ALL ranks' rows come from sorted ids, so that no collective is
-    needed to divide by them.
+    Counts over ALL ranks' rows come from sorted ids, so that no collective is needed to divide by them.
     """
 
     def __init__(
@@ -214,15 +196,12 @@ class IndexedRows:
         return within if self._kind == "within" else total - same_sample - within
 
     def mean_over_anchors(self, total: Tensor) -> Tensor:
-        """From this rank's sum over anchors to the mean over all ranks' anchors that have a positive and a negative.
-
-        The mean over ranks of the results is that mean.
-        """
+        """This rank's sum over anchors as its share of the mean over all ranks' anchors with a positive and a negative."""
         counts = (self.negatives_of_each_key() > 0) & (group_sizes(self._keys_index) > 1)
         return self._mean(total, counts)
 
     def mean_over_pairs(self, total: Tensor) -> Tensor:
-        """From this rank's sum over negative pairs to the mean over all ranks' negative pairs, likewise."""
+        """This rank's sum over negative pairs as its share of the mean over all ranks' negative pairs."""
         return self._mean(total, self.negatives_of_each_key())
 
     def _mean(self, total: Tensor, counts: Tensor) -> Tensor:

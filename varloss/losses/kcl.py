@@ -37,22 +37,13 @@ def kcl(
     Its expectation does not depend on the batch size: a mini-batch is an unbiased estimate of the full-batch loss.
 
     Args:
-        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
-        z1: (N, D) projections of view 1.
+        z0, z1, gathered, check: as :func:`nt_xent`.
         gamma: weight of the energy, >= 0.
         kernel: ``"gaussian"``.
         t: the kernel's scale, > 0.
-        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
-        check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
-    Returns:
-        A scalar in [-2, 2 gamma], at least float32, also under autocast.
-
-    Raises:
-        TypeError, ValueError: as :func:`sigmoid_loss`.
-
+    Returns a scalar in [-2, 2 gamma], at least float32, also under autocast. Raises as :func:`nt_xent`.
     Edge cases: as :func:`sigmoid_loss`; bounded, so far-apart positives barely attract each other at large ``t``.
-
     Source: Koromilas et al. 2024 (arXiv 2405.18045), kernel contrastive learning, in the scale of the authors' code.
     """
     check_two_views(z0, z1, gathered, check)
@@ -69,14 +60,7 @@ def kcl(
 
 
 class KCLLoss(TwoViewLoss):
-    """:func:`varloss.functional.kcl` (kernel contrastive loss) as a module.
-
-    Args:
-        gamma: weight of the within-view energy.
-        kernel: ``"gaussian"``.
-        t: the kernel's scale.
-        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
-    """
+    """:func:`varloss.functional.kcl` (kernel contrastive loss) as a module. Arguments as there."""
 
     _shown = ("gamma", "kernel", "t")
 

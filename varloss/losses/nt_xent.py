@@ -39,7 +39,7 @@ def nt_xent(
     .. math:: -S_{ii}/t + \log\Big([e^{S_{ii}/t}] + \sum_{j \ne i} e^{S_{ij}/t} + \sum_{j \ne i} e^{A_{ij}/t}\Big)
 
     and the loss is the mean over these and the anchors of view 1. ``negatives`` picks the sums, ``decoupled`` drops the
-    bracket. The six cells have names: InfoNCE or CLIP (cross), NT-Xent of SimCLR (both), DCL (both, decoupled), DHEL in the
+    bracket. Four of the six choices have names: InfoNCE or CLIP (cross), NT-Xent of SimCLR (both), DCL (both, decoupled), DHEL in the
     scale of Lee et al. (within, decoupled).
 
     Equivalent to, for ``negatives="both", decoupled=False``::
@@ -111,35 +111,18 @@ def nt_xent(
     return scaled(loss, gathered)
 
 
-def dclw_weights(
-    z0: Tensor,
-    z1: Tensor,
-    *,
-    sigma: float = 0.5,
-    gathered: Gathered | None = None,
-) -> Tensor:
+def dclw_weights(z0: Tensor, z1: Tensor, *, sigma: float = 0.5, gathered: Gathered | None = None) -> Tensor:
     r"""Negative von Mises-Fisher weights of DCLW's positive term.
 
     .. math:: w_i = 2 - M \operatorname{softmax}_i(S_{ii}/\sigma)
 
-    over the M samples of the whole batch, without gradient: pass them to :func:`nt_xent` as ``positive_weight``. Equivalent to::
+    over the M samples of the whole batch, without gradient: pass them to :func:`nt_xent` as ``positive_weight``.
+    ``sigma`` is the temperature of the weights; arguments and errors otherwise as :func:`nt_xent`. Equivalent to::
 
         w = 2 - N * softmax((normalize(z0) * normalize(z1)).sum(1) / sigma, 0)
 
-    Args:
-        z0: (N, D) projections of view 0.
-        z1: (N, D) projections of view 1.
-        sigma: temperature of the weights.
-        gathered: the rows of all ranks: the softmax runs over the global batch.
-
-    Returns:
-        (N,) weights that average to 1 over the global batch; no gradient.
-
-    Raises:
-        TypeError, ValueError: as :func:`nt_xent`.
-
+    Returns (N,) weights that average to 1 over the global batch; with ``gathered`` the softmax runs over all its rows.
     Edge cases: with identical similarities every weight is 1, which is DCL.
-
     Source: Yeh et al. 2022 (arXiv 2110.06848) section 3.2.
     """
     check_two_views(z0, z1, gathered)
@@ -184,15 +167,9 @@ def nt_xent_with_vrn(
 class NTXentLoss(TemperedLoss):
     """:func:`varloss.functional.nt_xent` as a module.
 
-    Args:
-        temperature: divides the cosine similarities.
-        negatives: ``"cross"``, ``"within"`` or ``"both"``.
-        decoupled: leaves the positive pair out of the denominator.
-        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
-        learnable_temperature: makes ``temperature`` the start of a learned one. Give the parameter ``log_temperature`` to the
-            optimizer, without weight decay. Nothing here bounds it; a caller may clamp it.
-        hard_fraction: keeps only this upper share of each anchor's negatives (the hard contrastive loss); or
-        hard_count: this many.
+    Arguments as there. ``gather_distributed`` takes negatives from all ranks, with gradient; ranks may differ in batch size.
+    ``learnable_temperature`` makes ``temperature`` the start of a learned one: give the parameter ``log_temperature`` to
+    the optimizer, without weight decay. Nothing here bounds it; a caller may clamp it.
 
     Example:
         >>> import torch, varloss
@@ -276,14 +253,9 @@ class NTXentLoss(TemperedLoss):
 
 
 class InfoNCELoss(NTXentLoss):
-    """InfoNCE of two views, which is CLIP's loss: NT-Xent with cross-view negatives, in both directions.
+    """InfoNCE of two views, which is CLIP's loss: :class:`NTXentLoss` with cross-view negatives, in both directions.
 
-    Args:
-        temperature: divides the cosine similarities.
-        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
-        learnable_temperature: as :class:`NTXentLoss`. CLIP learns it, from 0.07, clamped at 0.01.
-        hard_fraction: as :class:`NTXentLoss`; or
-        hard_count: as :class:`NTXentLoss`.
+    CLIP learns the temperature, from 0.07, clamped at 0.01.
     """
 
     def __init__(
@@ -306,13 +278,7 @@ class InfoNCELoss(NTXentLoss):
 
 
 class DCLLoss(NTXentLoss):
-    """Decoupled contrastive loss: NT-Xent without the positive pair in the denominator.
-
-    Args:
-        temperature: divides the cosine similarities; Yeh et al. use 0.1.
-        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
-        learnable_temperature: as :class:`NTXentLoss`.
-    """
+    """Decoupled contrastive loss: :class:`NTXentLoss` without the positive pair in the denominator, at Yeh et al.'s 0.1."""
 
     def __init__(
         self, *, temperature: float = 0.1, gather_distributed: bool = False, learnable_temperature: bool = False

@@ -42,18 +42,12 @@ def queue_info_nce(
         query: (N, D) projections of the query encoder, of any length.
         key: (N, D) projections of the momentum encoder for the other view.
         queue: (K, D) past keys of unit length, used as they are.
-        temperature: divides the cosine similarities.
+        temperature, check: as :func:`nt_xent`.
         valid: (K,) booleans: the slots that hold a key. All by default.
-        check: look at the values too (synchronises).
 
-    Returns:
-        A scalar in nats, at least float32, the mean over local queries.
-
-    Raises:
-        TypeError, ValueError: as :func:`nt_xent`, and for a queue of another dimension.
-
+    Returns a scalar in nats, at least float32, the mean over local queries.
+    Raises as :func:`nt_xent`, and ValueError for a queue of another dimension.
     Edge cases: 0, attached to the graph, while no slot is valid.
-
     Source: He et al. 2020 (MoCo, arXiv 1911.05722) eq. 1.
     """
     checks.embeddings(query=query, key=key, queue=queue)
@@ -87,27 +81,19 @@ def vrn_queue(
 
     .. math:: \frac{1}{N K}\sum_{i,k} |q_i \cdot m_k - \delta|^p
 
-    The gradient goes to the query alone. That is why no adapter uses it by default: with the gradient on one side, queries
-    are pushed away from keys that follow them, and in half of our runs of MoCo with keys on the other side every embedding
-    ended up the same (``benchmarks/results/moco-one-sided``). Prefer :func:`vrn` between two views of the query encoder.
-    Equivalent to::
+    The gradient goes to the query alone. With the gradient on one side, queries are pushed away from keys that follow them:
+    in half of our runs of MoCo with keys on the other side every embedding ended up the same
+    (``benchmarks/results/moco-one-sided``), so no adapter uses it by default. Prefer :func:`vrn` between two views of the
+    query encoder. Equivalent to::
 
         loss = (normalize(query) @ queue[valid].T - delta).abs().pow(p).mean()
 
     Args:
-        query: (N, D) projections.
-        queue: (K, D) past keys of unit length, used as they are, without gradient.
-        num_samples: n, the number of training samples; or
-        target: the target similarity.
-        exponent: p >= 1.
-        valid: (K,) booleans: the slots that hold a key. All by default.
-        check: look at the values too (synchronises).
+        query, queue, valid: as :func:`queue_info_nce`; the queue gets no gradient.
+        num_samples, target, exponent, check: as :func:`vrn`.
 
-    Returns:
-        A scalar; 0, attached to the graph, while no slot is valid.
-
-    Raises:
-        TypeError, ValueError: as :func:`vrn`, and for a queue of another dimension.
+    Returns a scalar; 0, attached to the graph, while no slot is valid.
+    Raises as :func:`vrn`, and ValueError for a queue of another dimension.
     """
     checks.embeddings(query=query, queue=queue)
     delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
@@ -136,17 +122,11 @@ def valid_slots(valid: Tensor | None, queue: Tensor) -> Tensor:
 
 
 class MemoryBank(nn.Module):
-    """A first-in-first-out ring of unit keys that never makes the host wait.
+    """A first-in-first-out ring of ``num`` unit keys of dimension ``dim`` that never makes the host wait.
 
     Buffers, all in ``state_dict``: ``bank`` (num, dim) keys, ``ptr`` the slot written next, ``filled`` how many slots hold
     a key. A batch may wrap around the end or be larger than the ring, which then keeps its last ``num`` keys.
-
-    Args:
-        num: number of slots K.
-        dim: dimension D of a key.
-
-    Raises:
-        TypeError, ValueError: for sizes below 1, and keys of another dimension.
+    Raises TypeError or ValueError for sizes below 1, and for keys of another dimension.
     """
 
     bank: Tensor
@@ -233,9 +213,8 @@ class QueueInfoNCELoss(nn.Module):
     Args:
         memory_bank_size: (K, D), number of keys kept and their dimension. A ring larger than half the data set holds
             samples' own keys.
-        temperature: divides the cosine similarities.
-        gather_distributed: enqueues the keys of all ranks, so that the bank is the same on each. Ranks may differ in batch
-            size.
+        temperature: as the function.
+        gather_distributed: enqueues the keys of all ranks: the bank is the same on each. Ranks may differ in batch size.
     """
 
     def __init__(
@@ -258,11 +237,8 @@ class QueueInfoNCELoss(nn.Module):
     def forward(self, query: Tensor, key: Tensor, *, update: bool | None = None) -> Tensor:
         """Loss of queries against their keys, each (N, D), and the bank as it was; then enqueues the keys.
 
-        Args:
-            query: (N, D) projections of the query encoder.
-            key: (N, D) projections of the momentum encoder.
-            update: whether to enqueue; by default where ``query`` requires a gradient. For a symmetric loss pass False
-                and call :meth:`enqueue` once after both directions.
+        ``update`` is whether to enqueue, by default where ``query`` requires a gradient. For a symmetric loss pass False and
+        call :meth:`enqueue` once after both directions.
         """
         bank = self.memory_bank
         # A copy, since the backward pass needs the bank as it was and the ring is written in place.

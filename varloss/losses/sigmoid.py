@@ -41,24 +41,13 @@ def sigmoid_loss(
     Cross-view negatives alone can tear positive pairs apart (see the page on theory); within-view negatives cannot.
 
     Args:
-        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
-        z1: (N, D) projections of view 1; row i is the positive of row i of ``z0``.
+        z0, z1, gathered, check: as :func:`nt_xent`.
         scale: t, MULTIPLIES similarities (an inverse temperature). Where learned, a 0-dim tensor.
         bias: b, open_clip's sign: negative, since most pairs are negatives. Lee et al. write -b.
         negatives: ``"cross"`` (SigLIP's), ``"within"`` or ``"both"``.
-        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
-        check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
-    Returns:
-        A scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. Its mean over ranks is the
-        value of one process.
-
-    Raises:
-        TypeError: for what is not a floating-point tensor or not a number.
-        ValueError: for shapes, devices or options that do not fit, or one sample without gathered keys.
-
+    Returns a scalar in nats, and raises, as :func:`nt_xent`.
     Edge cases: grows linearly, never overflows. A zero row has similarity 0 to everything and gets a zero gradient.
-
     Sources: Zhai et al. 2023 (SigLIP, arXiv 2303.15343) section 3.2; Lee et al. 2025 (arXiv 2506.09781) Def. 3.2 with
     psi = softplus, c1 = c2 = N - 1.
     """
@@ -91,14 +80,9 @@ def _number(name: str, value: float | Tensor) -> float | Tensor:
 
 
 class SigmoidLoss(TwoViewLoss):
-    """:func:`varloss.functional.sigmoid_loss` (SigLIP) as a module.
+    """:func:`varloss.functional.sigmoid_loss` (SigLIP) as a module. Arguments as there.
 
-    Args:
-        scale: multiplies the cosine similarities; the start of ``exp(log_scale)`` where it is learned.
-        bias: added to the logits, open_clip's sign; the start of the parameter ``bias`` where it is learned.
-        negatives: ``"cross"`` (SigLIP's), ``"within"`` or ``"both"``.
-        learnable: learns ``log_scale`` and ``bias``, as SigLIP does. Give them to the optimizer.
-        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
+    ``learnable`` learns ``log_scale``, from log ``scale``, and ``bias``, as SigLIP does. Give both to the optimizer.
     """
 
     def __init__(

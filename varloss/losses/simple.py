@@ -34,27 +34,15 @@ def simple_loss(
         s = normalize(z0) @ normalize(z1).T
         loss = -s.diagonal().mean() + weight * s.fill_diagonal_(0).sum() / N
 
-    It repels all negatives alike and is not hardness-aware; Wang & Liu find that choosing the hard ones
-    restores most of what that costs.
+    It repels all negatives alike and is not hardness-aware. Wang & Liu find that choosing the hard ones restores most of
+    what that costs.
 
     Args:
-        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
-        z1: (N, D) projections of view 1.
+        z0, z1, negatives, hard_fraction, hard_count, gathered, check: as :func:`nt_xent`; at least one negative is kept.
         weight: lambda >= 0; by default 1 over the number of negatives that are kept for each anchor.
-        negatives: ``"cross"``, ``"within"`` or ``"both"``.
-        hard_fraction: keep this upper share, in (0, 1], of each anchor's negatives (rounded up, at least one).
-        hard_count: or keep this many.
-        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
-        check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
-    Returns:
-        A scalar, at least float32, also under autocast.
-
-    Raises:
-        TypeError, ValueError: as :func:`nt_xent`.
-
+    Returns a scalar, at least float32, also under autocast. Raises as :func:`nt_xent`.
     Edge cases: negatives that tie with the last one kept are kept too. A zero row gets a zero gradient.
-
     Source: Wang & Liu 2021 (arXiv 2012.09740), the simple and the hard contrastive loss of section 3.
     """
     check_two_views(z0, z1, gathered, check)
@@ -73,15 +61,7 @@ def simple_loss(
 
 
 class SimpleLoss(TwoViewLoss):
-    """:func:`varloss.functional.simple_loss` as a module; with hard negatives it is HardSimple.
-
-    Args:
-        weight: on the sum of an anchor's negative similarities; by default 1 over their number.
-        negatives: ``"cross"``, ``"within"`` or ``"both"``.
-        hard_fraction: keeps only this upper share of each anchor's negatives; or
-        hard_count: this many.
-        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
-    """
+    """:func:`varloss.functional.simple_loss` as a module; with hard negatives it is HardSimple. Arguments as there."""
 
     _shown = ("weight", "negatives", "hard_fraction", "hard_count")
 

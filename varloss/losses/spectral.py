@@ -12,12 +12,7 @@ from varloss.losses.vrn import vrn
 
 
 def spectral_loss(
-    z0: Tensor,
-    z1: Tensor,
-    *,
-    negatives: Pairs = "cross",
-    gathered: Gathered | None = None,
-    check: bool = False,
+    z0: Tensor, z1: Tensor, *, negatives: Pairs = "cross", gathered: Gathered | None = None, check: bool = False
 ) -> Tensor:
     r"""The spectral contrastive loss on unit vectors, with a choice of negatives.
 
@@ -30,25 +25,11 @@ def spectral_loss(
         s = normalize(z0) @ normalize(z1).T
         loss = -s.diagonal().mean() + s[~eye(N, dtype=bool)].square().mean()
 
-    This is Lee et al.'s form. HaoChen et al. have -2 on the positive term and clipped, not unit, features. The negatives' term is
-    VRN with target 0 and shares its closed form: O(N D²) work where N > 2 D. Its optimum for D >= N are
-    ORTHOGONAL negatives, not the simplex.
+    This is Lee et al.'s form. HaoChen et al. have -2 on the positive term and clipped, not unit, features. The negatives'
+    term is VRN with target 0 and shares its closed form: O(N D²) work where N > 2 D. Its optimum for D >= N are ORTHOGONAL
+    negatives, not the simplex. Arguments, errors and edge cases as :func:`nt_xent`.
 
-    Args:
-        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
-        z1: (N, D) projections of view 1.
-        negatives: ``"cross"``, ``"within"`` or ``"both"``.
-        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
-        check: look at the values too (synchronises): raises for rows that are zero or not finite.
-
-    Returns:
-        A scalar in [-1, 2] (up to 3 for ``"both"``), at least float32, also under autocast.
-
-    Raises:
-        TypeError, ValueError: as :func:`sigmoid_loss`.
-
-    Edge cases: as :func:`sigmoid_loss`.
-
+    Returns a scalar in [-1, 2] (up to 3 for ``"both"``), at least float32, also under autocast.
     Sources: HaoChen et al. 2021 (arXiv 2106.04156) section 3; Lee et al. 2025 (arXiv 2506.09781) Def. 3.2 with
     psi(x) = x², c1 = c2 = 1.
     """
@@ -63,12 +44,7 @@ def spectral_loss(
 
 
 class SpectralLoss(TwoViewLoss):
-    """:func:`varloss.functional.spectral_loss` as a module.
-
-    Args:
-        negatives: ``"cross"``, ``"within"`` or ``"both"``.
-        gather_distributed: takes negatives from all ranks, with gradient. Ranks may differ in batch size.
-    """
+    """:func:`varloss.functional.spectral_loss` as a module. Arguments as there."""
 
     _shown = ("negatives",)
 

@@ -49,27 +49,18 @@ def vrn(
     eps of each similarity there.
 
     Args:
-        z0: (N, D) projections of view 0, of any length: rows are normalised inside.
-        z1: (N, D) projections of view 1.
+        z0, z1, gathered, check: as :func:`nt_xent`.
         num_samples: n, the number of TRAINING samples (not the batch), at least 2. Give this or ``target``.
         target: :math:`\delta` itself, in [-1, 1].
-        pairs: which negative pairs. Cross alone with a large weight can destroy alignment when D < n - 1: shrinking
-            :math:`S_{ij}` is cheapest by moving the views into different subspaces. ``"both"`` does not.
+        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``. Cross alone with a large weight can destroy alignment
+            when D < n - 1: shrinking :math:`S_{ij}` is cheapest by moving the views into different subspaces. ``"both"`` does not.
         exponent: p >= 1.
         form: ``"dense"`` (N x N), ``"linear"`` (the closed form, p = 2 only), or ``"auto"``, by cost.
-        gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
-        check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
-    Returns:
-        A scalar, at least float32, also under autocast; not multiplied by a weight (see ``VRNRegularizer``).
-
-    Raises:
-        TypeError, ValueError: as :func:`nt_xent`; for neither or both of ``num_samples`` and ``target``; for the closed
-            form of p != 2.
-
+    Returns a scalar, at least float32, also under autocast; not multiplied by a weight (see ``VRNRegularizer``).
+    Raises as :func:`nt_xent`; for neither or both of ``num_samples`` and ``target``; for the closed form of p != 2.
     Edge cases: 0 where every negative similarity is :math:`\delta`; rounding leaves up to some 1e-6 in fp32, in the closed
     form also below 0. Finite, not 0, for collapsed embeddings.
-
     Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7; the closed form is this package's own.
     """
     check_two_views(z0, z1, gathered, check)
@@ -106,10 +97,7 @@ class VRNRegularizer(TwoViewLoss):
         weight: factor on the term. There is no default, since the weight that helps depends on n, D and the schedule. On a
             thousand digits 1 to 10 were much alike; Lee et al. used 30 to 40 for n >= 50 000. A warm-up sets the attribute; it
             is not part of ``state_dict``.
-        num_samples: n, the number of training samples; or
-        target: the similarity negatives are pulled to.
-        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
-        exponent: p >= 1.
+        num_samples, target, pairs, exponent: as the function.
         gather_distributed: takes the pairs of the global batch. With exponent 2 only two D x D Gram matrices cross the
             wire; with another exponent the rows are gathered. Ranks may differ in batch size.
 

@@ -16,11 +16,7 @@ class WithVRN(nn.Module):
 
     Args:
         base: a module or function of two (N, D) views that returns a scalar.
-        weight: factor on VRN, see :class:`VRNRegularizer`.
-        num_samples: n, the number of training samples; or
-        target: the similarity negatives are pulled to.
-        pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
-        exponent: p >= 1.
+        weight, num_samples, target, pairs, exponent: as :class:`VRNRegularizer`.
         gather_distributed: takes VRN's pairs from the global batch. The base decides for itself.
 
     Example:

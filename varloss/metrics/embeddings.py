@@ -12,7 +12,6 @@ from torch import Tensor
 from varloss._core import checks, numerics
 from varloss._core.pairs import PAIRS, Pairs
 from varloss.metrics.inputs import unit_rows, unit_views, wide_rows, without_autocast
-from varloss.metrics.sphere import sphere_cosine_quantile
 
 # Rows of a similarity tile: 1024 rows against 50 000 columns are 400 MB in float64, and large enough to keep a
 # matrix product efficient.
@@ -39,15 +38,8 @@ def alignment(z0: Tensor, z1: Tensor, *, alpha: float = 2.0) -> Tensor:
         z1: (N, D) projections of view 1; row i belongs to the same sample as row i of ``z0``.
         alpha: exponent, above 0.
 
-    Returns:
-        A 0-dim tensor in [0, 2^alpha], a distance to the power alpha.
-
-    Raises:
-        TypeError: for what are not floating-point tensors.
-        ValueError: for shapes that differ or are not (N, D), N < 1, or alpha ≤ 0.
-
-    Edge cases: 0 where both views coincide.
-
+    Returns a value in [0, 2^alpha], a distance to the power alpha; 0 where both views coincide.
+    Raises ValueError for alpha ≤ 0.
     Source: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.1.
 
     Example:
@@ -76,17 +68,9 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
     Args:
         z: (N, D) projections, N ≥ 2.
-        t: scale of the Gaussian kernel, above 0.
+        t: scale of the Gaussian kernel, above 0; ValueError otherwise.
 
-    Returns:
-        A 0-dim tensor in [-4t, 0], in nats.
-
-    Raises:
-        TypeError: for what is not a floating-point tensor.
-        ValueError: for another shape than (N, D), N < 2 (no pair), or t ≤ 0.
-
-    Edge cases: 0 for a collapse. It does not underflow where the kernel does.
-
+    Returns a value in [-4t, 0], in nats; 0 for a collapse. It does not underflow where the kernel does.
     Source: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.2.
 
     Example:
@@ -108,7 +92,7 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
 
 class ClassSums(NamedTuple):
-    """What :func:`tolerance` is made of: they add up over disjoint sets of samples, hence over batches and ranks.
+    """What :func:`tolerance` is made of: they add up over disjoint sets of samples, such as batches and ranks.
 
     Attributes:
         vectors: (C, D) sum of the unit rows of each class.
@@ -131,15 +115,9 @@ class ClassSums(NamedTuple):
     def of(cls, z: Tensor, labels: Tensor, *, num_classes: int) -> ClassSums:
         """Sums over the rows of one batch, in float64 (float32 on MPS).
 
-        Args:
-            z: (N, D) projections, N ≥ 1.
-            labels: (N,) integer labels in [0, num_classes).
-            num_classes: C.
-
-        Raises:
-            TypeError: for ``z`` that is not floating-point or ``labels`` that are not integers.
-            ValueError: for shapes that do not fit. A label out of range is an IndexError or, on a GPU, a device-side
-                assertion.
+        ``z`` is (N, D) projections, N ≥ 1, ``labels`` (N,) integers in [0, num_classes). Raises TypeError for labels that are
+        not integers, ValueError for shapes that do not fit. A label out of range is an IndexError or, on a GPU, a
+        device-side assertion.
         """
         x = unit_rows(z, 1, "tolerance")
         checks.ids("labels", labels, z, "z")
@@ -157,11 +135,7 @@ class ClassSums(NamedTuple):
         return cls(packed[:, :-2], packed[:, -2], packed[:, -1])
 
     def tolerance(self) -> Tensor:
-        """Mean cosine of the pairs of different samples with one label, see :func:`tolerance`.
-
-        Raises:
-            ValueError: where no two samples share a label (synchronises the device).
-        """
+        """As the function :func:`tolerance`. ValueError where no two samples share a label (synchronises the device)."""
         pairs = (self.numbers * (self.numbers - 1)).sum()
         if pairs.item() == 0:
             total = int(self.numbers.sum())
@@ -187,16 +161,9 @@ def tolerance(z: Tensor, labels: Tensor) -> Tensor:
         z: (N, D) projections or features, N ≥ 2.
         labels: (N,) integer labels, any values.
 
-    Returns:
-        A 0-dim tensor in [-1, 1], a cosine.
-
-    Raises:
-        TypeError: for ``z`` that is not floating-point or ``labels`` that are not integers.
-        ValueError: for shapes that do not fit, or where no two samples share a label. Only the values can tell the latter:
-            this function synchronises the device.
-
-    Edge cases: a label that occurs once adds no pair. 1 where every class is one point.
-
+    Returns a value in [-1, 1], a cosine; 1 where every class is one point. A label that occurs once adds no pair.
+    Raises TypeError for labels that are not integers, ValueError for shapes that do not fit, or where no two samples share a
+    label. Only the values can tell the latter: this function synchronises the device.
     Source: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Section 4.
 
     Example:
@@ -222,20 +189,10 @@ def wasserstein_uniformity(z: Tensor) -> Tensor:
         mean_k |cosines[k] - Q((k + ½)/P)|,   Q = quantiles of 2·Beta((D-1)/2, (D-1)/2) - 1
 
     Smaller is more uniform. The quantiles are analytic for every D, where the published code samples the law for D = 128.
-    Memory O(N²/2): about 0.4 GB at N = 10 000.
+    Memory O(N²/2): about 0.4 GB at N = 10 000. ``z`` is (N, D) projections, N ≥ 2, D ≥ 2; ValueError for D < 2.
 
-    Args:
-        z: (N, D) projections, N ≥ 2, D ≥ 2.
-
-    Returns:
-        A 0-dim tensor, a difference of cosines.
-
-    Raises:
-        TypeError: for what is not a floating-point tensor.
-        ValueError: for another shape than (N, D), N < 2 or D < 2.
-
-    Edge cases: 1 for a collapse to a point. Small positive, not 0, for a finite sample of the uniform law.
-
+    Returns a difference of cosines: 1 for a collapse to a point; small positive, not 0, for a finite sample of the uniform
+    law.
     Source: Koromilas et al., ICML 2024 (arXiv 2405.18045), the metric and the law in its appendix.
 
     Example:
@@ -254,6 +211,45 @@ def wasserstein_uniformity(z: Tensor) -> Tensor:
     return (cosines.sort().values - sphere_cosine_quantile(levels, x.shape[1])).abs().mean()
 
 
+def sphere_cosine_quantile(q: Tensor, dim: int) -> Tensor:
+    r"""Quantile function of the cosine between two independent uniform points on the sphere in R^dim.
+
+    The cosine is x = 2·Beta((dim-1)/2, (dim-1)/2) - 1; written x = sin(φ), φ has the density ∝ cos(φ)^(dim-2) on
+    [-π/2, π/2], which is bounded for every dim ≥ 2 (that of x is not for dim = 2). Its distribution function is
+    tabulated by Simpson's rule and inverted by Newton's method from the table. Absolute error below 1e-10.
+
+    ``q`` holds probabilities in [0, 1], of any shape; the result has its shape, in float64 (float32 on MPS). Raises ValueError
+    for dim < 2 (on a line the cosine is ±1 and has no density).
+    """
+    power = checks.whole("dim", dim, 2) - 2
+    # cos(φ)^k <= exp(-kφ²/2): beyond 10/sqrt(k) less than 1e-21 of the mass is left.
+    limit = min(math.pi / 2, 10 / math.sqrt(power)) if power else math.pi / 2
+    level = numerics.widest(q).clamp(0, 1)
+    tiny = torch.finfo(level.dtype).tiny
+    cells = 4096
+    step = 2 * limit / cells
+
+    def density(phi: Tensor) -> Tensor:
+        return torch.cos(phi).pow(power)
+
+    grid = torch.linspace(-limit, limit, cells + 1, dtype=level.dtype, device=level.device)
+    middle = grid[:-1] + step / 2
+    mass = (density(grid[:-1]) + 4 * density(middle) + density(grid[1:])) * (step / 6)
+    cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
+    target = level * cumulative[-1]
+    cell = (torch.searchsorted(cumulative, target, right=True) - 1).clamp(0, cells - 1)
+    left, below = grid[cell], cumulative[cell]
+    # Linear interpolation, then Newton within the cell; the density vanishes only at ±π/2, where clamping holds it.
+    phi = left + step * ((target - below) / mass[cell].clamp_min(tiny)).clamp(0, 1)
+    for _ in range(2):
+        part = (density(left) + 4 * density((left + phi) / 2) + density(phi)) * ((phi - left) / 6)
+        slope = density(phi).clamp_min(tiny)
+        phi = torch.minimum(torch.maximum(phi - (below + part - target) / slope, left), left + step)
+    # The tails beyond the table matter at the two ends alone.
+    x = torch.sin(phi)
+    return torch.where(level <= 0, -1.0, torch.where(level >= 1, 1.0, x)).to(x.dtype)
+
+
 @without_autocast
 def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
     r"""Effective rank exp(H(p)), p_k = sigma_k / Σ sigma, of the uncentred embedding matrix.
@@ -269,16 +265,9 @@ def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
         z: (N, D) embeddings, N ≥ 1. Taken as they are, as RankMe does.
         normalize: scale the rows to unit length first.
 
-    Returns:
-        A 0-dim tensor in [1, min(N, D)], a number of dimensions.
-
-    Raises:
-        TypeError: for what is not a floating-point tensor.
-        ValueError: for another shape than (N, D), N < 1, or all entries 0 (no direction to count; synchronises the device,
-            as the singular value decomposition does anyway).
-
-    Edge cases: 1 for a collapse to one direction, whatever the lengths.
-
+    Returns a value in [1, min(N, D)], a number of dimensions; 1 for a collapse to one direction, whatever the lengths.
+    Raises ValueError where all entries are 0 (no direction to count; synchronises the device, as the singular value
+    decomposition does anyway).
     Source: Roy & Vetterli, EUSIPCO 2007; for label-free quality Garrido et al., ICML 2023 (arXiv 2210.02885).
 
     Example:
@@ -317,15 +306,8 @@ def relative_penalty_entropy(z0: Tensor, z1: Tensor, *, temperature: float = 0.5
         temperature: divides the cosine similarities, above 0.
         negatives: "cross" (N-1 per anchor, the other view), "within" (N-1, the anchor's own view) or "both" (2N-2).
 
-    Returns:
-        A 0-dim tensor in [0, log(number of negatives per anchor)], in nats.
-
-    Raises:
-        TypeError: for what are not floating-point tensors.
-        ValueError: for shapes that differ or are not (N, D), N < 2, temperature ≤ 0, or an unknown ``negatives``.
-
-    Edge cases: log(number of negatives) for a collapse; 0 at a temperature that leaves one negative per anchor.
-
+    Returns a value in [0, log(number of negatives per anchor)], in nats: the upper end for a collapse; 0 at a temperature
+    that leaves one negative per anchor. Raises ValueError for temperature ≤ 0 or an unknown ``negatives``.
     Source: Wang & Liu, CVPR 2021 (arXiv 2012.09740), the relative penalty of Section 3.
 
     Example:

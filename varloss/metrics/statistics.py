@@ -14,13 +14,8 @@ from varloss.metrics.inputs import wide_rows
 class SimilarityStatistics(NamedTuple):
     """Mean and population variance of three kinds of cosine similarities; see :func:`similarity_statistics`.
 
-    Attributes:
-        positive_mean: mean of u_i·v_i.
-        positive_var: population variance of u_i·v_i.
-        cross_mean: mean of u_i·v_j over i ≠ j, the cross-view negatives.
-        cross_var: their population variance, the quantity that VRN reduces.
-        within_mean: mean of u_i·u_j and v_i·v_j over i ≠ j, the within-view negatives of both views pooled.
-        within_var: their population variance about the pooled mean.
+    Positive is u_i·v_i; cross u_i·v_j over i ≠ j, whose variance VRN reduces; within u_i·u_j and v_i·v_j over i ≠ j of
+    both views pooled, with the variance about the pooled mean.
     """
 
     positive_mean: Tensor
@@ -62,15 +57,7 @@ class SimilaritySums(NamedTuple):
 
     @classmethod
     def of(cls, z0: Tensor, z1: Tensor) -> SimilaritySums:
-        """Sums over the pairs of one batch, in float64 (float32 on MPS).
-
-        Args:
-            z0: (N, D) projections of view 0, N ≥ 1, any floating dtype.
-            z1: (N, D) projections of view 1; row i belongs to the same sample as row i of ``z0``.
-
-        Raises:
-            TypeError: for what are not floating-point tensors.
-            ValueError: for shapes that differ or are not (N, D), or N < 1.
+        """Sums over the pairs of one batch, in float64 (float32 on MPS). Arguments as :func:`similarity_statistics`.
 
         Edge cases: a single row counts as a positive pair without negatives.
         """
@@ -95,11 +82,7 @@ class SimilaritySums(NamedTuple):
 
     @classmethod
     def unpack(cls, packed: Tensor) -> SimilaritySums:
-        """The sums in a packed vector, or in the sum of several.
-
-        Raises:
-            ValueError: for a vector of another length.
-        """
+        """The sums in a packed vector, or in the sum of several; ValueError for a vector of another length."""
         if packed.shape != (cls.length(),):
             raise ValueError(f"similarity sums have shape ({cls.length()},); got {tuple(packed.shape)}.")
         return cls(*(PairSums(*part) for part in packed.view(3, 3).unbind()))
@@ -130,23 +113,15 @@ def similarity_statistics(z0: Tensor, z1: Tensor) -> SimilarityStatistics:
     O(N D + D²): no N x N matrix exists, N = 50 000 is fine. Nothing synchronises the device.
 
     Means and variances have absolute errors below 1e-14, measured for clusters of every spread up to N = 50 000 (on
-    MPS, which has no float64, that of float32). A variance is a difference of numbers up to 1: of a cluster so tight that its variance is
-    below 1e-14, only that is known.
+    MPS, which has no float64, that of float32). A variance is a difference of numbers up to 1: of a cluster so tight that
+    its variance is below 1e-14, only that is known.
 
     Args:
         z0: (N, D) projections of view 0, N ≥ 2, any floating dtype.
         z1: (N, D) projections of view 1; row i belongs to the same sample as row i of ``z0``.
 
-    Returns:
-        ``SimilarityStatistics`` of six 0-dim tensors (cosines, so dimensionless), float64 (float32 on MPS). The
-        sample indices are taken to be distinct: every i ≠ j is a negative pair.
-
-    Raises:
-        TypeError: for what are not floating-point tensors.
-        ValueError: for shapes that differ or are not (N, D), or N < 2 (no negative pair).
-
+    Returns six 0-dim tensors (cosines). Sample indices are taken to be distinct: every i ≠ j is a negative pair.
     Edge cases: a collapse gives mean 1 and variance 0, up to the error. A row that is not finite makes all six NaN.
-
     Source: the quantities of Lee et al., ICML 2025 (arXiv 2506.09781), Sections 4 and 5.
 
     Example:
