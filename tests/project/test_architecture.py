@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import imports
 
 ROOT = Path(__file__).parents[2]
 STANDARD = sys.stdlib_module_names
@@ -37,6 +38,25 @@ HARNESS_OURS = {"varloss", "varloss_lightly", "varloss_lightning", "varloss_benc
 OURS = {"varloss", "varloss_bench", "hydra_plugins"} | {
     f"varloss_{name}" for name in ("lightly", "lightning", "metric_learning", "solo")
 }
+# Floors of a package, lowest first: folders and files that import from lower floors only, not from their own.
+FLOORS = {
+    "varloss": [{"_core"}, {"_kernels", "distributed", "metrics"}, {"losses"}, {"functional"}, {"__init__"}],
+    "benchmarks/varloss_bench": [
+        {"options", "methods", "measures", "messages"},
+        {"config"},
+        {"grid"},
+        {"data", "statistics"},
+        {"training"},
+        {"records"},
+        {"execution", "report"},
+        {"commands"},
+        {"compare", "studies"},
+        {"tune"},
+        {"__init__", "cli", "__main__"},
+    ],
+}
+MODULES = (*ALLOWED, HARNESS)
+MOST_LINES = 400
 
 
 def imported(path: Path) -> set[str]:
@@ -109,3 +129,47 @@ def test_adapter_folders_are_not_named_after_their_framework():
     assert not names & {"lightly", "solo", "lightning", "pytorch_lightning", "pytorch_metric_learning", "hydra"}
     assert not (ROOT / "integrations" / "hydra_plugins" / "__init__.py").exists()
     assert not (ROOT / "integrations" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_folders_import_from_lower_floors(folder):
+    floors = {room: number for number, rooms in enumerate(FLOORS[folder]) for room in rooms}
+
+    def room(module: str) -> str:
+        return [*module.split("."), "__init__"][1]
+
+    graph = imports.graph(ROOT / folder)
+    assert {room(module) for module in graph} == set(floors), "a folder has no floor, or a floor no folder"
+    arrows = [
+        (source, target) for source, targets in graph.items() for target in targets if room(source) != room(target)
+    ]
+    assert arrows
+    upward = [f"{source} -> {target}" for source, target in arrows if floors[room(target)] >= floors[room(source)]]
+    assert upward == []
+
+
+@pytest.mark.parametrize("folder", [*MODULES, "tests/support"])
+def test_no_import_circle(folder):
+    """Imports inside functions and for types only are counted, too."""
+    assert imports.circles(imports.graph(ROOT / folder)) == []
+
+
+def test_circles_are_found():
+    circle = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d", "a"}}
+    assert imports.circles(circle) == [["b", "c"], ["d"]]
+
+
+def test_no_test_imports_a_test():
+    for path in sources("tests"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names += [node.module or "", "tests" if node.level else ""]
+            parts = {part for name in names for part in name.split(".")}
+            assert not [part for part in parts if part.startswith("test_") or part in {"tests", "conftest"}], path
+
+
+@pytest.mark.parametrize("folder", MODULES)
+def test_files_are_short(folder):
+    lengths = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in sources(folder)}
+    assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import varloss_lightning as vl
-from support import ranks
 
 
 def all_metrics(dim: int) -> dict[str, Any]:
@@ -40,12 +39,11 @@ def update(metric: Any, z0: Tensor, z1: Tensor, labels: Tensor) -> None:
         metric.update(z0, z1)
 
 
-def synchronised(z0: Tensor, z1: Tensor, labels: Tensor, sizes: list[int]) -> dict[str, Tensor]:
-    """Every metric on this rank's batches, synchronised."""
-    mine = [ranks.shares(z, sizes) for z in (z0, z1, labels)]
+def synchronised(z0: Tensor, z1: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Every metric on this rank's rows, in batches, synchronised."""
     results = {}
     for name, metric in all_metrics(z0.shape[1]).items():
-        for batch in zip(*(part.split(batches(len(part))) for part in mine), strict=True):
+        for batch in zip(*(part.split(batches(len(part))) for part in (z0, z1, labels)), strict=True):
             update(metric, *batch)
         value = metric.compute()
         results[name] = torch.stack(list(value.values())) if isinstance(value, dict) else value

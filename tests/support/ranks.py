@@ -215,7 +215,7 @@ def everything(x0: Tensor, x1: Tensor, labels: Tensor, splits: dict[str, list[in
     if find_spec("torchmetrics"):
         from support import metric_ranks
 
-        metrics = metric_ranks.synchronised(x0, x1, labels, uneven)
+        metrics = metric_ranks.synchronised(*(shares(x, uneven) for x in (x0, x1, labels)))
     return {
         "losses": every_loss(x0, x1, splits),
         "banks": {name: bank_after_steps(name, x0[:, :4], uneven) for name in ("queue", "lightly-queue")},
