@@ -37,7 +37,10 @@ ABOUT = {
 }
 # Of the harness: what computes numbers, and the tests that are about it.
 BENCH = {
-    "benchmarks/varloss_bench/training/evaluate.py": ["bench/training/test_evaluate.py"],
+    "benchmarks/varloss_bench/training/evaluate.py": [
+        "bench/training/test_evaluate.py",
+        "bench/training/test_timing.py",
+    ],
     "benchmarks/varloss_bench/statistics/inference.py": ["bench/statistics"],
     "benchmarks/varloss_bench/statistics/selection.py": ["bench/statistics"],
     "benchmarks/varloss_bench/statistics/summary.py": ["bench/statistics"],
