@@ -4,8 +4,8 @@
 neither torch nor solo-learn.
 
 Modules: ``settings`` reads the config block ``varloss``, ``methods`` is the table of solo-learn's methods, ``plan`` joins
-the two, ``mixin`` adds the terms to a method, ``patch`` puts the mixins in front of solo-learn's classes, ``doctor`` checks
-an environment.
+the two before the network is built, ``term`` is VRN while a run trains, ``mixin`` adds it to a method, ``patch`` puts the
+mixins in front of solo-learn's classes, ``doctor`` checks an environment.
 """
 
 __all__ = ["install"]

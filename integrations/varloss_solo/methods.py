@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from varloss.functional import Pairs
+
 
 @dataclass(frozen=True)
 class Method:
@@ -55,8 +57,9 @@ class Method:
 class Objective:
     """A member of the NT-Xent family that runs in SimCLR's place."""
 
+    name: str
     decoupled: bool
-    negatives: str
+    negatives: Pairs
     free: bool
     """Whether ``varloss.negatives`` may change the negatives."""
 
@@ -88,9 +91,12 @@ METHODS = {
 }
 
 OBJECTIVES = {
-    "nt_xent": Objective(decoupled=False, negatives="both", free=True),
-    "dcl": Objective(decoupled=True, negatives="both", free=True),
-    "dhel": Objective(decoupled=True, negatives="within", free=False),
+    objective.name: objective
+    for objective in (
+        Objective("nt_xent", decoupled=False, negatives="both", free=True),
+        Objective("dcl", decoupled=True, negatives="both", free=True),
+        Objective("dhel", decoupled=True, negatives="within", free=False),
+    )
 }
 HOST = "simclr"
 """The method that carries the objectives: its network, its configuration keys and its checkpoints."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -14,45 +14,75 @@ from varloss_solo.settings import Settings
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The decisions of one run.
+class VRN:
+    """How VRN enters a run, as a term of the loss or, with weight 0, as a measurement.
 
     Attributes:
         method: solo-learn's name of the method.
-        settings: None where the configuration says nothing about varloss.
         spec: the method's row of the table.
-        between: which tensors form VRN's pairs; None where VRN neither runs nor is measured.
-        objective: name and definition of the loss in SimCLR's place, with its negatives.
-        from_fork: the settings came from ``add_vrn_loss_term``.
+        settings: the configuration block.
+        between: which tensors form the pairs.
     """
 
     method: str
-    settings: Settings | None
     spec: Method
-    between: str | None
-    objective: tuple[str, Objective, str] | None
-    from_fork: bool
+    settings: Settings
+    between: str
 
     @property
     def weight(self) -> float:
-        """Factor on VRN, before any warm-up."""
-        return float(self.settings.weight or 0.0) if self.settings is not None else 0.0
+        """Factor on VRN, after any warm-up."""
+        return float(self.settings.weight or 0.0)
 
-    def vrn(self, num_samples: int | None, *, gather_distributed: bool) -> varloss.VRNRegularizer:
-        """VRN (unweighted) of this run towards the settings' target or, without one, that of ``num_samples``."""
-        assert self.settings is not None
+    def regularizer(self, num_samples: int | None, *, gather_distributed: bool = False) -> varloss.VRNRegularizer:
+        """VRN with weight 1, towards the settings' target or, without one, that of ``num_samples``."""
         target = self.settings.target
         term = varloss.VRNRegularizer(
             weight=1.0,
             num_samples=num_samples if target is None else None,
             target=target,
-            pairs=self.settings.pairs,  # type: ignore[arg-type]  # checked against the same three names when it was read
+            pairs=self.settings.pairs,
             exponent=self.settings.exponent,
             gather_distributed=gather_distributed,
         )
-        # The line at the start of training says between what VRN is taken.
+        # The line at the start of training names the pairs.
         term.warned_of_one_side = True
         return term
+
+    def check(self) -> None:
+        """Raises ValueError for a value out of range, before the size of the training set is known."""
+        try:
+            self.regularizer(2 if self.settings.num_samples is None else self.settings.num_samples)
+            varloss.VRNRegularizer(weight=self.weight, target=0.0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"varloss: {error}") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions of one run.
+
+    Attributes:
+        vrn: None where VRN is neither added nor measured.
+        objective: the loss in SimCLR's place; None where the method keeps its own.
+        silent: the configuration says nothing about varloss.
+        from_fork: the settings came from ``add_vrn_loss_term``.
+    """
+
+    vrn: VRN | None
+    objective: Objective | None
+    silent: bool
+    from_fork: bool
+
+    def describe(self, term: str | None) -> str | None:
+        """The line at the start of training, from the words for VRN; None where there is nothing to say."""
+        objective = ""
+        if self.objective is not None:
+            name, negatives = self.objective.name, self.objective.negatives
+            objective = f"objective {name} with {negatives} negatives in simclr's place"
+        if term is None:
+            return f"no VRN; {objective}" if objective else None if self.silent else "off"
+        return ", ".join(filter(None, [term, objective, "read from add_vrn_loss_term" if self.from_fork else ""]))
 
 
 def make(cfg: DictConfig, method: str) -> Plan:
@@ -69,24 +99,18 @@ def make(cfg: DictConfig, method: str) -> Plan:
     objective = _objective(cfg, method, found)
     if method in methods.OBJECTIVES:
         method = methods.HOST
-    spec = methods.METHODS.get(method, Method(refusal="varloss does not know which of its outputs are projections"))
-    between = _between(method, spec, found)
-    plan = Plan(method, found, spec, between, objective, from_fork)
-    if between is not None and found is not None:
-        try:
-            plan.vrn(2 if found.num_samples is None else found.num_samples, gather_distributed=False)
-            varloss.VRNRegularizer(weight=plan.weight, target=0.0)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"varloss: {error}") from error
+    vrn = _vrn(method, found)
+    if vrn is not None:
+        vrn.check()
     with open_dict(cfg):
         cfg.method = method
         for key in ("objective", "varloss", "add_vrn_loss_term"):
             cfg.pop(key, None)
         if objective is not None:
-            cfg.objective = objective[0]
+            cfg.objective = objective.name
         if found is not None and found.enabled:
             cfg.varloss = found.as_dict()
-    return plan
+    return Plan(vrn, objective, silent=found is None, from_fork=from_fork)
 
 
 def _read(cfg: DictConfig) -> tuple[Settings | None, bool]:
@@ -114,7 +138,7 @@ def _block(cfg: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(block, resolve=True) if OmegaConf.is_config(block) else block
 
 
-def _objective(cfg: DictConfig, method: str, found: Settings | None) -> tuple[str, Objective, str] | None:
+def _objective(cfg: DictConfig, method: str, found: Settings | None) -> Objective | None:
     name = method if method in methods.OBJECTIVES else OmegaConf.select(cfg, "objective", default=None)
     negatives = found.negatives if found is not None and found.enabled else None
     if name is None and negatives is None:
@@ -133,13 +157,14 @@ def _objective(cfg: DictConfig, method: str, found: Settings | None) -> tuple[st
             f"{name} is defined by its {objective.negatives}-view negatives; got varloss.negatives={negatives}. For the "
             f"decoupled loss with other negatives use method=dcl varloss.negatives={negatives}."
         )
-    return name, objective, negatives or objective.negatives
+    return objective if negatives is None else replace(objective, negatives=negatives)
 
 
-def _between(method: str, spec: Method, found: Settings | None) -> str | None:
-    """Which tensors form the pairs, None where no weight asks for VRN."""
+def _vrn(method: str, found: Settings | None) -> VRN | None:
+    """None where no weight asks for VRN."""
     if found is None or not found.enabled or found.weight is None:
         return None
+    spec = methods.METHODS.get(method, Method(refusal="varloss does not know which of its outputs are projections"))
     if not spec.offered:
         known = ", ".join(name for name, row in methods.METHODS.items() if row.offered)
         raise ValueError(
@@ -156,4 +181,4 @@ def _between(method: str, spec: Method, found: Settings | None) -> str | None:
         raise ValueError(
             f"varloss.between={between} has a gradient on one side only and takes varloss.pairs=cross; got {found.pairs}."
         )
-    return between
+    return VRN(method, spec, found, between)

@@ -1,7 +1,7 @@
 """The config block ``varloss`` (and the reference fork's ``add_vrn_loss_term``), read strictly.
 
-A misspelt key must not leave a plain run behind, so whatever is not understood raises and names the nearest key. Ranges of
-hyper-parameters are not repeated here: :mod:`varloss` checks them when the term is built.
+Unknown keys raise and name the nearest known key, so a typo cannot silently disable VRN. :mod:`varloss` checks the ranges of
+hyper-parameters when the term is built.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
-PAIRS = ("cross", "within", "both")
+from varloss.functional import Pairs
+
+PAIRS = get_args(Pairs)
 BETWEEN = ("views", "keys", "queue", "targets")
 FORK_WEIGHT = 30.0
 
@@ -35,14 +37,14 @@ class Settings:
 
     enabled: bool = True
     weight: float | None = None
-    pairs: str = "cross"
+    pairs: Pairs = "cross"
     between: str | None = None
     num_samples: int | None = None
     target: float | None = None
     exponent: float = 2
     warmup_steps: int | None = None
     warmup_fraction: float | None = None
-    negatives: str | None = None
+    negatives: Pairs | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All keys, so that two spellings of one configuration compare equal."""

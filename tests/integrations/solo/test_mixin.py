@@ -269,7 +269,7 @@ def test_the_weight_rises_linearly_from_0(runs):
     assert not math.isclose(warm[2], plain[2], rel_tol=1e-4)
 
 
-def test_a_collapse_is_told_once_with_the_mean(runs):
+def test_a_collapse_warns_once_with_the_mean(runs):
     mean = runs["collapsed"].steps("train_sim_negative_mean")
     assert min(mean) > 0.9
     assert runs["collapsed"].err.count("varloss: the mean similarity of negative pairs was") == 1

@@ -62,7 +62,7 @@ def test_a_method_without_pairs_refuses_with_its_reason(name):
         made(name, varloss={"weight": 3})
 
 
-def test_a_method_that_nobody_told_varloss_about_refuses():
+def test_a_method_that_is_not_in_the_table_is_refused():
     with pytest.raises(
         ValueError, match="method=mymethod has no pairs for VRN: varloss does not know which of its outputs"
     ):
@@ -74,7 +74,7 @@ def test_methods_without_negatives_take_vrn_only_on_request(name):
     with pytest.raises(ValueError, match=f"method={name} has no negatives .* only on request: varloss.between="):
         made(name, varloss={"weight": 3})
     (offered,) = methods.METHODS[name].offered
-    assert made(name, varloss={"weight": 3, "between": offered})[0].between == offered
+    assert made(name, varloss={"weight": 3, "between": offered})[0].vrn.between == offered
 
 
 def test_pairs_that_the_method_does_not_have_are_refused_with_those_it_has():
@@ -128,9 +128,9 @@ def test_a_new_method_is_saved_as_simclr_with_its_objective_and_read_back(method
 
 def test_negatives_make_simclr_an_nt_xent():
     decided, cfg = made(varloss={"negatives": "within"})
-    assert decided.objective[2] == "within"
+    assert decided.objective.negatives == "within"
     assert cfg.objective == "nt_xent"
-    assert decided.between is None
+    assert decided.vrn is None
 
 
 def test_two_spellings_of_one_configuration_are_saved_alike():
@@ -143,23 +143,25 @@ def test_two_spellings_of_one_configuration_are_saved_alike():
 
 def test_an_unused_plugin_leaves_the_configuration_alone():
     decided, cfg = made(name="x", data={"dataset": "cifar10"})
-    assert decided.settings is None
+    assert decided.silent
+    assert decided.vrn is None
     assert cfg == {"method": "simclr", "name": "x", "data": {"dataset": "cifar10"}}
 
 
 def test_the_forks_keys_mean_what_they_mean_there():
     decided, cfg = made(add_vrn_loss_term={"enabled": True, "k": 50_000})
     assert decided.from_fork
-    assert (decided.weight, decided.settings.num_samples, decided.settings.exponent) == (30.0, 50_000, 2)
+    assert (decided.vrn.weight, decided.vrn.settings.num_samples, decided.vrn.settings.exponent) == (30.0, 50_000, 2)
     assert "add_vrn_loss_term" not in cfg
     assert cfg.varloss.weight == 30.0
     with_delta, _ = made("dhel", add_vrn_loss_term={"enabled": True, "delta": -0.1, "weight": 5, "p": 3})
-    assert (with_delta.weight, with_delta.settings.target, with_delta.settings.exponent) == (5.0, -0.1, 3)
+    assert (with_delta.vrn.weight, with_delta.vrn.settings.target, with_delta.vrn.settings.exponent) == (5.0, -0.1, 3)
 
 
 def test_the_forks_keys_switched_off_are_a_plain_run():
     decided, cfg = made(add_vrn_loss_term={"enabled": False, "weight": 30, "k": 50_000})
-    assert decided.settings is None
+    assert decided.vrn is None
+    assert decided.silent
     assert cfg == {"method": "simclr"}
 
 

@@ -1,0 +1,167 @@
+"""VRN while one run trains: its n, its weight at each step, its pairs and its value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import varloss
+from varloss import distributed, functional, metrics
+from varloss_solo.plan import VRN
+from varloss_solo.settings import Settings
+
+Outputs = list[dict[str, Any]]
+PairsOfViews = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Term:
+    """The term of a run that has started.
+
+    Attributes:
+        plan: what was decided before the network was built.
+        num_samples: n; None where the settings give a target.
+        source: where n comes from, in words.
+        warmup_steps: optimizer steps over which the weight rises; 0 without a warm-up.
+        regularizer: VRN with weight 1.
+    """
+
+    plan: VRN
+    num_samples: int | None
+    source: str
+    warmup_steps: int
+    regularizer: varloss.VRNRegularizer
+
+    @classmethod
+    def start(cls, plan: VRN, trainer: Any, num_classes: int) -> Term:
+        """The term of a run of this Lightning trainer, which knows the training set and the number of steps.
+
+        Raises:
+            ValueError: for a data set of one image, and a warm-up that does not end within the training.
+        """
+        n, source = _num_samples(plan, trainer, num_classes)
+        steps = _length_of_warmup(plan.settings, trainer.estimated_stepping_batches)
+        regularizer = plan.regularizer(n, gather_distributed=distributed.world_size() > 1)
+        return cls(plan, n, source, steps, regularizer)
+
+    def weight_at(self, step: int) -> float:
+        """Factor on the term after ``step`` optimizer steps."""
+        weight = self.plan.weight
+        return weight * min(1.0, step / self.warmup_steps) if self.warmup_steps else weight
+
+    def pairs(self, online: Outputs, momentum: Outputs) -> PairsOfViews:
+        """The pairs of views that VRN takes the mean over, from what the method's networks returned for two crops."""
+        spec, between = self.plan.spec, self.plan.between
+        first, second = (out[spec.views] for out in online)
+        if between == "views":
+            return [(first, second)]
+        name, source = (spec.targets, online) if between == "targets" else (spec.keys, momentum)
+        other = [out[name].detach() for out in source]
+        return [(first, other[1]), (second, other[0])]
+
+    def between_views(self, pairs: PairsOfViews) -> Tensor:
+        """VRN of the pairs of views."""
+        return torch.stack([self.regularizer(first, second) for first, second in pairs]).mean()
+
+    def between_classes(self, pairs: PairsOfViews, labels: Tensor) -> Tensor:
+        """VRN where only images of different classes are negatives."""
+        z, index = torch.cat(pairs[0]), labels.repeat(2)
+        views = torch.arange(2, device=z.device).repeat_interleave(labels.shape[0])
+        return functional.vrn_indexed(
+            z,
+            index,
+            views=views,
+            target=self.regularizer.delta,
+            pairs=self.regularizer.pairs,
+            exponent=self.regularizer.exponent,
+            gathered=distributed.gather_rows(z, index, views),
+        )
+
+    def against_queue(self, pairs: PairsOfViews, queue: Tensor, steps: int) -> Tensor:
+        """VRN of each view's queries against the queue that the method's loss compares them with.
+
+        Args:
+            pairs: as :meth:`pairs` returns them.
+            queue: (2, D, number of keys), as it was before this step's keys.
+            steps: batches so far. They tell how much of the queue is filled: the rest holds random rows. Unlike a count of
+                our own, this one survives a checkpoint.
+        """
+        queries = [query for query, _ in pairs]
+        filled = steps * queries[0].shape[0] * distributed.world_size()
+        valid = torch.arange(queue.shape[2], device=queue.device) < filled
+        values = [
+            functional.vrn_queue(
+                query, keys.T, target=self.regularizer.delta, exponent=self.regularizer.exponent, valid=valid
+            )
+            for query, keys in zip(queries, queue.flip(0), strict=True)
+        ]
+        return torch.stack(values).mean()
+
+    @torch.no_grad()
+    def logged(self, value: Tensor, pairs: PairsOfViews, weight: float) -> dict[str, Tensor]:
+        """What a step logs: VRN without its weight, statistics of the first pair of views, and a weight that changes."""
+        similarities = metrics.similarity_statistics(*(z.detach() for z in pairs[0]))
+        logged = {
+            "train_vrn": value.detach(),
+            "train_sim_positive_mean": similarities.positive_mean,
+            "train_sim_negative_mean": similarities.cross_mean,
+            "train_sim_negative_var": similarities.cross_var,
+        }
+        if self.warmup_steps:
+            logged["train_vrn_weight"] = torch.tensor(weight, device=value.device)
+        return logged
+
+    def describe(self) -> str:
+        """The weight, n and where it comes from, the pairs: for the line at the start of training."""
+        plan, n = self.plan, self.num_samples
+        target = f"target={self.regularizer.delta:.4g}"
+        parts = [
+            f"VRN {'on' if plan.weight > 0 else 'measured, not added'}",
+            f"method={plan.method}",
+            f"weight={plan.weight:g}",
+            f"target={self.regularizer.delta:g} (given)" if n is None else f"n={n} ({self.source}), {target}",
+            f"pairs={plan.settings.pairs} {plan.spec.pair(plan.between)}",
+        ]
+        if plan.settings.exponent != 2:
+            parts.append(f"exponent={plan.settings.exponent:g}")
+        if self.warmup_steps:
+            parts.append(f"warm-up over {self.warmup_steps} steps")
+        if distributed.world_size() > 1:
+            parts.append(f"over {distributed.world_size()} ranks")
+        return ", ".join(parts)
+
+
+def _num_samples(plan: VRN, trainer: Any, num_classes: int) -> tuple[int | None, str]:
+    """The n of the target and where it comes from; None where a target is given."""
+    if plan.settings.target is not None:
+        return None, ""
+    if plan.settings.num_samples is not None:
+        return plan.settings.num_samples, "varloss.num_samples"
+    if plan.spec.labels:
+        n, source = num_classes, "number of classes, which are the samples of a supervised loss"
+    else:
+        loader, source = trainer.train_dataloader, "size of the training set"
+        # DALI's loaders have a length in batches and no data set, and solo-learn gives them this attribute.
+        n = int(getattr(loader, "dataset_size", 0) or len(loader.dataset))
+    if n < 2:
+        raise ValueError(f"varloss: VRN needs n >= 2, and the {source} is {n}: set varloss.num_samples.")
+    return n, source
+
+
+def _length_of_warmup(settings: Settings, total: float) -> int:
+    if settings.warmup_steps is not None:
+        if settings.warmup_steps > total:
+            raise ValueError(
+                f"varloss.warmup_steps={settings.warmup_steps} is longer than the training of {total:g} steps, which "
+                "would never reach the weight: lower it or use varloss.warmup_fraction."
+            )
+        return settings.warmup_steps
+    if settings.warmup_fraction is not None:
+        if math.isinf(total):
+            raise ValueError("varloss.warmup_fraction needs a training of known length; use varloss.warmup_steps.")
+        return max(1, round(settings.warmup_fraction * total))
+    return 0
