@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from varloss_bench.cli import COMMANDS, STUDIES, app
 from varloss_bench.compare import present, sweep
 from varloss_bench.config import TrialConfig
 from varloss_bench.execution import workers as runner
@@ -38,6 +40,12 @@ def run(*arguments, folder: Path) -> tuple[int, str]:
     process = start(*arguments, folder=folder)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
+
+
+def run_here(*arguments, folder: Path) -> tuple[int, str]:
+    """The same in this process, which has imported everything; workers are processes all the same."""
+    result = CliRunner().invoke(app, [*arguments, "--output", str(folder)], env={"COLUMNS": "200"})
+    return result.exit_code, result.output
 
 
 def results(folder: Path) -> dict[str, object]:
@@ -108,7 +116,7 @@ def test_a_second_run_runs_nothing(undisturbed):
     folder, _ = undisturbed
     before = {path: path.stat().st_mtime_ns for path in trial_files(folder)}
     expected = results(folder)
-    code, output = run(*TINY, folder=folder)
+    code, output = run_here(*TINY, folder=folder)
     assert code == 0
     assert "10 of them already in" in output
     assert "0 trials run" in output
@@ -117,9 +125,13 @@ def test_a_second_run_runs_nothing(undisturbed):
 
 
 @needs_proc
-def test_kill_9_at_any_moment_and_resume_give_the_undisturbed_table(undisturbed, tmp_path):
-    moments = random.Random(7)
-    for _ in range(3):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seed", "kills"), [(7, 1), *(pytest.param(seed, 3, marks=pytest.mark.exhaustive) for seed in range(4))]
+)
+def test_kill_9_at_any_moment_and_resume_give_the_undisturbed_table(seed, kills, undisturbed, tmp_path):
+    moments = random.Random(seed)
+    for _ in range(kills):
         process = start(*TINY, folder=tmp_path)
         kept = {path: path.stat().st_mtime_ns for path in trial_files(tmp_path)}
         wait_for(lambda: process.poll() is not None or len(trial_files(tmp_path)) > len(kept))  # noqa: B023
@@ -133,7 +145,7 @@ def test_kill_9_at_any_moment_and_resume_give_the_undisturbed_table(undisturbed,
         wait_for(lambda: not processes_of_session(process.pid), seconds=30)  # noqa: B023  (no orphan goes on)
         assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     kept = {path: path.stat().st_mtime_ns for path in trial_files(tmp_path)}
-    assert len(kept) >= 3
+    assert len(kept) >= kills
     code, output = run(*TINY, folder=tmp_path)
     assert code == 0
     assert f"{len(kept)} of them already in" in output
@@ -153,6 +165,7 @@ def hears_ctrl_c():
 
 @needs_proc
 @pytest.mark.usefixtures("hears_ctrl_c")
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     process = start(*TINY, "--epochs", "200", folder=tmp_path)
     wait_for(lambda: len(trial_files(tmp_path)) >= 2)  # the untrained rows
@@ -175,7 +188,7 @@ def test_rows_made_by_other_code_are_announced(undisturbed):
     assert re.fullmatch("[0-9a-f]{12}", record["environment"]["varloss_source"])
     record["environment"]["varloss_source"] = "0" * 12
     changed.write_text(json.dumps(record))
-    _, output = run(*TINY, folder=folder)
+    _, output = run_here(*TINY, folder=folder)
     changed.write_text(good)
     assert announcement in output
 
@@ -202,7 +215,7 @@ def test_a_corrupt_result_is_named_and_made_again(undisturbed):
     broken = trial_files(folder)[0]
     good = json.loads(broken.read_text())
     broken.write_text('{"schema": 1, "config": {')
-    code, output = run(*TINY, folder=folder)
+    code, output = run_here(*TINY, folder=folder)
     assert code == 0
     assert f"corrupt result, will be run again: {broken}" in output
     assert "1 trial run" in output
@@ -211,7 +224,7 @@ def test_a_corrupt_result_is_named_and_made_again(undisturbed):
 
 
 def test_nan_trials_are_failures_with_a_reason_and_the_sweep_goes_on(tmp_path):
-    code, output = run(*TINY, "--base-lr", "1e30", "--control-temperature", "", folder=tmp_path)
+    code, output = run_here(*TINY, "--base-lr", "1e30", "--control-temperature", "", folder=tmp_path)
     assert code == 0, output
     assert output.count("diverged: mean training loss of epoch 1 is nan") == 4
     assert len(trial_files(tmp_path)) == 8
@@ -270,10 +283,6 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_once_more(tmp_path):
     ],
 )
 def test_bad_input_is_an_error_before_anything_runs(arguments, message, tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from varloss_bench.cli import app
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "run_trials", None)  # must not be reached
     result = CliRunner().invoke(app, ["compare", *arguments])
@@ -284,10 +293,6 @@ def test_bad_input_is_an_error_before_anything_runs(arguments, message, tmp_path
 
 @pytest.mark.usefixtures("trains")
 def test_dry_run_lists_and_estimates_and_runs_nothing(tmp_path):
-    from typer.testing import CliRunner
-
-    from varloss_bench.cli import app
-
     result = CliRunner().invoke(app, [*TINY, "--dry-run", "--output", str(tmp_path / "new")])
     assert result.exit_code == 0, result.output
     assert "SimCLR, B=64, t=0.5 + VRN 3" in result.output
@@ -342,10 +347,6 @@ def test_help_is_quick_and_imports_no_torch(words):
 
 
 def test_help_names_what_a_user_needs_and_keeps_the_studies_behind_one_word():
-    from typer.testing import CliRunner
-
-    from varloss_bench.cli import COMMANDS, STUDIES, app
-
     listed = CliRunner().invoke(app, ["--help"]).output
     assert all(re.search(rf"^│ {name} ", listed, re.MULTILINE) for name in (*COMMANDS, "study"))
     assert not any(re.search(rf"^│ {name} ", listed, re.MULTILINE) for name in STUDIES)
