@@ -153,11 +153,9 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     of one process.
 
     Example:
-        >>> import torch
-        >>> from varloss.distributed import all_reduce_sum
-        >>> from varloss.metrics import Grams
+        >>> import torch, varloss
         >>> z0, z1 = torch.randn(2, 16, 8)
-        >>> grams = Grams.unpack(all_reduce_sum(Grams.of(z0, z1).pack()), dim=8)
+        >>> grams = varloss.metrics.Grams.unpack(varloss.distributed.all_reduce_sum(varloss.metrics.Grams.of(z0, z1).pack()), dim=8)
         >>> loss = grams.vrn(num_samples=50_000)
     """
     total: Tensor = _AllReduceSum.apply(x) if world_size() > 1 else x
@@ -213,23 +211,16 @@ def gather_views(z0: Tensor, z1: Tensor) -> Gathered | None:
 class GatheredRows(NamedTuple):
     """Rows of all ranks with their ids, as a loss by sample index takes them: one argument, ``gathered``.
 
-    :func:`gather_rows` makes it. Who gathers in another way makes it by hand.
-
-    Attributes:
-        keys: rows of all ranks, (M, D); this rank's (R, D) are among them, one after the other.
-        keys_index: (M,) sample or label of each key; None where the rows have none, as those of a queue.
-        keys_views: (M,) view of each key; None where the rows have none.
-        offset: row of ``keys`` where this rank's rows start.
-        share: as in :class:`Gathered`.
+    :func:`gather_rows` makes it; a caller that gathers in another way makes it by hand. ``keys`` are the (M, D) rows of all
+    ranks, with this rank's (R, D) among them from row ``offset`` on. ``keys_index`` (M,) is the sample or label of each key
+    and ``keys_views`` (M,) its view; None where the rows have none, as those of a queue. ``share`` is as in :class:`Gathered`.
 
     Example:
-        >>> import torch
-        >>> from varloss.distributed import GatheredRows
-        >>> from varloss.functional import nt_xent_indexed
+        >>> import torch, varloss
         >>> keys, labels = torch.randn(12, 8), torch.arange(12) // 2
         >>> mine = slice(4, 8)
-        >>> gathered = GatheredRows(keys, labels, offset=4)
-        >>> loss = nt_xent_indexed(keys[mine], labels[mine], gathered=gathered)
+        >>> gathered = varloss.distributed.GatheredRows(keys, labels, offset=4)
+        >>> loss = varloss.functional.nt_xent_indexed(keys[mine], labels[mine], gathered=gathered)
     """
 
     keys: Tensor
@@ -237,10 +228,6 @@ class GatheredRows(NamedTuple):
     keys_views: Tensor | None = None
     offset: int = 0
     share: float = 1.0
-
-    def scale(self, local_mean: Tensor) -> Tensor:
-        """``local_mean * share``, as :meth:`Gathered.scale`."""
-        return local_mean if self.share == 1 else local_mean * self.share
 
 
 def gather_rows(z: Tensor, index: Tensor | None = None, views: Tensor | None = None) -> GatheredRows | None:
@@ -250,11 +237,9 @@ def gather_rows(z: Tensor, index: Tensor | None = None, views: Tensor | None = N
     Ranks may differ in R. Precision and errors are those of :func:`gather_views`.
 
     Example:
-        >>> import torch
-        >>> from varloss.distributed import gather_rows
-        >>> from varloss.functional import nt_xent_indexed
+        >>> import torch, varloss
         >>> z, labels = torch.randn(4, 8), torch.tensor([0, 0, 1, 1])
-        >>> loss = nt_xent_indexed(z, labels, gathered=gather_rows(z, labels))
+        >>> loss = varloss.functional.nt_xent_indexed(z, labels, gathered=varloss.distributed.gather_rows(z, labels))
     """
     if world_size() == 1:
         return None

@@ -85,21 +85,16 @@ class Grams(NamedTuple):
     All pairs are also those between batches and between ranks: results of disjoint sets of samples add up. They are packed
     into one vector for that, whose length does not depend on the number of samples.
 
-    Attributes:
-        gram_u: (D, D) Gram matrix ``u.T @ u`` of the unit rows of view 0.
-        gram_v: (D, D) Gram matrix of view 1.
-        sum_u: (D,) sum of the unit rows of view 0.
-        sum_v: (D,) sum of the unit rows of view 1.
-        own: (2, 3) sums, and sums of squares, of the similarities of a sample with itself: u_i·v_i, u_i·u_i, v_i·v_i.
-        number: number of samples; a 0-dim tensor where they were packed.
+    ``gram_u`` and ``gram_v`` (D, D) are the Gram matrices of the unit rows of both views, ``sum_u`` and ``sum_v`` (D,) their
+    sums; ``own`` (2, 3) holds the sums, and the sums of squares, of u_i·v_i, u_i·u_i and v_i·v_i; ``number`` is that of
+    samples, a 0-dim tensor where they were packed.
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import Grams
+        >>> import torch, varloss
         >>> z0, z1 = torch.randn(2, 50, 8)
-        >>> parts = [Grams.of(z0[rows], z1[rows]).pack() for rows in (slice(0, 20), slice(20, 50))]
-        >>> loss = Grams.unpack(sum(parts), dim=8).vrn(num_samples=50_000)
-        >>> torch.testing.assert_close(loss, Grams.of(z0, z1).vrn(num_samples=50_000))
+        >>> parts = [varloss.metrics.Grams.of(z0[rows], z1[rows]).pack() for rows in (slice(0, 20), slice(20, 50))]
+        >>> loss = varloss.metrics.Grams.unpack(sum(parts), dim=8).vrn(num_samples=50_000)
+        >>> torch.testing.assert_close(loss, varloss.metrics.Grams.of(z0, z1).vrn(num_samples=50_000))
     """
 
     gram_u: Tensor

@@ -46,8 +46,17 @@ def unit(z: Tensor) -> Tensor:
     return z / lengths(z)
 
 
-def products_are_ieee() -> bool:
-    """Whether fp32 products are full ones already, so that :func:`ieee_products` would do nothing."""
+def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
+    """Full fp32 products: no autocast, no TF32 on CUDA, no bf16 on CPUs whose matmul precision was lowered.
+
+    Nothing is entered where nothing lowers the precision: the contexts cost as much as five operations.
+    """
+    if _products_are_ieee() and not torch.is_autocast_enabled(device_type):
+        return contextlib.nullcontext()
+    return _ieee_products(device_type)
+
+
+def _products_are_ieee() -> bool:
     cuda = torch.backends.cuda.matmul
     if not hasattr(cuda, "fp32_precision"):  # before torch 2.9
         return torch.get_float32_matmul_precision() == "highest"
@@ -56,38 +65,28 @@ def products_are_ieee() -> bool:
 
 
 @contextlib.contextmanager
-def ieee_products() -> Iterator[None]:
-    """Full fp32 products: no TF32 on CUDA, no bf16 on CPUs whose matmul precision was lowered."""
+def _ieee_products(device_type: str) -> Iterator[None]:
     cuda = torch.backends.cuda.matmul
-    if not hasattr(cuda, "fp32_precision"):  # before torch 2.9
-        before = torch.get_float32_matmul_precision()
-        if before == "highest":
-            yield
-            return
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    lowered = [
-        (backend, backend.fp32_precision) for backend in (cuda, cpu) if backend.fp32_precision not in ("none", "ieee")
-    ]
-    for backend, _ in lowered:
-        backend.fp32_precision = "ieee"
+    new = hasattr(cuda, "fp32_precision")  # since torch 2.9
+    backends = [cuda, torch.backends.mkldnn.matmul] if new else []  # type: ignore[attr-defined]
+    lowered = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in ("none", "ieee")]
+    before = None if new else torch.get_float32_matmul_precision()
     try:
-        yield
+        for backend, _ in lowered:
+            backend.fp32_precision = "ieee"
+        if before is not None:
+            torch.set_float32_matmul_precision("highest")
+        with torch.autocast(device_type, enabled=False):
+            yield
     finally:
         for backend, precision in lowered:
             backend.fp32_precision = precision
+        if before is not None:
+            torch.set_float32_matmul_precision(before)
 
 
 def _plain_products(a: Tensor, b: Tensor) -> Tensor:
-    # The contexts are entered only where something lowers the precision: they cost as much as five operations.
-    if products_are_ieee() and not torch.is_autocast_enabled(a.device.type):
-        return a @ b.mT
-    with ieee_products(), torch.autocast(a.device.type, enabled=False):
+    with full_precision(a.device.type):
         return a @ b.mT
 
 

@@ -21,20 +21,15 @@ PAIRS: tuple[Pairs, ...] = ("cross", "within", "both")
 class Gathered(NamedTuple):
     """The rows of both views from all ranks, as a two-view loss takes them: one argument, ``gathered``.
 
-    :func:`varloss.distributed.gather_views` makes it. ``loss(z0, z1, gathered=gather_views(z0, z1))`` is all that several ranks
-    need: the mean over ranks of the values is the value of one process on all rows. A caller that gathers in another way
-    builds it by hand.
-
-    Attributes:
-        keys: rows of view 0 and of view 1 of all ranks, each (M, D). They contain this rank's (N, D) rows, in order.
-        offset: row of ``keys`` where this rank's rows start.
-        share: number of rows of this rank over the mean of all ranks; 1 where all ranks have as many.
+    ``loss(z0, z1, gathered=varloss.distributed.gather_views(z0, z1))`` is all that several ranks need: the mean over ranks of the
+    values is the value of one process on all rows. A caller that gathers in another way builds it by hand. ``keys`` are the
+    rows of view 0 and of view 1 of all ranks, each (M, D), with this rank's (N, D) among them, in order, from row ``offset``
+    on. ``share`` is this rank's number of rows over the mean of all ranks; 1 where all ranks have as many.
 
     Example:
-        >>> import torch
-        >>> from varloss.distributed import Gathered
+        >>> import torch, varloss
         >>> k0, k1 = torch.randn(2, 12, 8)
-        >>> second_of_three_ranks = Gathered((k0, k1), offset=4)
+        >>> second_of_three_ranks = varloss.distributed.Gathered((k0, k1), offset=4)
         >>> second_of_three_ranks.scale(torch.tensor(0.5)).item()
         0.5
     """
@@ -44,10 +39,7 @@ class Gathered(NamedTuple):
     share: float = 1.0
 
     def scale(self, local_mean: Tensor) -> Tensor:
-        """``local_mean * share``: its mean over ranks is the mean over the rows of all ranks; likewise for gradients.
-
-        Every loss that takes ``gathered`` applies it to its mean over this rank's anchors, so that no caller has to.
-        """
+        """``local_mean * share``: averages over ranks to the mean over all ranks' rows. Losses that take ``gathered`` apply it."""
         return local_mean if self.share == 1 else local_mean * self.share
 
 
@@ -84,13 +76,9 @@ def check_two_views(z0: Tensor, z1: Tensor, gathered: Gathered | None, look: boo
 
 @dataclass(frozen=True)
 class TwoViews:
-    """Unit rows of this rank's two views (the anchors) and of all ranks' (the keys); row i of both views is one sample.
+    """Unit rows of this rank's views, ``u`` and ``v`` (N, D), and of all ranks', ``keys`` (M, D); row i of both is one sample.
 
-    Attributes:
-        u: (N, D) unit rows of view 0.
-        v: (N, D) unit rows of view 1.
-        keys: unit rows of both views of all ranks, each (M, D); the anchors themselves where nothing was gathered.
-        offset: row of ``keys`` where the anchors start.
+    The anchors start at row ``offset`` of the keys; where nothing was gathered they are the keys.
     """
 
     u: Tensor

@@ -1,14 +1,12 @@
 """NT-Xent, and VRN with it, as one step of autograd: the gradient is computed with the value, and no N x N matrix is kept.
 
-In eager mode that step is a plain ``autograd.Function``; only torch.compile, which must not look inside, gets the operator
-``varloss::nt_xent``. An operator's dispatch would cost a fifth of the whole at N = 32, and its first call imports 900
-modules.
+In eager mode that step is a plain ``autograd.Function``. Only torch.compile, which must not look inside, gets the operator
+``varloss::nt_xent``: its dispatch would cost a fifth of the whole at N = 32, and its first call imports 900 modules.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -16,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varloss._core.numerics import ieee_products, products_are_ieee
-from varloss._core.pairs import Gathered, Pairs, TwoViews
+from varloss._core.numerics import full_precision
+from varloss._core.pairs import Gathered, TwoViews
 from varloss._kernels import dense, gathered, gram, tiles, whole
 from varloss._kernels.problem import Problem
 
@@ -53,22 +51,17 @@ def nt_xent(
     return compute(inputs, need_gradient=False)[0]
 
 
-def vrn(z0: Tensor, z1: Tensor, problem: Problem, *, closed: bool, formula: Dense) -> Tensor:
+def vrn(z0: Tensor, z1: Tensor, problem: Problem, closed: bool, formula: Dense) -> Tensor:
     """VRN alone of checked inputs, ``problem.vrn_weight`` times; ``formula`` is the same by autograd. Not for torch.compile."""
 
     def compute(inputs: Inputs, *, need_gradient: bool) -> Computed:
         routine = gram.value_and_gradient if closed else whole.vrn_value_and_gradient
-        with _exact(z0.device.type):
+        with full_precision(z0.device.type):
             return *routine(inputs[0], inputs[1], problem, need_gradient), None
 
     if torch.is_grad_enabled() and (z0.requires_grad or z1.requires_grad):
         return _Fused.apply(z0, z1, None, None, compute, formula)  # type: ignore[no-any-return]
     return compute((z0, z1, None, None), need_gradient=False)[0]
-
-
-def can_fuse(negatives: Pairs, pairs: Pairs) -> bool:
-    """Whether VRN's similarities are among those the loss looks at."""
-    return negatives in ("both", pairs)
 
 
 def _is_small(z0: Tensor, z1: Tensor, problem: Problem) -> bool:
@@ -97,23 +90,10 @@ def _dtype_inside(z0: Tensor, z1: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(z0.dtype, z1.dtype), torch.float32)
 
 
-@contextlib.contextmanager
-def _precision_put_back(device_type: str) -> Iterator[None]:
-    with ieee_products(), torch.autocast(device_type, enabled=False):
-        yield
-
-
-def _exact(device_type: str) -> contextlib.AbstractContextManager[None]:
-    """Products in full precision. Entered only where something lowers it: the contexts cost as much as five operations."""
-    if products_are_ieee() and not torch.is_autocast_enabled(device_type):
-        return contextlib.nullcontext()
-    return _precision_put_back(device_type)
-
-
 def _compute(inputs: Inputs, *, offset: int, force_tiles: bool, problem: Problem, need_gradient: bool) -> Computed:
     """Value, gradient by both views' rows (2, N, D), gradient by both views' keys (2, M, D)."""
     z0, z1, k0, k1 = inputs
-    with _exact(z0.device.type):
+    with full_precision(z0.device.type):
         if k0 is not None and k1 is not None:
             return gathered.value_and_gradient((z0, z1), (k0, k1), offset, problem, need_gradient)
         if not force_tiles and _is_small(z0, z1, problem):
@@ -162,7 +142,7 @@ class _Fused(torch.autograd.Function):
     "float temperature, str negatives, bool decoupled) -> (Tensor, Tensor, Tensor)",
 )
 def _operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`_compute`; a gradient that is not there is an empty tensor, since an operator cannot return None."""
+    """:func:`_compute`; an operator cannot return None, so a gradient that is not there is an empty tensor."""
     inputs, (offset, force_tiles, need_gradient), problem = arguments[:4], arguments[4:7], Problem(*arguments[7:])
     value, *gradients = _compute(
         inputs, offset=offset, force_tiles=force_tiles, problem=problem, need_gradient=need_gradient

@@ -1,15 +1,15 @@
 """Tiles of the similarity matrix in two passes: sums first, gradient second. Linear memory, and symmetry used.
 
-Of a symmetric block only the tiles on and above the diagonal are computed, so that two passes over half of the matrix cost
-what one pass over all of it does. What the first pass made of some tiles is kept for the second, as many as stay within a
-share of memory that grows with N alone: for middling batches that saves the second product.
+Of a symmetric block only the tiles on and above the diagonal are computed: two passes over half of the matrix cost what one
+pass over all of it does. What the first pass made of some tiles is kept for the second, as many as stay within a share of
+memory that grows with N alone. For middling batches that saves the second product.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -71,17 +71,10 @@ def tiles(n: int, problem: Problem, largest: tuple[int, int]) -> list[Tile]:
             bottom = min(top + height, n)
             for left in range(top if within else 0, n, width):
                 right = min(left + width, n)
-                result.append(
-                    Tile(
-                        top=rows_at + top,
-                        height=bottom - top,
-                        left=columns_at + left,
-                        width=right - left,
-                        square=bottom - top if within and left == top else 0,
-                        own=top - left if left < bottom and top < right else None,
-                        has_vrn=has_vrn,
-                    )
-                )
+                square = bottom - top if within and left == top else 0
+                own = top - left if left < bottom and top < right else None
+                tile = Tile(rows_at + top, bottom - top, columns_at + left, right - left, square, own, has_vrn)
+                result.append(tile)
     return result
 
 
@@ -122,7 +115,7 @@ def _both_passes(
     """
     n, t = z.shape[0] // 2, problem.temperature
     work = _Work(z, 1 / t, parts, keep=need_gradient)
-    sums: _Sums = (_PlainSums if problem.fits_without_shift(z.dtype) else _ShiftedSums)(work, problem)
+    sums = (_PlainSums if problem.fits_without_shift(z.dtype) else _ShiftedSums)(work, problem)
     squared_gaps = z.new_zeros(())
     for index, part in enumerate(parts):
         logits = work.logits(index, part)
@@ -134,7 +127,7 @@ def _both_passes(
         return log_sums, squared_gaps, None
 
     gradient = torch.zeros_like(z)
-    by_rows = _Ranges(gradient)
+    by_rows = _ranges(gradient)
     sums.prepare_weights(log_sums, positive)
     for index, part in enumerate(parts):
         kept = work.kept(index)
@@ -160,23 +153,33 @@ def _to_gaps(part: Tile, logits: Tensor, problem: Problem, squared_gaps: Tensor)
     return gaps
 
 
-class _Ranges(dict[tuple[int, int], Tensor]):
-    """``x[first, count]``: that many rows from the first on. Tiles share ranges, and each is made once."""
+class _Parts(dict[tuple[int, int], Tensor]):
+    """Views of a tensor by two numbers. Tiles share them, and each is made once."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, make: Callable[[int, int], Tensor]) -> None:
         super().__init__()
-        self._x = x
+        self._make = make
 
     def __missing__(self, key: tuple[int, int]) -> Tensor:
-        made = self[key] = self._x.narrow(0, *key)
+        made = self[key] = self._make(*key)
         return made
+
+
+def _ranges(x: Tensor) -> _Parts:
+    """``[first, count]``: that many rows of ``x`` from the first on."""
+    return _Parts(lambda first, count: x.narrow(0, first, count))
+
+
+def _shapes(x: Tensor) -> _Parts:
+    """``[height, width]``: the start of a buffer as a matrix."""
+    return _Parts(lambda height, width: x[: height * width].view(height, width))
 
 
 class _Work:
     """Buffers that every tile uses again, and what is kept from the first pass for the second: one allocation."""
 
     def __init__(self, z: Tensor, inverse_t: float, parts: list[Tile], keep: bool) -> None:
-        self.z, self.rows, self._inverse_t = z, _Ranges(z), inverse_t
+        self.z, self.rows, self._inverse_t = z, _ranges(z), inverse_t
         sizes = [part.height * part.width for part in parts]
         least, most = (bound // z.element_size() for bound in KEPT_BYTES)
         budget = min(max(KEPT_PER_ROW * z.shape[0], least), most) if keep else 0
@@ -187,7 +190,7 @@ class _Work:
         memory = z.new_empty(sum(sizes[:count]) + 3 * max(sizes))
         *kept, first, second, third = torch.split(memory, [*sizes[:count], *3 * [max(sizes)]])
         self._kept = [x.view(part.height, part.width) for x, part in zip(kept, parts, strict=False)]
-        self._logits, self._second, self._third = _Shapes(first), _Shapes(second), _Shapes(third)
+        self._logits, self._second, self._third = _shapes(first), _shapes(second), _shapes(third)
 
     def second(self, part: Tile) -> Tensor:
         """A buffer of the tile's shape."""
@@ -208,68 +211,47 @@ class _Work:
         return self._kept[index] if index < len(self._kept) else None
 
 
-class _Shapes(dict[tuple[int, int], Tensor]):
-    """``x[height, width]``: the start of a buffer as a matrix. Tiles share shapes, and each is made once."""
+class _PlainSums:
+    """Sums of exponentials over each anchor's negatives, and the weights they give each pair in the gradient.
 
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self._x = x
+    For all but extreme temperatures: nothing to keep from overflowing.
+    """
 
-    def __missing__(self, key: tuple[int, int]) -> Tensor:
-        made = self[key] = self._x[: key[0] * key[1]].view(key)
-        return made
+    def __init__(self, work: _Work, problem: Problem) -> None:
+        self._work, self._decoupled = work, problem.decoupled
+        z = work.z
+        self._sums = z.new_zeros(z.shape[0])
+        self._by_rows = _ranges(self._sums)
 
-
-class _Sums(Protocol):
-    """Sums of exponentials over each anchor's negatives, and the weights they give each pair in the gradient."""
+    def _exponentials(self, part: Tile, logits: Tensor) -> Tensor:
+        return part.without_own(torch.exp(logits, out=self._work.second(part) if part.has_vrn else logits))
 
     def add(self, part: Tile, logits: Tensor) -> None:
         """Adds a tile to its rows' sums and, for pairs that come in no other order, to its columns'.
 
         Keeps the logits of tiles that need them for VRN; of others it leaves what :meth:`weights` can start from.
         """
-
-    def log(self) -> Tensor:
-        """(2, N) logarithms of the sums."""
-
-    def prepare_weights(self, log_sums: Tensor, positive: Tensor) -> None:
-        """Goes over from summing to weighting."""
-
-    def weights(self, part: Tile, x: Tensor, fresh: bool) -> Tensor:
-        """``exp(x_ab) (1/den_a + 1/den_b)`` of a tile, 0 where a sample meets itself.
-
-        From its logits where ``fresh``, else from what :meth:`add` left. Keeps the logits of tiles that need them for VRN.
-        """
-
-
-class _PlainSums:
-    """For all but extreme temperatures: nothing to keep from overflowing."""
-
-    def __init__(self, work: _Work, problem: Problem) -> None:
-        self._work, self._decoupled = work, problem.decoupled
-        z = work.z
-        self._sums = z.new_zeros(z.shape[0])
-        self._by_rows = _Ranges(self._sums)
-
-    def _exponentials(self, part: Tile, logits: Tensor) -> Tensor:
-        return part.without_own(torch.exp(logits, out=self._work.second(part) if part.has_vrn else logits))
-
-    def add(self, part: Tile, logits: Tensor) -> None:
         exponentials = self._exponentials(part, logits)
         self._by_rows[part.top, part.height].add_(exponentials.sum(1))
         if part.later:
             self._by_rows[part.later_at, part.later].add_(part.without_square(exponentials).sum(0))
 
     def log(self) -> Tensor:
+        """(2, N) logarithms of the sums."""
         return self._sums.log().view(2, -1)
 
     def prepare_weights(self, log_sums: Tensor, positive: Tensor) -> None:
+        """Goes over from summing to weighting."""
         del log_sums
         if not self._decoupled:
             self._sums.view(2, -1).add_(positive.exp())
         self._sums.reciprocal_()
 
     def weights(self, part: Tile, x: Tensor, fresh: bool) -> Tensor:
+        """``exp(x_ab) (1/den_a + 1/den_b)`` of a tile, 0 where a sample meets itself.
+
+        From its logits where ``fresh``, else from what :meth:`add` left. Keeps the logits of tiles that need them for VRN.
+        """
         exponentials = self._exponentials(part, x) if fresh or part.has_vrn else x
         by_row, by_column = self._by_rows[part.top, part.height], self._by_rows[part.left, part.width]
         both = torch.add(by_row.unsqueeze(1), by_column, out=self._work.third(part))
@@ -277,7 +259,7 @@ class _PlainSums:
 
 
 class _ShiftedSums:
-    """For extreme temperatures: a running maximum for each anchor. Keeps the logits of all tiles."""
+    """As :class:`_PlainSums` for extreme temperatures: a running maximum for each anchor. Keeps the logits of all tiles."""
 
     def __init__(self, work: _Work, problem: Problem) -> None:
         self._work, self._decoupled = work, problem.decoupled

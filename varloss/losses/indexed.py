@@ -67,10 +67,9 @@ def nt_xent_indexed(
     Sources: Khosla et al. 2020 (SupCon, arXiv 2004.11362) eqs. 2 and 3; Lee et al. 2025 (arXiv 2506.09781) Def. 3.1.
 
     Example:
-        >>> import torch
-        >>> from varloss.functional import nt_xent_indexed
+        >>> import torch, varloss
         >>> z, labels = torch.randn(6, 16), torch.tensor([0, 0, 1, 1, 2, 2])
-        >>> loss = nt_xent_indexed(z, labels, temperature=0.1, positives="outside")
+        >>> loss = varloss.functional.nt_xent_indexed(z, labels, temperature=0.1, positives="outside")
     """
     checks.embeddings(z=z)
     checks.one_of(negatives, PAIRS, "negatives")
@@ -92,7 +91,7 @@ def nt_xent_indexed(
         denominator = log_negatives if decoupled else torch.logaddexp(log_negatives, log_positives)
         loss = denominator - mean_positive
     loss = loss.masked_fill(~(has_negative & has_positive), 0)
-    return rows.mean_over_anchors(loss.sum())
+    return rows.mean(loss.sum(), rows.counted_anchors())
 
 
 def vrn_indexed(
@@ -128,10 +127,9 @@ def vrn_indexed(
     Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7.
 
     Example:
-        >>> import torch
-        >>> from varloss.functional import vrn_indexed
+        >>> import torch, varloss
         >>> z, index, views = torch.randn(6, 16), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 1])
-        >>> loss = vrn_indexed(z, index, views=views, num_samples=50_000)
+        >>> loss = varloss.functional.vrn_indexed(z, index, views=views, num_samples=50_000)
     """
     checks.embeddings(z=z)
     checks.one_of(pairs, PAIRS, "pairs")
@@ -142,7 +140,7 @@ def vrn_indexed(
         checks.rows_are_sound(z=z)
     u = unit(z)
     cost = dense.power(products(u, u if gathered is None else unit(gathered.keys)) - delta, p)
-    terms = [rows.mean_over_pairs(cost.masked_fill(~rows.negative, 0).sum()) for rows in ids]
+    terms = [rows.mean(cost.masked_fill(~rows.negative, 0).sum(), rows.negatives_of_each_key()) for rows in ids]
     return torch.stack(terms).mean()
 
 
@@ -195,16 +193,12 @@ class IndexedRows:
         within = same_view - same_both
         return within if self._kind == "within" else total - same_sample - within
 
-    def mean_over_anchors(self, total: Tensor) -> Tensor:
-        """This rank's sum over anchors as its share of the mean over all ranks' anchors with a positive and a negative."""
-        counts = (self.negatives_of_each_key() > 0) & (group_sizes(self._keys_index) > 1)
-        return self._mean(total, counts)
+    def counted_anchors(self) -> Tensor:
+        """(M,) mask of the rows of all ranks that have a positive and a negative."""
+        return (self.negatives_of_each_key() > 0) & (group_sizes(self._keys_index) > 1)
 
-    def mean_over_pairs(self, total: Tensor) -> Tensor:
-        """This rank's sum over negative pairs as its share of the mean over all ranks' negative pairs."""
-        return self._mean(total, self.negatives_of_each_key())
-
-    def _mean(self, total: Tensor, counts: Tensor) -> Tensor:
+    def mean(self, total: Tensor, counts: Tensor) -> Tensor:
+        """This rank's sum as its share of the mean over the ``counts.sum()`` terms of all ranks."""
         # The ratio multiplies ``total`` and not the count: an integer tensor times a float is fp32 even among float64.
         return total * self._scale / counts.sum().clamp_min(1)
 

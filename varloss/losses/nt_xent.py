@@ -78,7 +78,6 @@ def nt_xent(
     fp32 (below 1.2e-38 or above 3.4e38) counts as a zero row; ``check`` reports it. The loss of a perfectly separated batch
     underflows to 0 without cancellation. The backward pass with ``create_graph=True`` takes the dense formula for every
     ``form``. The transforms of ``torch.func`` are not supported.
-
     Sources: Chen et al. 2020 (SimCLR, arXiv 2002.05709) eq. 1; Yeh et al. 2022 (DCL, arXiv 2110.06848) eq. 6; Lee et al.
     2025 (arXiv 2506.09781) Def. 3.1; Wang & Liu 2021 (arXiv 2012.09740) section 3 for hard negatives.
     """
@@ -154,7 +153,7 @@ def nt_xent_with_vrn(
     check_two_views(z0, z1, None)
     # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a constant
     # of an operator it would cost a compilation each time.
-    fuses = not torch.compiler.is_compiling() and weight != 0 and autograd.can_fuse(negatives, pairs)
+    fuses = not torch.compiler.is_compiling() and weight != 0 and negatives in ("both", pairs)
     if fuses and not isinstance(temperature, Tensor):
         problem = Problem(float(temperature), negatives, decoupled, weight, target, pairs)
         return autograd.nt_xent(z0, z1, problem)

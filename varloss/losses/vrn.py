@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,13 +72,11 @@ def vrn(
     closed = form == "linear" or (form == "auto" and p == 2 and gram.is_cheaper(len(z0), len(keys), z0.shape[1]))
     # One step of autograd; torch.compile fuses what it sees well enough, and an operator would hide it.
     if p == 2 and gathered is None and not torch.compiler.is_compiling():
-        formula = partial(_of_inputs, delta, pairs, closed)
-        return autograd.vrn(z0, z1, Problem(1.0, pairs, True, 1.0, delta, pairs), closed=closed, formula=formula)
+        problem = Problem(1.0, pairs, True, 1.0, delta, pairs)
+        return autograd.vrn(
+            z0, z1, problem, closed, lambda given: dense.vrn(TwoViews.of(*given[:2]), delta, 2, pairs, closed=closed)
+        )
     return scaled(dense.vrn(TwoViews.of(z0, z1, gathered), delta, p, pairs, closed=closed), gathered)
-
-
-def _of_inputs(delta: float, pairs: Pairs, closed: bool, inputs: autograd.Inputs) -> Tensor:
-    return dense.vrn(TwoViews.of(inputs[0], inputs[1]), delta, 2, pairs, closed=closed)
 
 
 ONE_SIDED = (

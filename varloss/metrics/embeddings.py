@@ -43,9 +43,8 @@ def alignment(z0: Tensor, z1: Tensor, *, alpha: float = 2.0) -> Tensor:
     Source: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.1.
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import alignment
-        >>> alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])).item()
+        >>> import torch, varloss
+        >>> varloss.metrics.alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])).item()
         2.0
     """
     alpha = checks.positive("alpha", alpha)
@@ -74,9 +73,8 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
     Source: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.2.
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import uniformity
-        >>> uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()
+        >>> import torch, varloss
+        >>> varloss.metrics.uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()
         -8.0
     """
     t = checks.positive("t", t)
@@ -94,17 +92,14 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 class ClassSums(NamedTuple):
     """What :func:`tolerance` is made of: they add up over disjoint sets of samples, such as batches and ranks.
 
-    Attributes:
-        vectors: (C, D) sum of the unit rows of each class.
-        numbers: (C,) number of rows of each class.
-        squares: (C,) sum of the squared lengths of the unit rows of each class: its number, but for zero rows.
+    For each of C classes: ``vectors`` (C, D) the sum of its unit rows, ``numbers`` (C,) how many it has, and ``squares`` (C,) the
+    sum of their squared lengths, which is the number but for zero rows.
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import ClassSums, tolerance
+        >>> import torch, varloss
         >>> z, labels = torch.randn(10, 8), torch.arange(10) % 3
-        >>> packed = sum(ClassSums.of(z[i::2], labels[i::2], num_classes=3).pack() for i in (0, 1))
-        >>> torch.testing.assert_close(ClassSums.unpack(packed).tolerance(), tolerance(z, labels))
+        >>> packed = sum(varloss.metrics.ClassSums.of(z[i::2], labels[i::2], num_classes=3).pack() for i in (0, 1))
+        >>> torch.testing.assert_close(varloss.metrics.ClassSums.unpack(packed).tolerance(), varloss.metrics.tolerance(z, labels))
     """
 
     vectors: Tensor
@@ -167,10 +162,9 @@ def tolerance(z: Tensor, labels: Tensor) -> Tensor:
     Source: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Section 4.
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import tolerance
+        >>> import torch, varloss
         >>> z, labels = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), torch.tensor([7, 7, 5])
-        >>> tolerance(z, labels).item()
+        >>> varloss.metrics.tolerance(z, labels).item()
         1.0
     """
     wide_rows(2, "tolerance", z=z)
@@ -196,9 +190,8 @@ def wasserstein_uniformity(z: Tensor) -> Tensor:
     Source: Koromilas et al., ICML 2024 (arXiv 2405.18045), the metric and the law in its appendix.
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import wasserstein_uniformity
-        >>> round(wasserstein_uniformity(torch.ones(50, 64)).item(), 4)
+        >>> import torch, varloss
+        >>> round(varloss.metrics.wasserstein_uniformity(torch.ones(50, 64)).item(), 4)
         1.0
     """
     x = unit_rows(z, 2, "Wasserstein uniformity")
@@ -271,9 +264,8 @@ def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
     Source: Roy & Vetterli, EUSIPCO 2007; for label-free quality Garrido et al., ICML 2023 (arXiv 2210.02885).
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import effective_rank
-        >>> round(effective_rank(torch.eye(6)).item(), 4)
+        >>> import torch, varloss
+        >>> round(varloss.metrics.effective_rank(torch.eye(6)).item(), 4)
         6.0
     """
     (x,) = wide_rows(1, "effective rank", z=z)
@@ -311,10 +303,9 @@ def relative_penalty_entropy(z0: Tensor, z1: Tensor, *, temperature: float = 0.5
     Source: Wang & Liu, CVPR 2021 (arXiv 2012.09740), the relative penalty of Section 3.
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import relative_penalty_entropy
+        >>> import torch, varloss
         >>> z = torch.ones(4, 8)
-        >>> bool(relative_penalty_entropy(z, z).isclose(torch.tensor(3.0).log().double()))
+        >>> bool(varloss.metrics.relative_penalty_entropy(z, z).isclose(torch.tensor(3.0).log().double()))
         True
     """
     checks.one_of(negatives, PAIRS, "negatives")

@@ -29,24 +29,18 @@ class SimilarityStatistics(NamedTuple):
 class SimilaritySums(NamedTuple):
     """What :class:`SimilarityStatistics` are made of: number, sum and sum of squares of each kind of similarities.
 
-    The sums add up over disjoint sets of pairs; they are packed into one vector for that. There are two ways to several
-    batches or ranks, and they give two different statistics. For the pairs INSIDE each batch, as a loss sees them, add the
-    packed sums of the batches. For ALL pairs, also those between batches, add packed :class:`Grams` and take
-    :meth:`of_grams` of the result.
-
-    Attributes:
-        positive: (number, sum, sum of squares) of u_i·v_i.
-        cross: the same of u_i·v_j, i ≠ j.
-        within: the same of u_i·u_j and v_i·v_j, i ≠ j.
+    Packed into one vector, the sums add up over disjoint sets of pairs.
+    Over batches or ranks there are two different statistics. For the pairs INSIDE each batch, as a loss sees them, add the
+    packed sums of the batches. For ALL pairs, also those between batches, add packed :class:`Grams` and take :meth:`of_grams`
+    of the result.
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import Grams, SimilaritySums
+        >>> import torch, varloss
         >>> batches = [torch.randn(2, 4, 8) for _ in range(3)]
-        >>> packed = sum(SimilaritySums.of(z0, z1).pack() for z0, z1 in batches)
-        >>> in_batch = SimilaritySums.unpack(packed)
-        >>> packed = sum(Grams.of(z0, z1, dtype=torch.float64).pack() for z0, z1 in batches)
-        >>> all_pairs = SimilaritySums.of_grams(Grams.unpack(packed, dim=8))
+        >>> packed = sum(varloss.metrics.SimilaritySums.of(z0, z1).pack() for z0, z1 in batches)
+        >>> in_batch = varloss.metrics.SimilaritySums.unpack(packed)
+        >>> packed = sum(varloss.metrics.Grams.of(z0, z1, dtype=torch.float64).pack() for z0, z1 in batches)
+        >>> all_pairs = varloss.metrics.SimilaritySums.of_grams(varloss.metrics.Grams.unpack(packed, dim=8))
         >>> int(in_batch.cross.number), int(all_pairs.cross.number)
         (36, 132)
     """
@@ -76,9 +70,8 @@ class SimilaritySums(NamedTuple):
     def pack(self) -> Tensor:
         """One vector that adds up over disjoint sets of pairs: over batches, or for an all-reduce."""
         like = self.positive.total
-        return torch.stack(
-            [torch.as_tensor(part, dtype=like.dtype, device=like.device) for sums in self for part in sums]
-        )
+        parts = [part for sums in self for part in sums]
+        return torch.stack([torch.as_tensor(part, dtype=like.dtype, device=like.device) for part in parts])
 
     @classmethod
     def unpack(cls, packed: Tensor) -> SimilaritySums:
@@ -90,8 +83,7 @@ class SimilaritySums(NamedTuple):
     def statistics(self) -> SimilarityStatistics:
         """Means and population variances of the pairs that were summed.
 
-        Edge cases: without a pair of a kind its mean and variance are NaN. Whether there was one only the values can tell,
-        and to look at them would synchronise the device.
+        Edge cases: NaN for a kind without a pair. To look for one would synchronise the device.
         """
         return SimilarityStatistics(
             *self.positive.mean_and_variance(), *self.cross.mean_and_variance(), *self.within.mean_and_variance()
@@ -125,10 +117,9 @@ def similarity_statistics(z0: Tensor, z1: Tensor) -> SimilarityStatistics:
     Source: the quantities of Lee et al., ICML 2025 (arXiv 2506.09781), Sections 4 and 5.
 
     Example:
-        >>> import torch
-        >>> from varloss.metrics import similarity_statistics
+        >>> import torch, varloss
         >>> z0, z1 = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [1.0, 1.0]])
-        >>> round(similarity_statistics(z0, z1).cross_mean.item(), 4)
+        >>> round(varloss.metrics.similarity_statistics(z0, z1).cross_mean.item(), 4)
         0.3536
     """
     return SimilaritySums.of_grams(Grams.of(*wide_rows(2, "a negative pair", z0=z0, z1=z1))).statistics()
