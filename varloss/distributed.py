@@ -38,18 +38,14 @@ def require_available() -> None:
         )
 
 
-def _is_running() -> bool:
-    return dist.is_available() and dist.is_initialized()
+def world_size() -> int:
+    """Number of processes, 1 where no process group runs."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Rank of this process, 0 where no process group runs."""
-    return dist.get_rank() if _is_running() else 0
-
-
-def world_size() -> int:
-    """Number of processes, 1 where no process group runs."""
-    return dist.get_world_size() if _is_running() else 1
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def assume_equal_batches(equal: bool = True) -> None:

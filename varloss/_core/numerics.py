@@ -1,4 +1,4 @@
-"""Arithmetic shared by every loss: at least fp32 whatever autocast says, no TF32, one masked log-sum-exp."""
+"""Arithmetic shared by every loss: at least fp32, also under autocast; no TF32; one masked log-sum-exp."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from varloss._core.pairs import Pairs
 
 
 class Problem(NamedTuple):
-    """One cell of NT-Xent, plus ``vrn_weight`` times VRN where that is not 0."""
+    """NT-Xent with one choice of negatives, and ``vrn_weight`` times VRN where that is not 0."""
 
     temperature: float
     negatives: Pairs

@@ -23,7 +23,7 @@ from varloss._core.numerics import lengths, wide
 from varloss._kernels.problem import Problem, anchor_losses, to_raw_rows
 
 ROWS, COLUMNS = 64, 64
-# Said outright since Triton 3.10 changes the default.
+# Set here because Triton 3.10 changes the default.
 OPTIONS = {"enable_fp_fusion": True}
 MAX_SPLIT_SCALE = 2**14  # weights are below 2: scaled by this they fit into fp16
 

@@ -205,9 +205,9 @@ class IndexedRows:
     def require_pairs(self) -> None:
         """Raises where an anchor has no positive or no negative. Synchronises with the device."""
         for name, mask in (("positive", self.positive), ("negative", self.negative)):
-            lonely = int((~mask.any(dim=1)).sum())
-            if lonely:
-                raise ValueError(f"{lonely} of {mask.shape[0]} anchors have no {name}.")
+            without = int((~mask.any(dim=1)).sum())
+            if without:
+                raise ValueError(f"{without} of {mask.shape[0]} anchors have no {name}.")
 
 
 def _views_to_compare(name: str, views: Tensor | None, z: Tensor, z_name: str, kind: Pairs) -> Tensor | None:

@@ -66,14 +66,10 @@ def nt_xent(
             negatives).
         check: look at the values too (synchronises): raises for rows that are zero or not finite.
 
-    Returns:
-        A scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. It is the mean over local
-        anchors, times ``gathered.share`` where rows are gathered: its mean over ranks is the value of one process.
-
-    Raises:
-        TypeError: for what is not a floating-point tensor or not a number.
-        ValueError: for shapes, devices or options that do not fit, temperature 0, or one sample without gathered keys.
-
+    Returns a scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. It is the mean over local
+    anchors, times ``gathered.share`` where rows are gathered: its mean over ranks is the value of one process.
+    Raises TypeError for what is not a floating-point tensor or not a number; ValueError for shapes, devices or options that
+    do not fit, temperature 0, or one sample without gathered keys.
     Edge cases: a zero row has similarity 0 to everything and gets a zero gradient. A row whose length leaves the range of
     fp32 (below 1.2e-38 or above 3.4e38) counts as a zero row; ``check`` reports it. The loss of a perfectly separated batch
     underflows to 0 without cancellation. The backward pass with ``create_graph=True`` takes the dense formula for every
@@ -146,9 +142,9 @@ def nt_xent_with_vrn(
 ) -> Tensor:
     """NT-Xent plus ``weight`` times VRN (exponent 2) of checked options, from one computation of the similarities.
 
-    VRN's derivative by a similarity that the loss has computed is one addition, so that the sum costs little more than NT-Xent
-    alone. Where the loss does not look at VRN's pairs, where it takes the dense form, and under torch.compile, the two terms
-    are computed one after the other.
+    VRN's derivative by a similarity that the loss has computed is one addition: the sum costs little more than NT-Xent alone.
+    The two terms are computed one after the other where the loss does not look at VRN's pairs, where it takes the dense form,
+    and under torch.compile.
     """
     check_two_views(z0, z1, None)
     # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a constant
@@ -254,7 +250,7 @@ class NTXentLoss(TemperedLoss):
 class InfoNCELoss(NTXentLoss):
     """InfoNCE of two views, which is CLIP's loss: :class:`NTXentLoss` with cross-view negatives, in both directions.
 
-    CLIP learns the temperature, from 0.07, clamped at 0.01.
+    CLIP learns the temperature, from 0.07, clamped at 0.01. Arguments as :class:`NTXentLoss`.
     """
 
     def __init__(

@@ -163,16 +163,7 @@ class MemoryBank(nn.Module):
         self.ptr.copy_((self.ptr + count) % self.num)
         self.filled.copy_((self.filled + count).clamp_max(self.num))
 
-    def _load_from_state_dict(  # noqa: PLR0917  (torch's signature)
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Loads the ring, also of a checkpoint that lacks a part of it, which is not an error; another size is one."""
         bank = state_dict.get(f"{prefix}bank")
         if bank is None:
@@ -186,7 +177,7 @@ class MemoryBank(nn.Module):
             for name in ("bank", "ptr", "filled"):
                 state_dict[prefix + name] = getattr(self, name).clone()
         elif bank.shape != self.bank.shape:
-            error_msgs.append(
+            rest[-1].append(  # torch's error_msgs
                 f"{prefix}bank holds {bank.shape[0]} keys of dimension {tuple(bank.shape[1:])} in the state_dict and "
                 f"{self.num} of dimension ({self.dim},) here: build the loss with the size it was saved with, or leave the "
                 f"entries {prefix}bank, ptr and filled out of the state_dict to start with an empty bank."
@@ -202,9 +193,7 @@ class MemoryBank(nn.Module):
                     stacklevel=2,
                 )
                 state_dict[f"{prefix}ptr"] = state_dict[f"{prefix}filled"] % self.num
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class QueueInfoNCELoss(nn.Module):

@@ -52,19 +52,12 @@ class WithVRN(nn.Module):
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
         # A subclass with a forward of its own, or a hook on either part, must be called.
-        if (
-            isinstance(self.base, NTXentLoss)
-            and type(self.base).forward is NTXentLoss.forward
-            and not self._is_hooked()
-        ):
-            return self.base._with_regularizer(self.regularizer, z0, z1)
+        if getattr(type(self.base), "forward", None) is NTXentLoss.forward and not self._is_hooked():
+            fused: Tensor = self.base._with_regularizer(self.regularizer, z0, z1)
+            return fused
         total: Tensor = self.base(z0, z1) + self.regularizer(z0, z1)
         return total
 
     def _is_hooked(self) -> bool:
-        parts = (self.base, self.regularizer)
-        return any(
-            hooks
-            for part in parts
-            for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-        )
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return any(getattr(part, kind) for part in (self.base, self.regularizer) for kind in kinds)

@@ -34,12 +34,10 @@ def alignment(z0: Tensor, z1: Tensor, *, alpha: float = 2.0) -> Tensor:
     For alpha = 2 it equals 2 - 2·E[u_i·v_i]. Differentiable.
 
     Args:
-        z0: (N, D) projections of view 0, N ≥ 1.
-        z1: (N, D) projections of view 1; row i belongs to the same sample as row i of ``z0``.
-        alpha: exponent, above 0.
+        z0, z1: (N, D) projections of both views, N ≥ 1; row i of both is one sample.
+        alpha: exponent, above 0; ValueError otherwise.
 
     Returns a value in [0, 2^alpha], a distance to the power alpha; 0 where both views coincide.
-    Raises ValueError for alpha ≤ 0.
     Source: Wang & Isola, ICML 2020 (arXiv 2005.10242), Section 4.1.1.
 
     Example:
@@ -152,13 +150,11 @@ def tolerance(z: Tensor, labels: Tensor) -> Tensor:
     and so cannot give the 0.372 of their table. Computed from class sums, ``sum_{i≠j} x_i·x_j = |Σx|² - Σ|x|²``, in O(N D);
     :class:`ClassSums` adds them up over batches and ranks.
 
-    Args:
-        z: (N, D) projections or features, N ≥ 2.
-        labels: (N,) integer labels, any values.
+    ``z`` holds (N, D) projections or features, N ≥ 2; ``labels`` (N,) integers, any values.
 
     Returns a value in [-1, 1], a cosine; 1 where every class is one point. A label that occurs once adds no pair.
     Raises TypeError for labels that are not integers, ValueError for shapes that do not fit, or where no two samples share a
-    label. Only the values can tell the latter: this function synchronises the device.
+    label. The latter depends on the values: this function synchronises the device.
     Source: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Section 4.
 
     Example:
@@ -254,11 +250,9 @@ def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
 
     Large: the embeddings use many directions.
 
-    Args:
-        z: (N, D) embeddings, N ≥ 1. Taken as they are, as RankMe does.
-        normalize: scale the rows to unit length first.
+    ``z`` holds (N, D) embeddings, N ≥ 1, taken as they are, as RankMe does; ``normalize`` scales the rows to unit length.
 
-    Returns a value in [1, min(N, D)], a number of dimensions; 1 for a collapse to one direction, whatever the lengths.
+    Returns a value in [1, min(N, D)], a number of dimensions; 1 for a collapse to one direction, with rows of any length.
     Raises ValueError where all entries are 0 (no direction to count; synchronises the device, as the singular value
     decomposition does anyway).
     Source: Roy & Vetterli, EUSIPCO 2007; for label-free quality Garrido et al., ICML 2023 (arXiv 2210.02885).
@@ -293,8 +287,7 @@ def relative_penalty_entropy(z0: Tensor, z1: Tensor, *, temperature: float = 0.5
     take it all; it grows strictly with the temperature, up to log(number of negatives per anchor).
 
     Args:
-        z0: (N, D) projections of view 0, N ≥ 2.
-        z1: (N, D) projections of view 1. Anchors are the 2N rows of both.
+        z0, z1: (N, D) projections of both views, N ≥ 2; row i of both is one sample. Anchors are the 2N rows.
         temperature: divides the cosine similarities, above 0.
         negatives: "cross" (N-1 per anchor, the other view), "within" (N-1, the anchor's own view) or "both" (2N-2).
 

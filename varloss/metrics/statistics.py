@@ -109,8 +109,7 @@ def similarity_statistics(z0: Tensor, z1: Tensor) -> SimilarityStatistics:
     its variance is below 1e-14, only that is known.
 
     Args:
-        z0: (N, D) projections of view 0, N ≥ 2, any floating dtype.
-        z1: (N, D) projections of view 1; row i belongs to the same sample as row i of ``z0``.
+        z0, z1: (N, D) projections of both views, N ≥ 2, any floating dtype; row i of both is one sample.
 
     Returns six 0-dim tensors (cosines). Sample indices are taken to be distinct: every i ≠ j is a negative pair.
     Edge cases: a collapse gives mean 1 and variance 0, up to the error. A row that is not finite makes all six NaN.
