@@ -43,7 +43,7 @@ def nt_xent(
     keys, offset = ((None, None), 0) if others is None else others[:2]
     inputs = (z0, z1, *keys)
     need_gradient = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
-    if torch.compiler.is_compiling():  # never with VRN, see nt_xent_with_vrn
+    if torch.compiler.is_compiling():  # never with VRN, see NTXentLoss
         return _operator(*inputs, offset, force_tiles, need_gradient, *problem[:3])[0]  # type: ignore[no-any-return]
     compute = partial(_compute, offset=offset, force_tiles=force_tiles, problem=problem)
     if need_gradient:

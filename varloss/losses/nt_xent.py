@@ -15,7 +15,7 @@ from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_view
 from varloss._kernels import autograd, dense
 from varloss._kernels.problem import Problem
 from varloss.losses.base import TemperedLoss
-from varloss.losses.vrn import VRNRegularizer, vrn
+from varloss.losses.vrn import VRNRegularizer
 
 
 def nt_xent(
@@ -129,36 +129,6 @@ def dclw_weights(z0: Tensor, z1: Tensor, *, sigma: float = 0.5, gathered: Gather
         return weights[offset : offset + z0.shape[0]]
 
 
-def nt_xent_with_vrn(
-    z0: Tensor,
-    z1: Tensor,
-    *,
-    weight: float,
-    target: float,
-    pairs: Pairs,
-    temperature: float | Tensor,
-    negatives: Pairs,
-    decoupled: bool,
-) -> Tensor:
-    """NT-Xent plus ``weight`` times VRN (exponent 2) of checked options, from one computation of the similarities.
-
-    VRN's derivative by a similarity that the loss has computed is one addition: the sum costs little more than NT-Xent alone.
-    The two terms are computed one after the other where the loss does not look at VRN's pairs, where it takes the dense form,
-    and under torch.compile.
-    """
-    check_two_views(z0, z1, None)
-    # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a constant
-    # of an operator it would cost a compilation each time.
-    fuses = not torch.compiler.is_compiling() and weight != 0 and negatives in ("both", pairs)
-    if fuses and not isinstance(temperature, Tensor):
-        problem = Problem(float(temperature), negatives, decoupled, weight, target, pairs)
-        return autograd.nt_xent(z0, z1, problem)
-    # Widened once: the two terms' gradients are summed before they are rounded to half precision.
-    z0, z1 = wide(z0), wide(z1)
-    loss = nt_xent(z0, z1, temperature=temperature, negatives=negatives, decoupled=decoupled)
-    return loss if weight == 0 else loss + weight * vrn(z0, z1, target=target, pairs=pairs)
-
-
 class NTXentLoss(TemperedLoss):
     """:func:`varloss.functional.nt_xent` as a module.
 
@@ -208,35 +178,33 @@ class NTXentLoss(TemperedLoss):
         return self._with_regularizer(None, z0, z1)
 
     def _with_regularizer(self, regularizer: VRNRegularizer | None, z0: Tensor, z1: Tensor) -> Tensor:
-        """The loss and the regularizer's term: from one look at the similarities where neither needs more than that.
+        """The loss and the regularizer's term, from one computation of the similarities where that gives both.
 
-        That is on one rank, for exponent 2, a fixed temperature, all negatives and no ``positive_weight``.
+        VRN's derivative by a similarity that the loss has computed is one addition: the sum costs little more than the loss
+        alone. That is on one rank in eager mode, for exponent 2, a fixed temperature, all negatives, VRN's pairs among them,
+        and no ``positive_weight``. Elsewhere the two terms are computed one after the other.
         """
         gathered = self._gathered(z0, z1)
-        positive_weight = self.positive_weight(z0, z1, gathered)
-        all_negatives = self.hard_fraction is None and self.hard_count is None
-        plain = gathered is None and positive_weight is None and all_negatives
-        if plain and regularizer is not None and regularizer.exponent == 2 and not regularizer.is_distributed():
-            loss = nt_xent_with_vrn(
-                z0,
-                z1,
-                weight=regularizer.weight,
-                target=regularizer.delta,
-                pairs=regularizer.pairs,
-                temperature=self.temperature,
-                negatives=self.negatives,
-                decoupled=self.decoupled,
-            )
-            regularizer.warn_if_one_sided(z0, z1)
-            return loss
+        positive_weight, temperature = self.positive_weight(z0, z1, gathered), self.temperature
         if regularizer is not None:
+            all_negatives = self.hard_fraction is None and self.hard_count is None
+            plain = all_negatives and gathered is None and positive_weight is None
+            fusable = regularizer.exponent == 2 and self.negatives in ("both", regularizer.pairs)
+            # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a
+            # constant of an operator it would cost a compilation each time.
+            eager = not torch.compiler.is_compiling() and not regularizer.is_distributed()
+            if plain and fusable and eager and regularizer.weight != 0 and not isinstance(temperature, Tensor):
+                check_two_views(z0, z1, None)
+                regularizer.warn_if_one_sided(z0, z1)
+                own = (float(temperature), self.negatives, self.decoupled)
+                return autograd.nt_xent(z0, z1, Problem(*own, regularizer.weight, regularizer.delta, regularizer.pairs))
             checks.views(z0, z1)
             # Widened once: the two terms' gradients are summed before they are rounded to half precision.
             z0, z1 = wide(z0), wide(z1)
         loss = nt_xent(
             z0,
             z1,
-            temperature=self.temperature,
+            temperature=temperature,
             negatives=self.negatives,
             decoupled=self.decoupled,
             positive_weight=positive_weight,
@@ -244,7 +212,9 @@ class NTXentLoss(TemperedLoss):
             hard_count=self.hard_count,
             gathered=gathered,
         )
-        return loss if regularizer is None else loss + cast(Tensor, regularizer(z0, z1))
+        if regularizer is None or (regularizer.weight == 0 and not regularizer.is_distributed()):
+            return loss
+        return loss + cast(Tensor, regularizer(z0, z1))
 
 
 class InfoNCELoss(NTXentLoss):
