@@ -3,6 +3,8 @@
 import pytest
 from support import sweeps
 
+from varloss_bench.report import sections
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -18,4 +20,4 @@ def folder(tmp_path):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Sections without figures, which take most of the time."""
-    monkeypatch.setattr("varloss_bench.report.sections.figures", lambda *_: ([], []))
+    monkeypatch.setattr(sections, "figures", lambda *_: ([], []))

@@ -214,12 +214,15 @@ def test_images_are_hashed_on_rank_0_only(monkeypatch):
 def test_record_says_which_source_made_it(tmp_path):
     """All of the harness that a trial runs, and nothing that only shows results."""
     code = (
-        "import sys, varloss_bench.training.trial, varloss_bench.training.ranks\n"
-        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('varloss_bench.')))"
+        "import sys, varloss_bench; before = set(sys.modules)\n"  # the face, which imports options and functions
+        "import varloss_bench.training.trial, varloss_bench.training.ranks\n"
+        "print(*(sys.modules[n].__file__ for n in set(sys.modules) - before if n.startswith('varloss_bench.')))"
     )
     imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     packages = {str(path) for path in provenance.PACKAGE.rglob("__init__.py")}
-    assert set(imported) - packages <= {str(path) for path in provenance.trial_sources()}
+    sources = {str(path) for path in provenance.trial_sources()}
+    assert set(imported) - packages <= sources
+    assert {str(provenance.PACKAGE / f"{name}.py") for name in ("config", "measures", "methods", "options")} <= sources
     digest = provenance.environment()["varloss_bench_source"]
     for number, source in enumerate(provenance.trial_sources()):
         (tmp_path / f"{number:03}.py").write_bytes(source.read_bytes())
