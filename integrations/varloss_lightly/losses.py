@@ -1,6 +1,7 @@
 """lightly's contrastive losses under lightly's names and signatures, computed by varloss.
 
-The positional arguments, defaults and values are lightly 1.6's. What varloss adds is keyword-only.
+The positional arguments, their defaults and the values are lightly 1.6's. What varloss adds is keyword-only, and explained in
+:class:`NTXentLoss`; the other losses explain only what is theirs.
 """
 
 from __future__ import annotations
@@ -44,19 +45,20 @@ def _add(loss: Tensor, regularizer: varloss.VRNRegularizer | None, out0: Tensor,
 class NTXentLoss(varloss.NTXentLoss):
     """Drop-in for ``lightly.loss.NTXentLoss``: NT-Xent (SimCLR), or InfoNCE against a memory bank (MoCo).
 
-    Differences to lightly's: the bank is part of ``state_dict``, a batch wraps around its end instead of being cut, the
-    host never waits for the device, half precision is computed in fp32.
+    It differs from lightly's in four points: the bank is part of ``state_dict``, a batch wraps around the end of the bank and
+    is not cut, the host never waits for the device, and half precision is computed in fp32.
 
     Args:
         temperature: divides the cosine similarities.
-        memory_bank_size: 0, or (number of keys, dimension). With a bank ``out0`` are the queries, ``out1`` their keys and
-            the bank's entries, random at first as lightly's, the only negatives; the bank is updated where
+        memory_bank_size: 0, or (number of keys, dimension). With a bank ``out0`` are the queries, ``out1`` their keys, and
+            the bank's entries are the only negatives. They are random at first, as lightly's. The bank is updated where
             ``out0.requires_grad``.
         gather_distributed: takes negatives from all ranks; with a bank, enqueues the keys of all ranks.
         negatives: ``"cross"``, ``"within"`` or ``"both"``; without a bank only.
         decoupled: leaves the positive pair out of the denominator; without a bank only.
-        vrn_weight: factor on the variance-reduction term between ``out0`` and ``out1``; 0 switches it off.
-        num_samples: size of the training set, needed (or ``target``) where ``vrn_weight`` is not 0.
+        vrn_weight: factor on VRN, the variance-reduction term, of ``out0`` and ``out1``; 0 switches it off. The term is
+            the attribute ``regularizer``, whose ``weight`` a warm-up may set.
+        num_samples: size of the training set. Needed, or ``target``, where ``vrn_weight`` is not 0.
         target: the similarity that negatives are pulled to, in place of -1/(num_samples-1).
         vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
 
@@ -107,18 +109,15 @@ class NTXentLoss(varloss.NTXentLoss):
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
         if self.memory_bank is not None:
-            loss = self._against_bank(self.memory_bank, out0, out1)
-        elif out0.shape[:1] == (1,) and not self.decoupled and not self._gathers():
-            # One sample has no negatives, so that log(1 + 0) is all there is. The core refuses, lightly returns 0.
-            # Against itself as gathered keys it passes the core's checks of everything else.
-            twice = (torch.cat([out0, out0]), torch.cat([out1, out1]))
-            return super().forward(*twice) * 0 if out0.shape == out1.shape else super().forward(out0, out1)
-        else:
-            return self._with_regularizer(_active(self.regularizer), out0, out1)
-        return _add(loss, self.regularizer, out0, out1)
+            return _add(self._against_bank(self.memory_bank, out0, out1), self.regularizer, out0, out1)
+        if self._has_no_negatives(out0, out1):
+            # The loss is log(1 + 0). The core refuses one sample; lightly returns 0. Two equal samples pass the core's checks.
+            return super().forward(torch.cat([out0, out0]), torch.cat([out1, out1])) * 0
+        return self._with_regularizer(_active(self.regularizer), out0, out1)
 
-    def _gathers(self) -> bool:
-        return self.gather_distributed and distributed.world_size() > 1
+    def _has_no_negatives(self, out0: Tensor, out1: Tensor) -> bool:
+        alone = not self.gather_distributed or distributed.world_size() == 1
+        return alone and not self.decoupled and out0.shape == out1.shape and out0.shape[:1] == (1,)
 
     def _against_bank(self, memory: varloss.MemoryBank, out0: Tensor, out1: Tensor) -> Tensor:
         # A copy, since the backward pass needs the bank as it was and the ring is written in place.
@@ -158,10 +157,7 @@ class DCLLoss(varloss.NTXentLoss):
         weight_fn: maps the two views' unit rows (N, D) to (N,) factors on the positive terms.
         gather_distributed: takes negatives from all ranks.
         negatives: ``"both"`` is DCL, ``"within"`` DHEL in the scale of Lee et al., ``"cross"`` decoupled InfoNCE.
-        vrn_weight: factor on the variance-reduction term; 0 switches it off.
-        num_samples: size of the training set, needed (or ``target``) where ``vrn_weight`` is not 0.
-        target: the similarity that negatives are pulled to, in place of -1/(num_samples-1).
-        vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        vrn_weight, num_samples, target, vrn_pairs: as :class:`NTXentLoss`.
     """
 
     def __init__(
@@ -205,10 +201,7 @@ class DCLWLoss(DCLLoss):
         sigma: temperature of the weights.
         gather_distributed: takes negatives, and the weights' softmax, from all ranks.
         negatives: ``"both"`` is lightly's.
-        vrn_weight: factor on the variance-reduction term; 0 switches it off.
-        num_samples: size of the training set, needed (or ``target``) where ``vrn_weight`` is not 0.
-        target: the similarity that negatives are pulled to, in place of -1/(num_samples-1).
-        vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        vrn_weight, num_samples, target, vrn_pairs: as :class:`NTXentLoss`.
     """
 
     def __init__(
@@ -247,10 +240,7 @@ class DHELLoss(varloss.DHELLoss):
         temperature: divides the cosine similarities.
         gather_distributed: takes negatives from all ranks.
         scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL): they weigh alignment differently.
-        vrn_weight: factor on the variance-reduction term; 0 switches it off.
-        num_samples: size of the training set, needed (or ``target``) where ``vrn_weight`` is not 0.
-        target: the similarity that negatives are pulled to, in place of -1/(num_samples-1).
-        vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        vrn_weight, num_samples, target, vrn_pairs: as :class:`NTXentLoss`.
     """
 
     def __init__(
