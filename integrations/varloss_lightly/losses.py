@@ -1,7 +1,7 @@
 """lightly's contrastive losses under lightly's names and signatures, computed by varloss.
 
-The positional arguments, their defaults and the values are lightly 1.6's. What varloss adds is keyword-only, and explained in
-:class:`NTXentLoss`; the other losses explain only what is theirs.
+The positional arguments, their defaults and the values are those of lightly 1.6. The arguments that varloss adds are
+keyword-only. :class:`NTXentLoss` explains them; the other losses explain only their own arguments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WeightFunction = Callable[[Tensor, Tensor], Tensor]
 def _regularizer(
     weight: float, num_samples: int | None, target: float | None, pairs: Pairs, gather_distributed: bool
 ) -> varloss.VRNRegularizer | None:
-    """VRN where it is switched on, or could be by setting its weight later (a warm-up from 0); None otherwise."""
+    """VRN if it is switched on or can be switched on later (a warm-up from weight 0); None otherwise."""
     if weight == 0 and num_samples is None and target is None:
         return None
     return varloss.VRNRegularizer(
@@ -51,19 +51,19 @@ class NTXentLoss(varloss.NTXentLoss):
     Args:
         temperature: divides the cosine similarities.
         memory_bank_size: 0, or (number of keys, dimension). With a bank ``out0`` are the queries, ``out1`` their keys, and
-            the bank's entries are the only negatives. They are random at first, as lightly's. The bank is updated where
-            ``out0.requires_grad``.
+            the bank's entries are the only negatives. They are random at first, as in lightly. The bank is updated if
+            ``out0.requires_grad`` is true.
         gather_distributed: takes negatives from all ranks; with a bank, enqueues the keys of all ranks.
-        negatives: ``"cross"``, ``"within"`` or ``"both"``; without a bank only.
-        decoupled: leaves the positive pair out of the denominator; without a bank only.
+        negatives: ``"cross"``, ``"within"`` or ``"both"``; only without a bank.
+        decoupled: leaves the positive pair out of the denominator; only without a bank.
         vrn_weight: factor on VRN, the variance-reduction term, of ``out0`` and ``out1``; 0 switches it off. The term is
             the attribute ``regularizer``, whose ``weight`` a warm-up may set.
-        num_samples: size of the training set. Needed, or ``target``, where ``vrn_weight`` is not 0.
-        target: the similarity that negatives are pulled to, in place of -1/(num_samples-1).
+        num_samples: size of the training set. If ``vrn_weight`` is not 0, ``num_samples`` or ``target`` is needed.
+        target: the similarity that negatives are pulled to, instead of -1/(num_samples-1).
         vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
 
     Raises:
-        ValueError: for a temperature of 0, a bank without dimension, or options that do not go together.
+        ValueError: for a temperature of 0, a bank without dimension, or options that exclude each other.
 
     Example:
         >>> import torch
@@ -111,7 +111,7 @@ class NTXentLoss(varloss.NTXentLoss):
         if self.memory_bank is not None:
             return _add(self._against_bank(self.memory_bank, out0, out1), self.regularizer, out0, out1)
         if self._has_no_negatives(out0, out1):
-            # The loss is log(1 + 0). The core refuses one sample; lightly returns 0. Two equal samples pass the core's checks.
+            # The loss is log(1 + 0). The core refuses one sample, lightly returns 0. Two equal samples pass the core's checks.
             return super().forward(torch.cat([out0, out0]), torch.cat([out1, out1])) * 0
         return self._with_regularizer(_active(self.regularizer), out0, out1)
 
@@ -120,7 +120,7 @@ class NTXentLoss(varloss.NTXentLoss):
         return alone and not self.decoupled and out0.shape == out1.shape and out0.shape[:1] == (1,)
 
     def _against_bank(self, memory: varloss.MemoryBank, out0: Tensor, out1: Tensor) -> Tensor:
-        # A copy, since the backward pass needs the bank as it was and the ring is written in place.
+        # A copy, because the backward pass needs the bank as it was and enqueueing writes in place.
         loss = functional.queue_info_nce(
             out0, out1, memory.bank.clone(), temperature=self.temperature, valid=memory.valid()
         )
@@ -133,12 +133,12 @@ class NTXentLoss(varloss.NTXentLoss):
 
 
 def _random_bank(size: int | Sequence[int]) -> varloss.MemoryBank | None:
-    """The bank for lightly's ``memory_bank_size``, filled with random unit vectors as lightly's; None for size 0."""
+    """The bank for lightly's ``memory_bank_size``, filled with random unit vectors as in lightly; None for size 0."""
     if isinstance(size, int):
         if size == 0:
             return None
         raise ValueError(
-            f"memory_bank_size={size} does not say the dimension of the keys: pass ({size}, dim), or 0 for no bank."
+            f"memory_bank_size={size} lacks the dimension of the keys: pass ({size}, dim), or 0 for no bank."
         )
     if len(size) != 2 or any(entry < 0 for entry in size):
         raise ValueError(f"memory_bank_size must be 0 or a pair (number of keys, dimension); got {tuple(size)}.")
@@ -179,7 +179,7 @@ class DCLLoss(varloss.NTXentLoss):
         self.regularizer = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
 
     def positive_weight(self, z0: Tensor, z1: Tensor, gathered: Gathered | None) -> float | Tensor | None:
-        """``weight_fn`` of each view's anchors and the other's."""
+        """``weight_fn`` of each view's anchors and the other view's rows."""
         if self.weight_fn is None:
             return super().positive_weight(z0, z1, gathered)
         u, v = nn.functional.normalize(z0, dim=1), nn.functional.normalize(z1, dim=1)
@@ -200,7 +200,7 @@ class DCLWLoss(DCLLoss):
         temperature: divides the cosine similarities.
         sigma: temperature of the weights.
         gather_distributed: takes negatives, and the weights' softmax, from all ranks.
-        negatives: ``"both"`` is lightly's.
+        negatives: ``"both"`` is lightly's choice.
         vrn_weight, num_samples, target, vrn_pairs: as :class:`NTXentLoss`.
     """
 
@@ -234,12 +234,12 @@ class DCLWLoss(DCLLoss):
 
 
 class DHELLoss(varloss.DHELLoss):
-    """Decoupled hyperspherical energy loss in lightly's call; lightly has none.
+    """Decoupled hyperspherical energy loss with lightly's signature; lightly itself has no such loss.
 
     Args:
         temperature: divides the cosine similarities.
         gather_distributed: takes negatives from all ranks.
-        scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL): they weigh alignment differently.
+        scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL); the two weight alignment differently.
         vrn_weight, num_samples, target, vrn_pairs: as :class:`NTXentLoss`.
     """
 
@@ -263,12 +263,12 @@ class DHELLoss(varloss.DHELLoss):
 
 
 class VRNRegularizer(varloss.VRNRegularizer):
-    """Weighted variance reduction, added as lightly's regularizers are: ``loss_fn(out0, out1) + reg(out0, out1)``.
+    """Weighted variance reduction, added like lightly's regularizers: ``loss_fn(out0, out1) + reg(out0, out1)``.
 
     Args:
         weight: factor on the term, see :class:`varloss.VRNRegularizer`.
         gather_distributed: takes the pairs of the global batch.
-        num_samples: size of the training set; or
+        num_samples: size of the training set; give it or ``target``.
         target: the similarity that negatives are pulled to.
         pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
         exponent: p >= 1.

@@ -2,8 +2,8 @@
 
 ``METHODS`` has the entries ``{name: {"model": LightningModule class, "transform": transform}}`` that lightly's
 ``benchmarks/imagenet/resnet50/main.py`` iterates over, and the models take the arguments that it passes, so that
-``METHODS.update(varloss_lightly.methods.METHODS)`` there adds them to the table. Imports lightly, pytorch_lightning and
-torchvision, which the rest of this package does not.
+``METHODS.update(varloss_lightly.methods.METHODS)`` there adds them to the table. This module imports lightly, pytorch_lightning
+and torchvision; the rest of the package does not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROJECTION_DIM = 128
 class _OnlineKNN(KNNClassifier):  # type: ignore[misc]  # lightly's classes are untyped here
     """lightly's kNN classifier inside another LightningModule, which logs what this one returns.
 
-    lightly 1.6.0's also logs by itself, and Lightning refuses that of a module that it does not itself drive.
+    The classifier of lightly 1.6.0 also logs by itself. Lightning refuses this for a module that the Trainer does not drive.
     """
 
     def log_dict(self, *arguments: Any, **options: Any) -> None:
@@ -44,7 +44,7 @@ class _OnlineKNN(KNNClassifier):  # type: ignore[misc]  # lightly's classes are 
 
 
 class _Method(LightningModule):
-    """What the methods share: constructor, online linear classifier, and VRN where its weight is not 0."""
+    """What the methods share: constructor, online linear classifier, and VRN if its weight is not 0."""
 
     default_vrn_weight: ClassVar[float] = 0.0
     head: ClassVar[type[nn.Module]] = SimCLRProjectionHead
@@ -61,12 +61,12 @@ class _Method(LightningModule):
     ) -> None:
         super().__init__()
         self.vrn_weight = self.default_vrn_weight if vrn_weight is None else vrn_weight
-        # Lightning collects the arguments of subclasses too. The weight is saved as a number, also where it is the default.
+        # Lightning collects the arguments of subclasses too. The weight is saved as a number, even if it is the default.
         self.save_hyperparameters(ignore=["backbone"])
         self.save_hyperparameters({"vrn_weight": self.vrn_weight})
         self.batch_size_per_device = batch_size_per_device
         self.backbone = _resnet50() if backbone is None else backbone
-        # There is no top-5 accuracy of fewer than five classes.
+        # Top-5 accuracy needs at least five classes.
         self.topk = tuple(sorted({1, min(5, num_classes)}))
         self.online_classifier = OnlineLinearClassifier(feature_dim, num_classes, topk=self.topk)
         self.regularizer = None if not self.vrn_weight or num_samples is None else self._made_for(num_samples)
@@ -83,7 +83,7 @@ class _Method(LightningModule):
         return features.flatten(start_dim=1)
 
     def on_train_start(self) -> None:
-        """Take the number of samples from the training data where it was not given."""
+        """Take the number of samples from the training data if it was not given."""
         if not self.vrn_weight or self.regularizer is not None:
             return
         dataset: Any = getattr(self.trainer.train_dataloader, "dataset", None)
@@ -106,7 +106,7 @@ class _Method(LightningModule):
         return VRNRegularizer(self.vrn_weight, gather_distributed=True, num_samples=num_samples)
 
     def _finish_step(self, loss: Tensor, features: Tensor, targets: Tensor, batch_idx: int) -> Tensor:
-        """Log the loss and add that of the online classifier, which sends no gradient to the features."""
+        """Log the loss and add the online classifier's loss, which sends no gradient to the features."""
         self.log("train_loss", loss, prog_bar=True, sync_dist=True, batch_size=self.batch_size_per_device)
         online_loss: Tensor
         online_loss, logged = self.online_classifier.training_step((features.detach(), targets), batch_idx)
@@ -123,7 +123,7 @@ class _Method(LightningModule):
 
     def _with_schedule(self, optimizer: torch.optim.Optimizer, warmup_epochs: int) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
-        # At most half of the run: the scheduler refuses a warm-up longer than the run, as ten epochs of a trial run are.
+        # At most half of the run, because the scheduler refuses a warm-up longer than the run; a trial run can be shorter than 10 epochs.
         warmup = min(steps * warmup_epochs // max(1, self.trainer.max_epochs or 1), steps // 2)
         scheduler = CosineWarmupScheduler(optimizer, warmup_epochs=warmup, max_epochs=steps)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
@@ -143,23 +143,23 @@ class _TwoView(_Method):
         return self._finish_step(loss, features, targets.repeat(2), batch_idx)
 
     def configure_optimizers(self) -> Any:
-        """LARS, learning rate by the square root of the global batch size, 10 epochs of warm-up, cosine."""
+        """LARS, learning rate proportional to the square root of the global batch size, 10 epochs of warm-up, cosine."""
         rate = 0.075 * math.sqrt(self.batch_size_per_device * self.trainer.world_size)
         optimizer = LARS(self._parameter_groups(), lr=rate, momentum=0.9, weight_decay=1e-6)
         return self._with_schedule(optimizer, warmup_epochs=10)
 
 
 class SimCLR(_TwoView):
-    """SimCLR with lightly's online kNN: its validation takes two loaders, training images first.
+    """SimCLR with lightly's online kNN. Its validation takes two loaders, training images first.
 
     Args:
         batch_size_per_device: decides the learning rate, together with the number of devices.
-        num_classes: of the online classifiers.
+        num_classes: number of classes of the online classifiers.
         knn_k: neighbours of the online kNN classifier.
         knn_t: temperature of the online kNN classifier.
-        backbone: images to features that flatten to (N, ``feature_dim``); by default a fresh ResNet-50.
+        backbone: maps images to features that flatten to (N, ``feature_dim``); by default a fresh ResNet-50.
         feature_dim: width of the features.
-        vrn_weight: factor on VRN; 0 is without. The default is 0 here and 3 in the classes whose names end in VRN.
+        vrn_weight: factor on VRN; 0 switches it off. The default is 0 here and 3 in the classes whose names end in VRN.
         num_samples: size of the training set; by default the length of the training loader's dataset.
     """
 
@@ -198,7 +198,7 @@ class SimCLR(_TwoView):
         return NTXentLoss(temperature=0.1, gather_distributed=True)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """Loader 0 fills the kNN's bank, loader 1 is classified."""
+        """Loader 0 fills the kNN's bank; the images of loader 1 are classified."""
         images, targets = batch[0], batch[1]
         features = self(images)
         logged = self.knn_classifier.validation_step((features.detach(), targets), batch_idx, dataloader_idx)
@@ -221,7 +221,7 @@ class SimCLRVRN(SimCLR):
 
 
 class DCL(_TwoView):
-    """DCL: SimCLR's recipe, the positive pair left out of the denominator. Arguments as :class:`SimCLR`'s."""
+    """DCL: SimCLR's recipe without the positive pair in the denominator. Arguments as in :class:`SimCLR`."""
 
     def make_criterion(self) -> DCLLoss:
         """NT-Xent without the positive pair in the denominator."""
@@ -235,7 +235,7 @@ class DCLVRN(DCL):
 
 
 class DHEL(_TwoView):
-    """DHEL: SimCLR's recipe, within-view negatives only, decoupled. Arguments as :class:`SimCLR`'s."""
+    """DHEL: SimCLR's recipe with within-view negatives only, decoupled. Arguments as in :class:`SimCLR`."""
 
     def make_criterion(self) -> DHELLoss:
         """Decoupled, with within-view negatives."""
@@ -249,20 +249,20 @@ class DHELVRN(DHEL):
 
 
 class MoCoV2(_Method):
-    """MoCo v2 as lightly benchmarks it: one direction, view 1 the query and view 0 the key.
+    """MoCo v2 as lightly benchmarks it: one direction; view 1 is the query and view 0 the key.
 
-    With VRN, view 0 goes through the query encoder too, and VRN is taken between the two views' query projections. Never
-    between queries and keys: keys carry no gradient, and VRN against them collapsed in 2 of our 4 small runs. The contrastive
-    loss is the same with and without VRN; the second query adds about half to the cost of a step.
+    With VRN, view 0 goes through the query encoder too, and VRN is taken between the two views' query projections. It is never
+    taken between queries and keys: keys carry no gradient, and VRN against them collapsed in 2 of our 4 small runs. The
+    contrastive loss is the same with and without VRN. The second query adds about half to the cost of a step.
 
     Args:
         batch_size_per_device: decides the learning rate, together with the number of devices.
-        num_classes: of the online classifier.
-        backbone: as :class:`SimCLR`'s.
+        num_classes: number of classes of the online classifier.
+        backbone: as in :class:`SimCLR`.
         feature_dim: width of the features.
-        queue_size: keys in the memory bank; at most half of the training set, or anchors meet their own keys.
-        vrn_weight: as :class:`SimCLR`'s.
-        num_samples: as :class:`SimCLR`'s.
+        queue_size: keys in the memory bank; at most half of the training set, so that no anchor meets its own key.
+        vrn_weight: as in :class:`SimCLR`.
+        num_samples: as in :class:`SimCLR`.
     """
 
     head = MoCoProjectionHead
@@ -296,7 +296,7 @@ class MoCoV2(_Method):
 
     @torch.no_grad()
     def encode_keys(self, x: Tensor) -> Tensor:
-        """Key projections (N, D), shuffled across devices on the way so that BatchNorm cannot give the pairing away."""
+        """Key projections (N, D); images are shuffled across devices so that BatchNorm does not reveal the pairing."""
         several = self.trainer.num_devices > 1
         shuffled, order = batch_shuffle(batch=x, distributed=several)
         keys = self.key_projection_head(self.key_backbone(shuffled).flatten(start_dim=1))
@@ -316,7 +316,7 @@ class MoCoV2(_Method):
         return self._finish_step(loss, features, targets, batch_idx)
 
     def configure_optimizers(self) -> Any:
-        """SGD, learning rate linear in the global batch size, cosine without warm-up."""
+        """SGD, learning rate proportional to the global batch size, cosine without warm-up."""
         rate = 0.03 * self.batch_size_per_device * self.trainer.world_size / 256
         optimizer = torch.optim.SGD(self._parameter_groups(), lr=rate, momentum=0.9, weight_decay=1e-4)
         return self._with_schedule(optimizer, warmup_epochs=0)

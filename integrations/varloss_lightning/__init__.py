@@ -1,8 +1,8 @@
-"""varloss in torchmetrics and Lightning: `Metric` classes, and a callback that watches similarities while training.
+"""varloss in torchmetrics and Lightning: `Metric` classes, and a callback that monitors similarities during training.
 
-Nothing is imported until it is asked for, so that metrics need torchmetrics only, and each callback only its own Lightning:
+Imports are lazy: metrics need only torchmetrics, and each callback only its own Lightning package.
 
-- `varloss_lightning.metrics`: the torchmetrics classes, also by name from here.
+- `varloss_lightning.metrics`: the torchmetrics classes, which are also attributes of this package.
 - `varloss_lightning.callbacks.SimilarityMonitor`: for `lightning`.
 - `varloss_lightning.pl_callbacks.SimilarityMonitor`: for `pytorch_lightning`.
 
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module("varloss_lightning.metrics"), name)
     if name == "SimilarityMonitor":
         raise AttributeError(
-            "there are two of them: varloss_lightning.callbacks.SimilarityMonitor for `lightning`, and "
+            "there are two SimilarityMonitor classes: varloss_lightning.callbacks.SimilarityMonitor for `lightning`, and "
             "varloss_lightning.pl_callbacks.SimilarityMonitor for `pytorch_lightning`."
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What the two `SimilarityMonitor` classes share; it imports neither Lightning."""
+"""The common part of the two `SimilarityMonitor` classes. It imports neither Lightning package."""
 
 import warnings
 from collections import deque
@@ -13,22 +13,22 @@ from varloss.metrics import SimilarityStatistics, SimilaritySums
 Projections = Callable[[Any, Any, Any, Any], "tuple[Tensor, Tensor] | None"]
 
 
-# Measurements that a warning needs at least: one batch proves nothing, and a short run should hear of it while it lasts.
+# Fewest measurements before a warning: one batch proves nothing, and a short run should be warned before it ends.
 ENOUGH = 10
 
 
 class SimilarityMonitorMixin:
     """Logs similarity statistics of training batches, and warns once when alignment is lost or everything collapses.
 
-    Every `every_n_steps` training batches the two projections of that batch are looked up and the six fields of
-    `varloss.metrics.SimilarityStatistics` are logged: mean and variance of positive, cross-view negative and within-view
-    negative similarities. Negatives are pairs INSIDE a batch (of each rank; sums are taken over ranks), as the loss sees them:
-    with small batches their mean lies below that of held-out pairs. Batches in between cost a comparison of integers.
+    Every `every_n_steps` training batches the monitor looks up the two projections of the batch and logs the six fields of
+    `varloss.metrics.SimilarityStatistics`: mean and variance of positive, cross-view negative and within-view negative
+    similarities. Negatives are pairs INSIDE a batch of one rank, as the loss sees them, with sums over ranks. With small
+    batches their mean lies below that of held-out pairs. The other batches cost a comparison of integers.
 
-    Where the projections come from, two tensors (N, D) of which row i belongs to the same sample:
+    The projections are two tensors (N, D) whose rows i belong to the same sample. They come from one of:
 
-    - a string (by default `"projections"`): that key of what `training_step` returns, or else that attribute of the
-      LightningModule; a pair of tensors, set by every `training_step`::
+    - a string (by default `"projections"`): this key of the dictionary that `training_step` returns or, without such a key,
+      this attribute of the LightningModule, which every `training_step` sets to a pair of tensors::
 
           def training_step(self, batch, batch_idx):
               ...
@@ -39,13 +39,13 @@ class SimilarityMonitorMixin:
     Args:
         projections: See above.
         every_n_steps: Training batches between two measurements.
-        prefix: Before the six names in the logger.
-        window: Measurements that a warning looks back on at most; there is none before ten (or `window`, if that is less).
+        prefix: Prefix of the six names in the logger.
+        window: Most measurements that a warning is based on. There is no warning before ten of them (or `window`, if less).
         alignment_floor: Warn when positives averaged less than this over the window.
         collapse_ceiling: Warn when cross-view negatives averaged more than this over the window.
 
     Raises:
-        ValueError, TypeError: For options out of range; in the first measured batch, for projections that are not there.
+        ValueError, TypeError: For options out of range and, in the first measured batch, for missing projections.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SimilarityMonitorMixin:
             dtype = torch.float32 if pl_module.device.type == "mps" else torch.float64
             nothing = torch.zeros(SimilaritySums.length(), dtype=dtype)
             packed = nothing if views is None else SimilaritySums.of(*views).pack()
-            # Ranks without a batch to measure take part in the sum too, or the others would wait for ever.
+            # Ranks without a batch to measure also take part in the sum; otherwise the others would wait forever.
             packed = trainer.strategy.reduce(packed.to(pl_module.device), reduce_op="sum")
             # One transfer to the host for all of them.
             sums = SimilaritySums.unpack(packed.cpu())
@@ -133,7 +133,7 @@ class SimilarityMonitorMixin:
             self._warn(
                 "collapse",
                 f"embeddings collapse: negative pairs had a mean similarity of {mean_negative:.2f} over the last {count} "
-                "measurements. A small variance is no success then.",
+                "measurements. In that case a small variance is not an improvement.",
                 speak,
             )
 
@@ -153,7 +153,7 @@ class SimilarityMonitorMixin:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up where the checkpoint was written."""
+        """Continue from the checkpoint."""
         self._batches = state_dict["batches"]
         self._positives.extend(state_dict["positives"])
         self._negatives.extend(state_dict["negatives"])

@@ -1,6 +1,6 @@
-"""`varloss.metrics` as torchmetrics classes: sums are accumulated and synchronised, never averages of averages.
+"""`varloss.metrics` as torchmetrics classes. They accumulate and synchronise sums, never averages of averages.
 
-Under several ranks every result is that of all ranks' samples together, whatever the batch sizes.
+With several ranks every result covers the samples of all ranks, for any batch sizes.
 """
 
 from typing import Any
@@ -27,10 +27,10 @@ class SimilarityStatistics(_Metric):
     `varloss.metrics.SimilarityStatistics`.
 
     Args:
-        embedding_dim: D. Given, ALL pairs of all samples that were seen count, also across batches and ranks: a data set's
-            statistics, in O(D²) memory. By default only pairs inside each batch count, as the loss sees them; its means lie
-            below those of all pairs when batches are small.
-        dtype: Of the sums. float32 where a device has no float64 (MPS).
+        embedding_dim: D. If it is given, ALL pairs of all samples seen count, also across batches and ranks: the statistics of
+            a data set, in O(D²) memory. By default only pairs inside each batch count, as the loss sees them. With small
+            batches their means lie below those of all pairs.
+        dtype: Type of the sums. Use float32 on a device without float64 (MPS).
         **kwargs: As for every torchmetrics class.
     """
 
@@ -59,7 +59,7 @@ class SimilarityStatistics(_Metric):
         """The six statistics by name.
 
         Raises:
-            ValueError: Not one negative pair was seen.
+            ValueError: No negative pair was seen.
         """
         if self.embedding_dim is None:
             sums = metrics.SimilaritySums.unpack(self.sums)
@@ -71,7 +71,7 @@ class SimilarityStatistics(_Metric):
 
 
 class _Mean(_Metric):
-    """A mean over samples of what a batch gives the mean of."""
+    """A mean over samples, from the means of batches."""
 
     total: Tensor
     count: Tensor
@@ -88,7 +88,7 @@ class _Mean(_Metric):
     def compute(self) -> Tensor:
         """The mean over all samples."""
         if self.count == 0:
-            raise ValueError(f"{type(self).__name__} has seen no sample.")
+            raise ValueError(f"{type(self).__name__} has seen no samples.")
         return self.total / self.count
 
 
@@ -172,7 +172,7 @@ class Tolerance(_Metric):
 
 
 class _AllRows(_Metric):
-    """Metrics that no sum over samples can hold: they keep the projections, O(N·D) memory."""
+    """Metrics that are not functions of sums over samples. They keep the projections: O(N·D) memory."""
 
     rows: list[Tensor]
 
@@ -213,7 +213,7 @@ class WassersteinUniformity(_AllRows):
     higher_is_better = False
 
     def compute(self) -> Tensor:
-        """Distance of all pairs' cosines to the uniform sphere's."""
+        """Distance of the cosines of all pairs to those of the uniform distribution on the sphere."""
         return metrics.wasserstein_uniformity(self._all())
 
 

@@ -8,4 +8,4 @@ __all__ = ["SimilarityMonitor"]
 
 
 class SimilarityMonitor(SimilarityMonitorMixin, Callback):
-    """The callback of `SimilarityMonitorMixin`, where it is described, for `pytorch_lightning`."""
+    """The callback for `pytorch_lightning`; `SimilarityMonitorMixin` describes it."""

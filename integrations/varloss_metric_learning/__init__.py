@@ -1,4 +1,4 @@
-"""varloss under pytorch-metric-learning's call: embeddings and labels, wrappers, reducers' dictionaries, ``MultipleLosses``."""
+"""varloss with pytorch-metric-learning's interface: embeddings and labels, wrappers, reducer dictionaries, ``MultipleLosses``."""
 
 from varloss_metric_learning.losses import NTXentLoss, VRNRegularizer
 

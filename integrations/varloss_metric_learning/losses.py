@@ -1,4 +1,4 @@
-"""NT-Xent and VRN as pytorch-metric-learning's losses: from (embeddings, labels) to varloss's functions."""
+"""NT-Xent and VRN as losses of pytorch-metric-learning: they map (embeddings, labels) to varloss's functions."""
 
 from __future__ import annotations
 
@@ -15,46 +15,48 @@ from varloss.functional import Pairs
 
 
 class _CosineLoss(BaseMetricLossFunction):  # type: ignore[misc]  # the library has no types
-    """What both losses ask of the library's call: cosines, labels, and no selection of pairs by a miner."""
+    """Checks that both losses share: cosine similarity, labels, and no pairs selected by a miner."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(self.distance, CosineSimilarity) or self.distance.power != 1:
-            raise ValueError(f"varloss's losses are of cosine similarities; got distance={self.distance}.")
+            raise ValueError(f"varloss's losses use cosine similarities; got distance={self.distance}.")
 
     def get_default_distance(self) -> CosineSimilarity:
-        """The only distance there is."""
+        """The only supported distance."""
         return CosineSimilarity()
 
     def value(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Tensor:
-        """The loss as a scalar; ``ref_emb`` is None where the embeddings are compared with themselves."""
+        """The loss as a scalar; ``ref_emb`` is None if the embeddings are compared with themselves."""
         raise NotImplementedError
 
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> dict[str, dict[str, Any]]:
-        """Called by the library, which hands over ``embeddings`` again where no ``ref_emb`` was given."""
+        """Called by the library, which passes ``embeddings`` as ``ref_emb`` if none was given."""
         if indices_tuple is not None:
             raise ValueError(
-                f"{type(self).__name__} is a mean over ALL negative pairs and takes no indices_tuple: leave the miner out, "
-                "in MultipleLosses by miners=[miner, None]. CrossBatchMemory gives one as well and does not go with it."
+                f"{type(self).__name__} is a mean over ALL negative pairs and takes no indices_tuple: do not use a miner, "
+                "in MultipleLosses pass miners=[miner, None]. CrossBatchMemory also passes one and is not supported."
             )
         if labels is None:
-            raise ValueError(f"{type(self).__name__} needs labels: they say which rows are negatives of each other.")
+            raise ValueError(
+                f"{type(self).__name__} needs labels: rows with different labels are negatives of each other."
+            )
         same = ref_emb is embeddings
         loss = self.value(embeddings, labels, *((None, None) if same else (ref_emb, ref_labels)))
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 
 
 class NTXentLoss(_CosineLoss):
-    """NT-Xent by labels: ``pytorch_metric_learning.losses.NTXentLoss`` in memory N² at most, where that one takes N³.
+    """NT-Xent by labels, in memory of at most O(N²); ``pytorch_metric_learning.losses.NTXentLoss`` needs O(N³).
 
-    The values and gradients are the library's NTXentLoss where every row has one positive, as in
-    ``SelfSupervisedLoss(NTXentLoss())``; such a batch, two views in one order, takes the fused computation, in memory linear in
-    N. With several positives a row they are the library's ``SupConLoss``: one softmax for each row. (The library's NTXentLoss
-    then has one softmax for each positive PAIR, which is not here.)
+    If every row has one positive, as in ``SelfSupervisedLoss(NTXentLoss())``, values and gradients equal the library's
+    NTXentLoss. Two views in the same order take the fused computation, in memory linear in N. If rows have several positives,
+    values and gradients equal the library's ``SupConLoss``: one softmax per row. (The library's NTXentLoss then has one softmax
+    per positive PAIR. This class does not have that form.)
 
-    Labels are looked at to tell the two apart: with labels on a GPU each call waits for it.
+    Each call reads the labels to tell the two cases apart. With labels on a GPU it waits for the GPU.
 
     Args:
         temperature: divides the cosine similarities.
@@ -65,7 +67,7 @@ class NTXentLoss(_CosineLoss):
         ValueError: for a distance other than ``CosineSimilarity()``, and at the call for an ``indices_tuple``, ``ref_emb`` or
             no labels.
 
-    At the edge: a row without a positive or without a negative leaves the mean, which is 0 where none is left.
+    Edge cases: a row without a positive or without a negative is excluded from the mean. The mean of no rows is 0.
 
     Example:
         >>> import torch
@@ -76,13 +78,13 @@ class NTXentLoss(_CosineLoss):
 
     def __init__(self, temperature: float = 0.07, *, decoupled: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # The module checks the temperature where it is built, not at the first batch.
+        # The module checks the temperature at construction, not at the first batch.
         self.temperature = varloss.NTXentLoss(temperature=temperature).temperature
         self.decoupled = decoupled
         self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
 
     def value(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Tensor:
-        """NT-Xent of the rows among themselves."""
+        """NT-Xent of the batch with itself."""
         del ref_labels
         if ref_emb is not None:
             raise ValueError(
@@ -98,22 +100,23 @@ class NTXentLoss(_CosineLoss):
 
 
 class VRNRegularizer(_CosineLoss):
-    """``weight`` times VRN over the pairs of different labels, to be added to any of the library's losses.
+    """``weight`` times VRN over the pairs of different labels; add it to any of the library's losses.
 
-    With ``ref_emb`` over the pairs of a row of ``embeddings`` and a row of ``ref_emb`` (the paper's cross-view pairs), without
-    over all pairs of the batch.
+    With ``ref_emb`` a pair is a row of ``embeddings`` and a row of ``ref_emb`` (the paper's cross-view pairs). Without it all
+    pairs of the batch count.
 
     Args:
         weight: factor on the term; a plain attribute that a warm-up may set. See :class:`varloss.VRNRegularizer`.
-        num_samples: n: the number of CLASSES where labels are classes, of training samples where labels number samples; or
-        target: the similarity that negatives are pulled to, in place of -1/(n-1).
+        num_samples: n, the number of CLASSES if labels are classes, the number of training samples if labels are sample
+            indices; give it or ``target``.
+        target: the similarity that negatives are pulled to, instead of -1/(n-1).
         exponent: p ≥ 1.
         **kwargs: the library's ``embedding_regularizer``, ``embedding_reg_weight``, ``collect_stats``.
 
     Raises:
         ValueError: for a distance other than ``CosineSimilarity()``, and at the call for an ``indices_tuple`` or no labels.
 
-    At the edge: a batch of one label has no such pair and gives 0, attached to the graph.
+    Edge cases: a batch with a single label has no such pair and gives 0, attached to the graph.
 
     Example:
         >>> import torch
@@ -159,7 +162,7 @@ class VRNRegularizer(_CosineLoss):
 
 
 def _is_two_views(labels: Tensor) -> bool:
-    """Whether the rows are N different samples and then the same again, in this order. Waits for the device."""
+    """Whether the labels are N different ones, repeated in the same order. Waits for the device."""
     half = labels.shape[0] // 2
     first = labels[:half]
     return bool(

@@ -1,4 +1,4 @@
-"""The checks of ``varloss-solo doctor``. Standard library only: it has to run where the rest is missing."""
+"""The checks of ``varloss-solo doctor``. Standard library only, because it must run where other packages are missing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CURES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: ``ok``, ``note`` or ``FAIL``, and what to type about it."""
+    """One line of the report: ``ok``, ``note`` or ``FAIL``, and the command that fixes it."""
 
     state: str
     text: str
@@ -43,7 +43,7 @@ class Finding:
 
 
 def run(root: Path, *, dry_run: bool = True) -> int:
-    """Prints the findings for the checkout ``root``; 0 where it is ready, 1 where something fails."""
+    """Prints the findings for the checkout ``root``; returns 0 if it is ready and 1 if something fails."""
     failed = False
     print(f"varloss {_version('varloss') or '(not installed as a package)'} and solo-learn in {root}{_commit(root)}")
     for finding in _findings(root, dry_run):
@@ -110,7 +110,7 @@ def _checkout(root: Path) -> Finding:
 
 
 def _probe_in(root: Path) -> dict[str, Any]:
-    """What a fresh interpreter in the checkout says; a process of its own since a broken solo-learn may do anything."""
+    """The result of `probe` in a fresh interpreter in the checkout, because importing a broken solo-learn may end the process."""
     command = [sys.executable, "-W", "ignore", "-c", "from varloss_solo.doctor import probe; probe()"]
     done = subprocess.run(command, cwd=root, env=_environment(), capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
@@ -122,7 +122,7 @@ def _probe_in(root: Path) -> dict[str, Any]:
 
 
 def probe() -> None:
-    """Prints, as JSON, whether solo-learn's methods import, Hydra finds the plugin, and which methods it patched."""
+    """Prints as JSON whether solo-learn's methods import, whether Hydra finds the plugin, and which methods are patched."""
     during = "importing solo-learn"
     answer: dict[str, Any]
     try:
@@ -224,7 +224,7 @@ def _configuration(here: Path) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without compiled files left behind in somebody's checkout."""
+    """This process's environment; Python writes no compiled files into the checkout."""
     return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -241,7 +241,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # Hydra ends with advice about HYDRA_FULL_ERROR, which is not the cause.
+    # Hydra's last line is advice about HYDRA_FULL_ERROR, not the cause.
     return next((line for line in reversed(lines) if "HYDRA_FULL_ERROR" not in line), "no message")
 
 

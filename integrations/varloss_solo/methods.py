@@ -1,4 +1,4 @@
-"""solo-learn's methods: which of their tensors VRN can take, and why it takes none of some.
+"""solo-learn's methods: the tensors that VRN can use, or the reason why there are none.
 
 ``z``, ``p``, ``q`` and ``k`` are the keys of solo-learn's own output dictionaries.
 """
@@ -12,16 +12,16 @@ from varloss.functional import Pairs
 
 @dataclass(frozen=True)
 class Method:
-    """How VRN meets one method.
+    """How VRN applies to one method.
 
     Attributes:
-        views: output of ``forward`` whose two views form pairs; empty, like the next ones, where there is none.
+        views: output of ``forward`` whose two views form pairs; like the next ones, empty if there is none.
         keys: output of ``momentum_forward``; the pairs are query and stop-gradient key.
         queue: whether the method keeps a queue of past keys.
         targets: pairs of a predictor's output with the stop-gradient output of this name.
-        default: what a bare flag takes; None where VRN comes only on request.
-        labels: whether images of one class are no negatives; n is then the number of classes.
-        refusal: why no pair is offered; None where some is.
+        default: the pairs that a bare flag uses; None if the user must name the pairs.
+        labels: whether images of the same class are not negatives; n is then the number of classes.
+        refusal: the reason why there are no pairs; None if there are some.
     """
 
     views: str = ""
@@ -55,7 +55,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Objective:
-    """A member of the NT-Xent family that runs in SimCLR's place."""
+    """A member of the NT-Xent family that replaces SimCLR's loss."""
 
     name: str
     decoupled: bool

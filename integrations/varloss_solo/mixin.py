@@ -1,7 +1,7 @@
-"""Mixins that stand in front of a solo-learn method: VRN beside its loss, and the NT-Xent family in SimCLR's place.
+"""Mixins in front of a solo-learn method: one adds VRN to its loss, one replaces SimCLR's loss by the NT-Xent family.
 
 They override methods and register no hooks, because hooks on a submodule's forward do not survive DDP's wrapping. They add
-no parameter and no buffer, so checkpoints stay those of the plain method.
+no parameter and no buffer, so checkpoints are those of the plain method.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     class _Method(nn.Module):
-        """The part of solo-learn's BaseMethod, a LightningModule, that the mixins stand on."""
+        """The part of solo-learn's BaseMethod, a LightningModule, that the mixins use."""
 
         cfg: Any
         trainer: Any
@@ -44,9 +44,9 @@ COLLAPSED_MEAN = 0.9
 class VRNMixin(_Method):
     """Adds ``weight`` times VRN to the loss of the method behind it and logs the similarities that VRN acts on.
 
-    Logged, each under the names Lightning makes of ``on_step`` and ``on_epoch``: ``train_vrn`` (without its weight),
-    ``train_sim_positive_mean``, ``train_sim_negative_mean``, ``train_sim_negative_var`` (negatives are cross-view pairs of
-    different images in the batch of one rank) and, with a warm-up, ``train_vrn_weight``.
+    It logs ``train_vrn`` (without its weight), ``train_sim_positive_mean``, ``train_sim_negative_mean``,
+    ``train_sim_negative_var`` (negatives are cross-view pairs of different images in the batch of one rank) and, with a
+    warm-up, ``train_vrn_weight``. Lightning adds its suffixes for ``on_step`` and ``on_epoch``.
 
     Without settings in the configuration nothing is computed, logged or printed.
     """
@@ -55,7 +55,7 @@ class VRNMixin(_Method):
     """solo-learn's name of the method behind the mixin."""
 
     def __init__(self, cfg: Any) -> None:
-        # dcl, dhel and nt_xent share simclr's class; their name is only in the configuration.
+        # dcl, dhel and nt_xent share simclr's class; only the configuration has their names.
         asked = cfg.method if cfg.method in methods.OBJECTIVES else self.varloss_method
         decided = plan.make(cfg, asked)
         super().__init__(cfg)
@@ -80,17 +80,17 @@ class VRNMixin(_Method):
         return out
 
     def on_train_start(self) -> None:
-        """Finds n and the length of the warm-up, and says on rank 0 what the run will do."""
+        """Finds n and the length of the warm-up; rank 0 prints what the run will do."""
         super().on_train_start()
         decided = self._varloss_plan
         if decided.vrn is not None:
             self._varloss_term = Term.start(decided.vrn, self.trainer, self.num_classes)
         line = decided.describe(None if self._varloss_term is None else self._varloss_term.describe())
         if line is not None and self.trainer.is_global_zero:
-            print(f"varloss: {line}", flush=True)  # solo-learn's configurations switch Hydra's logging off
+            print(f"varloss: {line}", flush=True)  # solo-learn's configurations disable Hydra's logging
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """The method's step, plus weighted VRN of the projections it computed on the way."""
+        """The method's step, plus weighted VRN of the projections that it computed."""
         decided, term = self._varloss_plan.vrn, self._varloss_term
         if decided is None:
             return super().training_step(batch, batch_idx)
@@ -99,7 +99,7 @@ class VRNMixin(_Method):
         online, momentum = self._varloss_online, self._varloss_momentum
         online.clear()
         momentum.clear()
-        # The step enqueues its own keys, which are no negatives of its queries.
+        # The step enqueues its own keys, which are not negatives of its queries.
         queue = self.queue.clone() if decided.between == "queue" else None
         loss = super().training_step(batch, batch_idx)
         if len(online) != 2:
@@ -118,11 +118,11 @@ class VRNMixin(_Method):
         momentum.clear()
         weight = term.weight_at(self.trainer.global_step)
         self.log_dict(term.logged(value, pairs, weight), on_epoch=True, sync_dist=True)
-        # Adding 0 * VRN would leave the value alone and still spend the backward pass.
+        # Adding 0 * VRN would not change the value but would cost a backward pass.
         return loss + weight * value if decided.weight > 0 else loss
 
     def on_train_epoch_end(self) -> None:
-        """Warns, once, where an epoch's mean similarity of negatives says that the embeddings are all the same."""
+        """Warns once if an epoch's mean similarity of negatives shows that the embeddings are nearly equal."""
         super().on_train_epoch_end()
         mean = self.trainer.callback_metrics.get("train_sim_negative_mean_epoch")
         if mean is None or self._varloss_warned or not float(mean) > COLLAPSED_MEAN:
@@ -141,14 +141,14 @@ class VRNMixin(_Method):
 
 
 class ObjectiveMixin(_Method):
-    """Runs ``nt_xent``, ``dcl`` or ``dhel`` in SimCLR's place where the plan names one; else SimCLR's own step."""
+    """Runs ``nt_xent``, ``dcl`` or ``dhel`` instead of SimCLR's own step if the plan names one."""
 
     varloss_original: ClassVar[type[Any]]
     """solo-learn's SimCLR."""
     _varloss_plan: plan.Plan
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """SimCLR's step with another loss; negatives over ranks as in SimCLR's own loss."""
+        """SimCLR's step with another loss; ranks share negatives as in SimCLR's own loss."""
         objective = self._varloss_plan.objective
         if objective is None:
             return super().training_step(batch, batch_idx)

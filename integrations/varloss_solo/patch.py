@@ -1,6 +1,6 @@
 """Puts the mixins in front of solo-learn's classes, in place and once.
 
-The classes that it makes (``SimCLRWithVRN`` and so on) are attributes of this module, where pickle finds them by name.
+The new classes (``SimCLRWithVRN`` and so on) are attributes of this module, so pickle finds them by name.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _MARK = "_varloss_refuses"
 def install() -> None:
     """Makes every method of ``solo.methods.METHODS`` read the config block ``varloss``; a second call does nothing.
 
-    Beside the methods, AutoResumer learns to tell runs apart by ``varloss`` and ``objective`` (else a plain run resumes from
-    a checkpoint trained with VRN), ``dcl``, ``dhel`` and ``nt_xent`` become methods, and main_linear.py refuses a block that
-    it would ignore.
+    It also does three other things. AutoResumer distinguishes runs by ``varloss`` and ``objective``; otherwise a plain run
+    would resume from a checkpoint trained with VRN. ``dcl``, ``dhel`` and ``nt_xent`` become methods. main_linear.py refuses
+    a ``varloss`` block, which it would ignore.
 
     Raises:
-        RuntimeError: where Hydra is too old, or solo-learn is not laid out as its git main is (its only PyPI release is
-            not); the message says what to install.
+        RuntimeError: if Hydra is too old, or solo-learn is not laid out like its git main (its only PyPI release is not);
+            the message says what to install.
     """
     _require_hydra()
     solo = _import("solo.methods")
@@ -49,7 +49,7 @@ def install() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    # A process that was started to unpickle a class has not installed anything yet, so the first look-up does.
+    # A new process that unpickles a class has not called install() yet, so the first look-up does.
     if "WithVRN" in name:
         install()
         if name in globals():
@@ -77,7 +77,7 @@ def _import(name: str) -> Any:
 
 
 def _in_front_of(name: str, original: type[Any]) -> type[Any]:
-    """The method's class with the mixins in front, importable under its name so that it can be pickled."""
+    """The method's class with the mixins in front; it can be imported by its name and therefore pickled."""
     fronts: tuple[type[Any], ...] = (VRNMixin, ObjectiveMixin) if name == methods.HOST else (VRNMixin,)
     title = f"{original.__name__}WithVRN"
     if title in globals():  # two names of one class
@@ -95,7 +95,7 @@ def _in_front_of(name: str, original: type[Any]) -> type[Any]:
 
 
 def _refuse_in(linear: type[Any]) -> None:
-    """main_linear.py trains a classifier on frozen features: a block ``varloss`` there is a mistake, not a wish."""
+    """Refuses a ``varloss`` block in main_linear.py, which trains a classifier on frozen features and would ignore it."""
     original = linear.add_and_assert_specific_cfg
     if getattr(original, _MARK, False):
         return

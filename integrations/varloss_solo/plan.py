@@ -1,4 +1,4 @@
-"""What one run will do: its settings joined with its method, decided and checked before the network is built."""
+"""The plan of one run: its settings and its method, combined and checked before the network is built."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class VRN:
 
     @property
     def weight(self) -> float:
-        """Factor on VRN, after any warm-up."""
+        """Factor on VRN, after the warm-up if there is one."""
         return float(self.settings.weight or 0.0)
 
     def regularizer(self, num_samples: int | None, *, gather_distributed: bool = False) -> varloss.VRNRegularizer:
-        """VRN with weight 1, towards the settings' target or, without one, that of ``num_samples``."""
+        """VRN with weight 1, with the settings' target or, without one, the target of ``num_samples``."""
         target = self.settings.target
         term = varloss.VRNRegularizer(
             weight=1.0,
@@ -45,7 +45,7 @@ class VRN:
             exponent=self.settings.exponent,
             gather_distributed=gather_distributed,
         )
-        # The line at the start of training names the pairs.
+        # The start-up line names the pairs.
         term.warned_of_one_side = True
         return term
 
@@ -63,8 +63,8 @@ class Plan:
     """The decisions of one run.
 
     Attributes:
-        vrn: None where VRN is neither added nor measured.
-        objective: the loss in SimCLR's place; None where the method keeps its own.
+        vrn: None if VRN is neither added nor measured.
+        objective: the loss that replaces SimCLR's; None if the method keeps its own.
         silent: the configuration says nothing about varloss.
         from_fork: the settings came from ``add_vrn_loss_term``.
     """
@@ -75,7 +75,7 @@ class Plan:
     from_fork: bool
 
     def describe(self, term: str | None) -> str | None:
-        """The line at the start of training, from the words for VRN; None where there is nothing to say."""
+        """The start-up line, from the description of VRN; None if there is nothing to report."""
         objective = ""
         if self.objective is not None:
             name, negatives = self.objective.name, self.objective.negatives
@@ -86,11 +86,11 @@ class Plan:
 
 
 def make(cfg: DictConfig, method: str) -> Plan:
-    """Plan of a run of ``method``, and ``cfg`` rewritten to its canonical form.
+    """Plan of a run of ``method``; rewrites ``cfg`` to its canonical form.
 
-    Canonical means: ``method`` is a name that solo-learn itself knows, with ``objective`` beside it, so that
-    main_knn.py and main_umap.py build the network with or without the plugin; and ``varloss`` holds every key or is absent,
-    so that AutoResumer compares what was meant and not how it was spelt.
+    In the canonical form ``method`` is a name that solo-learn itself knows, and ``objective`` is a separate key. main_knn.py and
+    main_umap.py then build the network with or without the plugin. ``varloss`` holds every key or is absent, so AutoResumer
+    compares the meaning of two configurations and not their spelling.
 
     Raises:
         ValueError: for settings that are not understood, contradict each other or do not fit the method.
@@ -114,7 +114,7 @@ def make(cfg: DictConfig, method: str) -> Plan:
 
 
 def _read(cfg: DictConfig) -> tuple[Settings | None, bool]:
-    """Settings of the run, None where there are none, and whether they are spelt as the reference fork spells them."""
+    """Settings of the run (None without any), and whether they use the reference fork's spelling."""
     block, fork = _block(cfg, "varloss"), _block(cfg, "add_vrn_loss_term")
     own = None if block is None else settings.from_block(block)
     if fork is None:
@@ -161,7 +161,7 @@ def _objective(cfg: DictConfig, method: str, found: Settings | None) -> Objectiv
 
 
 def _vrn(method: str, found: Settings | None) -> VRN | None:
-    """None where no weight asks for VRN."""
+    """None if no weight is set."""
     if found is None or not found.enabled or found.weight is None:
         return None
     spec = methods.METHODS.get(method, Method(refusal="varloss does not know which of its outputs are projections"))

@@ -20,11 +20,11 @@ FORK_WEIGHT = 30.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``varloss:`` says.
+    """The settings under ``varloss:``.
 
     Attributes:
-        enabled: False switches everything off and says so.
-        weight: factor on VRN; 0 measures and adds nothing.
+        enabled: False switches everything off and prints so.
+        weight: factor on VRN; 0 measures VRN and adds nothing to the loss.
         pairs: ``cross``, ``within`` or ``both``.
         between: which of the method's tensors form the pairs; None takes the method's default.
         num_samples: n; None takes the size of the training set.
@@ -47,7 +47,7 @@ class Settings:
     negatives: Pairs | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """All keys, so that two spellings of one configuration compare equal."""
+        """All keys, so that two equivalent configurations compare equal."""
         return asdict(self)
 
 
@@ -98,7 +98,7 @@ def from_fork(block: Any) -> Settings:
     """Settings of the reference fork's block ``add_vrn_loss_term``: enabled (false), weight (30), p (2), and k or delta.
 
     Raises:
-        ValueError: for unknown keys, values of the wrong kind, and where not exactly one of k and delta is given.
+        ValueError: for unknown keys, values of the wrong kind, and unless exactly one of k and delta is given.
     """
     if not isinstance(block, Mapping):
         raise ValueError(f"add_vrn_loss_term must be a block of keys; got {block!r}.")

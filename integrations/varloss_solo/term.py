@@ -1,4 +1,4 @@
-"""VRN while one run trains: its n, its weight at each step, its pairs and its value."""
+"""VRN during one run: its n, its weight at each step, its pairs and its value."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Term:
     """The term of a run that has started.
 
     Attributes:
-        plan: what was decided before the network was built.
-        num_samples: n; None where the settings give a target.
+        plan: the decisions made before the network was built.
+        num_samples: n; None if the settings give a target.
         source: where n comes from, in words.
         warmup_steps: optimizer steps over which the weight rises; 0 without a warm-up.
         regularizer: VRN with weight 1.
@@ -41,7 +41,7 @@ class Term:
         """The term of a run of this Lightning trainer, which knows the training set and the number of steps.
 
         Raises:
-            ValueError: for a data set of one image, and a warm-up that does not end within the training.
+            ValueError: for a data set of one image, and for a warm-up longer than the training.
         """
         n, source = _num_samples(plan, trainer, num_classes)
         steps = _length_of_warmup(plan.settings, trainer.estimated_stepping_batches)
@@ -54,7 +54,7 @@ class Term:
         return weight * min(1.0, step / self.warmup_steps) if self.warmup_steps else weight
 
     def pairs(self, online: Outputs, momentum: Outputs) -> PairsOfViews:
-        """The pairs of views that VRN takes the mean over, from what the method's networks returned for two crops."""
+        """The pairs of views that VRN averages over, from the outputs of the method's networks for two crops."""
         spec, between = self.plan.spec, self.plan.between
         first, second = (out[spec.views] for out in online)
         if between == "views":
@@ -68,7 +68,7 @@ class Term:
         return torch.stack([self.regularizer(first, second) for first, second in pairs]).mean()
 
     def between_classes(self, pairs: PairsOfViews, labels: Tensor) -> Tensor:
-        """VRN where only images of different classes are negatives."""
+        """VRN if only images of different classes are negatives."""
         z, index = torch.cat(pairs[0]), labels.repeat(2)
         views = torch.arange(2, device=z.device).repeat_interleave(labels.shape[0])
         return functional.vrn_indexed(
@@ -87,8 +87,8 @@ class Term:
         Args:
             pairs: as :meth:`pairs` returns them.
             queue: (2, D, number of keys), as it was before this step's keys.
-            steps: batches so far. They tell how much of the queue is filled: the rest holds random rows. Unlike a count of
-                our own, this one survives a checkpoint.
+            steps: number of batches so far. It determines how much of the queue is filled; the other rows are random. This
+                number is restored from a checkpoint; a counter of this class would not be.
         """
         queries = [query for query, _ in pairs]
         filled = steps * queries[0].shape[0] * distributed.world_size()
@@ -103,7 +103,7 @@ class Term:
 
     @torch.no_grad()
     def logged(self, value: Tensor, pairs: PairsOfViews, weight: float) -> dict[str, Tensor]:
-        """What a step logs: VRN without its weight, statistics of the first pair of views, and a weight that changes."""
+        """The values that a step logs: VRN without its weight, statistics of the first pair of views, and the weight if it changes."""
         similarities = metrics.similarity_statistics(*(z.detach() for z in pairs[0]))
         logged = {
             "train_vrn": value.detach(),
@@ -116,7 +116,7 @@ class Term:
         return logged
 
     def describe(self) -> str:
-        """The weight, n and where it comes from, the pairs: for the line at the start of training."""
+        """The weight, n with its source, and the pairs, for the start-up line."""
         plan, n = self.plan, self.num_samples
         target = f"target={self.regularizer.delta:.4g}"
         parts = [
@@ -136,7 +136,7 @@ class Term:
 
 
 def _num_samples(plan: VRN, trainer: Any, num_classes: int) -> tuple[int | None, str]:
-    """The n of the target and where it comes from; None where a target is given."""
+    """The n of the target and its source; None if a target is given."""
     if plan.settings.target is not None:
         return None, ""
     if plan.settings.num_samples is not None:
@@ -145,7 +145,7 @@ def _num_samples(plan: VRN, trainer: Any, num_classes: int) -> tuple[int | None,
         n, source = num_classes, "number of classes, which are the samples of a supervised loss"
     else:
         loader, source = trainer.train_dataloader, "size of the training set"
-        # DALI's loaders have a length in batches and no data set, and solo-learn gives them this attribute.
+        # DALI's loaders have a length in batches and no data set; solo-learn gives them this attribute.
         n = int(getattr(loader, "dataset_size", 0) or len(loader.dataset))
     if n < 2:
         raise ValueError(f"varloss: VRN needs n >= 2, and the {source} is {n}: set varloss.num_samples.")

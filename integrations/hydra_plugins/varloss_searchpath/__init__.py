@@ -1,7 +1,7 @@
-"""Hydra plugin: where solo-learn runs, adds the config group ``varloss`` and puts VRN in front of its methods.
+"""Hydra plugin: inside solo-learn it adds the config group ``varloss`` and puts VRN in front of solo-learn's methods.
 
-Hydra imports every module of the namespace package ``hydra_plugins`` in every application of the environment, so this
-one imports nothing that Hydra has not imported already, and does nothing unless solo-learn's methods are loaded.
+Hydra imports every module of the namespace package ``hydra_plugins`` in every application of the environment. This module
+therefore imports nothing that Hydra has not already imported, and does nothing unless solo-learn's methods are loaded.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ CONFIG_PATH = "pkg://varloss_solo.conf"
 
 
 class VarlossSearchPath(SearchPathPlugin):
-    """Found by Hydra 1.2 and 1.3 through the namespace, by 1.4 through the entry point ``hydra.plugins`` as well."""
+    """Hydra 1.2 and 1.3 find it through the namespace, Hydra 1.4 also through the entry point ``hydra.plugins``."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Installs the adapter where ``solo.methods`` is loaded.
+        """Installs the adapter if ``solo.methods`` is loaded.
 
         Raises:
-            RuntimeError: where solo-learn is loaded and the adapter cannot be installed. Hydra turns an ImportError of a
-                plugin into a warning and goes on, which here would be a run without the loss that was asked for.
+            RuntimeError: if solo-learn is loaded and the adapter cannot be installed. Hydra turns an ImportError of a plugin
+                into a warning and continues, so the run would silently lack the requested loss.
         """
         methods = getattr(sys.modules.get("solo.methods"), "METHODS", None)
         if not isinstance(methods, dict):

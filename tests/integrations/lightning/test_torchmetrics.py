@@ -104,7 +104,7 @@ def test_wrong_dimensions_are_named(data) -> None:
         vl.SimilarityStatistics(5).update(data[0], data[1])
     with pytest.raises(ValueError, match="embedding_dim must be at least 1; got 0"):
         vl.SimilarityStatistics(0)
-    with pytest.raises(AttributeError, match="there are two of them"):
+    with pytest.raises(AttributeError, match="there are two SimilarityMonitor classes"):
         _ = vl.SimilarityMonitor
 
 
