@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from varloss_bench.datasets import listed
 from varloss_bench.methods import (
     METHODS,
     NEGATIVES,
@@ -57,8 +58,7 @@ class TrialConfig:
     data: str = setting(
         "digits",
         Option(
-            "Data set: digits (part of scikit-learn), fashion-mnist, fashion-pairs (100 classes), cifar10, cifar100, stl10, or "
-            "imagefolder:PATH, a folder with one folder per class.",
+            lambda: f"Data set: {listed()}.",
             _DATA,
         ),
     )

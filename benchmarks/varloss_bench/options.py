@@ -49,7 +49,7 @@ class Option:
     """A field as an option.
 
     Attributes:
-        help: One or more sentences. The choices are added to it.
+        help: One or more sentences; a function where they can grow. The choices are added to it.
         panel: The heading of `--help` that lists it.
         name: On the command line and in YAML files, where the field is called otherwise.
         within: Allowed range, of each value where there are several.
@@ -63,7 +63,7 @@ class Option:
         of_the_call: About one call and not about what is run: it is not kept in a file of options.
     """
 
-    help: str
+    help: str | Callable[[], str]
     panel: str
     name: str = ""
     within: Range | None = None
@@ -89,7 +89,8 @@ class Option:
     @property
     def full_help(self) -> str:
         """The help with the choices."""
-        return f"{self.help} Choices: {', '.join(self.allowed)}." if self.choices else self.help
+        text = self.help() if callable(self.help) else self.help
+        return f"{text} Choices: {', '.join(self.allowed)}." if self.choices else text
 
     def check(self, value: Any) -> None:
         """Raise `ValueError` for a value, or one of several, that is not allowed. None is always allowed."""

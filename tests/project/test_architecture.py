@@ -43,7 +43,7 @@ OURS = {"varloss", "varloss_bench", "hydra_plugins"} | {
 FLOORS = {
     "varloss": [{"_core"}, {"_kernels", "distributed", "metrics"}, {"losses"}, {"functional"}, {"__init__"}],
     "benchmarks/varloss_bench": [
-        {"options", "methods", "measures", "messages"},
+        {"options", "methods", "datasets", "measures", "messages"},
         {"config"},
         {"grid"},
         {"data", "statistics"},

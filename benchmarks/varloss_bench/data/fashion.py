@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from varloss_bench.data.torchvision import download_folder
-from varloss_bench.data.types import DataError, Request, Source, Split
+from varloss_bench.data.types import DataError, Request, Source, Split, download_folder
+from varloss_bench.methods import load
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
@@ -98,11 +98,9 @@ def _folder_of(names: tuple[str, ...], asked: Path | None) -> Path:
         return root
     if all((downloaded / name).is_file() for name in names):
         return downloaded
-    from torchvision.datasets import FashionMNIST  # noqa: PLC0415  (only those without the files need it)
-
     try:
         root.mkdir(parents=True, exist_ok=True)
-        FashionMNIST(root, download=True)
+        load("torchvision.datasets:FashionMNIST")(root, download=True)
     except (OSError, RuntimeError) as error:
         places = f"in {root}" if asked else f"in {FASHION_MNIST_DIR} or {root}"
         raise DataError(

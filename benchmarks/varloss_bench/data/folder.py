@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from varloss_bench.data.torchvision import CROP_AREA
-from varloss_bench.data.types import DataError, Request, Source, Split
+from varloss_bench.data.types import CROP_AREA, DataError, Request, Source, Split
 from varloss_bench.grid import LARGEST_RAW_SIDE, POOLED_RAW_SIDE
 
 DEFAULT_IMAGE_SIZE = 32

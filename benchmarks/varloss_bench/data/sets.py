@@ -1,22 +1,18 @@
 """Data sets as tensors: images (N, C, H, W), labels (N,), split anew for every seed."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.data.fashion import fashion_mnist, fashion_pairs
-from varloss_bench.data.folder import image_folder
-from varloss_bench.data.torchvision import cifar10, cifar100, stl10
 from varloss_bench.data.types import DataError, Request, Source, Split, Splits, as_float
+from varloss_bench.datasets import DATASETS
+from varloss_bench.methods import load as load_code
 
 __all__ = [
-    "LOADERS",
     "DataError",
     "Source",
     "Split",
@@ -29,34 +25,12 @@ __all__ = [
 ]
 
 
-def _digits(request: Request) -> Source:
-    from sklearn.datasets import load_digits  # noqa: PLC0415  (each loader imports its own needs)
-
-    if request.official_test:
-        raise DataError("digits have no official test split; leave --official-test out")
-    bunch = load_digits()
-    images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32) / 16.0).unsqueeze(1)
-    labels = torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
-    return Source(images, labels, 10, (997, 300, 500), rotation=15.0, scale=(0.8, 1.2), flip=False)
-
-
 class Options(TypedDict):
     """Keyword arguments of `load`."""
 
     sizes: tuple[int | None, int | None, int | None]
     image_size: int | None
     official_test: bool
-
-
-LOADERS: dict[str, Callable[[Request], Source]] = {
-    "digits": _digits,
-    "fashion-mnist": fashion_mnist,
-    "fashion-pairs": fashion_pairs,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "stl10": stl10,
-    "imagefolder": image_folder,
-}
 
 
 def load(
@@ -70,7 +44,7 @@ def load(
     """Load a data set by name.
 
     Args:
-        name: One of `LOADERS`; `imagefolder:PATH` for a folder of class folders.
+        name: One of `DATASETS`; `imagefolder:PATH` for a folder of class folders.
         data_dir: Where the files are, or are downloaded to, if not where they usually are.
         sizes: Train, validation and test samples; None for the data set's own.
         image_size: Side in pixels, for `imagefolder`.
@@ -80,12 +54,13 @@ def load(
         DataError: Unknown name, missing or broken files, more samples asked for than there are.
     """
     kind, _, path = name.partition(":")
-    if kind not in LOADERS or bool(path) != (kind == "imagefolder"):
-        known = (f"{known}:PATH" if known == "imagefolder" else known for known in LOADERS)
+    row = DATASETS.get(kind)
+    if row is None or bool(path) != row.is_folder:
+        known = (known.typed for known in DATASETS.values())
         raise DataError(f"unknown data set {name!r}; known are {', '.join(known)}")
-    if image_size is not None and kind != "imagefolder":
+    if image_size is not None and not row.is_folder:
         raise DataError(f"--image-size is for imagefolder:PATH; the images of {name} have the size they have")
-    source = LOADERS[kind](
+    source: Source = load_code(row.loader)(
         Request(Path(data_dir) if data_dir else None, Path(path) if path else None, image_size, official_test)
     )
     return _resize(name, source, sizes)

@@ -1,24 +1,15 @@
 """CIFAR-10, CIFAR-100 and STL-10 by torchvision: its files, its checksums, its download where there is a network."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import datasets
 
-from varloss_bench.data.types import DataError, Request, Source, Split
-
-# The part of an image's area that a crop keeps, as in SimCLR.
-CROP_AREA = (0.08, 1.0)
-
-
-def download_folder() -> Path:
-    """Where downloads go that no `--data-dir` was given for."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "varloss-bench"
+from varloss_bench.data.types import CROP_AREA, DataError, Request, Source, Split, download_folder
 
 
 def cifar10(request: Request) -> Source:
@@ -36,10 +27,9 @@ def stl10(request: Request) -> Source:
 
     The 100000 images without labels are not used: everything here is evaluated on the images it was trained on.
     """
-    from torchvision.datasets import STL10  # noqa: PLC0415  (each loader imports its own needs)
 
     def read(split: str) -> Split:
-        found = _fetch("stl10", STL10, request, split=split)
+        found = _fetch("stl10", datasets.STL10, request, split=split)
         return _to_split(np.ascontiguousarray(found.data), found.labels)
 
     test = read("test") if request.official_test else None
@@ -48,8 +38,6 @@ def stl10(request: Request) -> Source:
 
 
 def _cifar(name: str, num_classes: int, request: Request) -> Source:
-    from torchvision import datasets  # noqa: PLC0415
-
     def read(train: bool) -> Split:
         found = _fetch(name.lower(), getattr(datasets, name), request, train=train)
         return _to_split(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)), found.targets)

@@ -1,12 +1,16 @@
 """What a data set is to the harness, whichever loader it comes from."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+# The part of an image's area that a crop keeps, as in SimCLR.
+CROP_AREA = (0.08, 1.0)
 
 
 class DataError(ValueError):
@@ -95,6 +99,11 @@ class Request:
     path: Path | None = None
     image_size: int | None = None
     official_test: bool = False
+
+
+def download_folder() -> Path:
+    """Where downloads go that no `--data-dir` was given for."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "varloss-bench"
 
 
 def as_float(images: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from varloss_bench.config import TrialConfig
+from varloss_bench.datasets import DATASETS, Dataset
 from varloss_bench.methods import METHODS, Method
 from varloss_bench.records import claims, provenance
 from varloss_bench.records.store import Store
@@ -204,15 +205,19 @@ def _work(connection: Connection, folder: Path, command: list[str]) -> None:
 
 def spawn(body: Callable[..., None], *arguments: Any) -> SpawnProcess:
     """A started process that runs `body`, a function of this package, with one thread, and ends with this process."""
-    process = SPAWN.Process(target=_prepared, args=(dict(METHODS), body, arguments), daemon=True, name="varloss-bench")
+    rows = dict(METHODS), dict(DATASETS)
+    process = SPAWN.Process(target=_prepared, args=(*rows, body, arguments), daemon=True, name="varloss-bench")
     with one_thread_each(), ignore_sigint(), unimported_main():
         process.start()
     return process
 
 
-def _prepared(methods: dict[str, Method], body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _prepared(
+    methods: dict[str, Method], datasets: dict[str, Dataset], body: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     die_with_parent()
-    METHODS.update(methods)  # those that the calling script has added
+    METHODS.update(methods)  # with those that the calling script has added
+    DATASETS.update(datasets)
     torch.set_num_threads(1)
     trial.quieten()
     body(*arguments)

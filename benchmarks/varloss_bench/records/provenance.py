@@ -44,7 +44,13 @@ def trial_sources() -> list[Path]:
     """What a trial's numbers come from, in this package: the layout states the rule."""
     folders = [path for folder in ("data", "training") for path in (PACKAGE / folder).rglob("*.py")]
     return sorted(
-        [*folders, *(PACKAGE / name for name in ("config.py", "grid.py", "measures.py", "methods.py", "options.py"))]
+        [
+            *folders,
+            *(
+                PACKAGE / name
+                for name in ("config.py", "datasets.py", "grid.py", "measures.py", "methods.py", "options.py")
+            ),
+        ]
     )
 
 

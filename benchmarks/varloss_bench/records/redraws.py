@@ -1,20 +1,9 @@
 """What a seed redraws, and what it does not, told from a trial's configuration (`data.split_indices` does it)."""
 
 from varloss_bench.config import TrialConfig
+from varloss_bench.datasets import published_sizes
 
-# Training and test images that were published. A folder's are not known before it is read.
-PUBLISHED = {
-    "fashion-mnist": (60000, 10000),
-    "fashion-pairs": (30000, 5000),
-    "cifar10": (50000, 10000),
-    "cifar100": (50000, 10000),
-    "stl10": (5000, 8000),
-}
 _ALWAYS = ("labelled subsets", "weights", "order", "augmentations")
-
-
-def _published(config: TrialConfig) -> tuple[int | None, int | None]:
-    return PUBLISHED.get(config.data.partition(":")[0], (None, None))
 
 
 def redraws_training(config: TrialConfig) -> bool | None:
@@ -24,7 +13,7 @@ def redraws_training(config: TrialConfig) -> bool | None:
     """
     if not config.official_test or config.num_train is None or config.num_val != 0:
         return True
-    total = _published(config)[0]
+    total = published_sizes(config.data)[0]
     return None if total is None else config.num_train < total
 
 
@@ -32,7 +21,7 @@ def redraws_test(config: TrialConfig) -> bool | None:
     """Whether seeds differ in their test images, which are else all that were published as such; None as above."""
     if not config.official_test or config.num_test is None:
         return not config.official_test
-    total = _published(config)[1]
+    total = published_sizes(config.data)[1]
     return None if total is None else config.num_test < total
 
 

@@ -15,7 +15,7 @@ from varloss_bench.config import TrialConfig
 from varloss_bench.data import fashion as data_fashion
 from varloss_bench.data import folder as data_folder
 from varloss_bench.data import sets as data
-from varloss_bench.data import torchvision as data_torchvision
+from varloss_bench.data import types as data_types
 from varloss_bench.grid import untrained
 from varloss_bench.records import provenance
 from varloss_bench.training import augment, evaluate
@@ -60,7 +60,7 @@ def test_cifar_is_downloaded_where_it_is_not(cifar, served, tmp_path, monkeypatc
     monkeypatch.setattr(dataset, "tgz_md5", md5(archive))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert torch.equal(data.load(name, sizes=SIZES).images, torch.from_numpy(pixels))
-    assert (data_torchvision.download_folder() / dataset.base_folder).is_dir()
+    assert (data_types.download_folder() / dataset.base_folder).is_dir()
     archive.unlink()  # the second time nothing is downloaded
     assert torch.equal(data.load(name, sizes=SIZES).images, torch.from_numpy(pixels))
 

@@ -8,6 +8,9 @@ import torch
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import fashion as data_fashion
 from varloss_bench.data import sets as data
+from varloss_bench.data import torchvision
+from varloss_bench.datasets import DATASETS
+from varloss_bench.methods import load
 from varloss_bench.records import provenance, redraws
 from varloss_bench.report.figures.sweep import caption
 from varloss_bench.report.labels import split_words
@@ -25,8 +28,8 @@ def tiny_source(monkeypatch, train, test):
         published = whole if request.official_test else None
         return data.Source(images[:train], labels[:train], 10, (40, 20, 20), 0.0, (0.08, 1.0), True, published)
 
-    monkeypatch.setitem(data.LOADERS, "cifar10", load)
-    monkeypatch.setitem(redraws.PUBLISHED, "cifar10", (train, test))
+    monkeypatch.setattr(torchvision, "cifar10", load)
+    monkeypatch.setitem(DATASETS, "cifar10", dataclasses.replace(DATASETS["cifar10"], published=(train, test)))
 
 
 @pytest.mark.parametrize(
@@ -102,9 +105,10 @@ def test_of_a_folder_is_said_what_is_certain_before_it_is_read():
     ],
 )
 def test_published_sizes_are_those_that_the_loaders_name(name, part, said):
-    assert said.format(redraws.PUBLISHED[name][part]) in data.LOADERS[name].__doc__
-    assert redraws.PUBLISHED["cifar100"] == redraws.PUBLISHED["cifar10"]
-    assert {*redraws.PUBLISHED, "digits", "imagefolder"} == set(data.LOADERS)
+    row = DATASETS[name]
+    assert said.format(row.published[part]) in load(row.loader).__doc__
+    assert DATASETS["cifar100"].published == DATASETS["cifar10"].published
+    assert {name for name, row in DATASETS.items() if not row.published} == {"digits", "imagefolder"}
 
 
 @pytest.mark.skipif(
@@ -113,4 +117,4 @@ def test_published_sizes_are_those_that_the_loaders_name(name, part, said):
 def test_published_sizes_are_those_of_the_files():
     for name in ("fashion-mnist", "fashion-pairs"):
         source = data.load(name, official_test=True)
-        assert (len(source.labels), len(source.official_test)) == redraws.PUBLISHED[name]
+        assert (len(source.labels), len(source.official_test)) == DATASETS[name].published
