@@ -15,8 +15,8 @@ from varloss_bench.config import TrialConfig
 from varloss_bench.records import provenance, same_data
 from varloss_bench.records.store import Loaded, Store, write_atomically
 from varloss_bench.report import groups
-from varloss_bench.report.command import write
 from varloss_bench.report.figures.sweep import sweep_png
+from varloss_bench.report.files import write
 from varloss_bench.report.text import plain_text, render
 from varloss_bench.statistics import summary
 from varloss_bench.training import timing

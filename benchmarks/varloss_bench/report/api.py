@@ -28,10 +28,10 @@ def report(folder: str | Path, output: str | Path | None = None) -> Report:
         print(found.verdict)
         print(found.page)
     """
-    from varloss_bench.report import command, groups
+    from varloss_bench.report import files, groups
     from varloss_bench.report.result import Report
 
     target = Path(output or folder)
     words = ["varloss-bench", "report", str(folder), *(["--output", str(output)] if output else [])]
     found = groups.read(Path(folder))
-    return Report(target, found, command.write(found, Path(folder), target, words))
+    return Report(target, found, files.write(found, Path(folder), target, words))

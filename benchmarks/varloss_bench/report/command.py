@@ -1,6 +1,5 @@
 """`varloss-bench report`: the records of a folder as tables and as one page that opens anywhere."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -8,14 +7,6 @@ import typer
 from rich.console import Console
 
 from varloss_bench import messages
-from varloss_bench.records import provenance
-from varloss_bench.records.store import write_atomically
-from varloss_bench.report import groups, page
-from varloss_bench.report.groups import Found
-from varloss_bench.report.rows import tables
-from varloss_bench.report.sections import Section, sections
-
-FILES = ("report.html", "report.md", "rows.csv", "rows.parquet")
 
 
 def report(
@@ -32,6 +23,9 @@ def report(
 
     Exit status: 0; 1 when no trial has a result; 2 when the folder has no records or the report cannot be written.
     """
+    from varloss_bench.records import provenance
+    from varloss_bench.report import files, groups
+
     console = Console()
     try:
         found = groups.read(folder)
@@ -42,13 +36,13 @@ def report(
         messages.say(console, f"left out: {name}: {reason}", "yellow")
     target = output or folder
     try:
-        write(found, folder, target, provenance.command_line())
+        files.write(found, folder, target, provenance.command_line())
     except OSError as error:
         messages.error(console, error)
         raise typer.Exit(2) from None
     results = sum(trial.record["status"] != "crashed" for trial in found.trials)
-    trials, files = messages.counted(len(found.trials), "trial"), messages.counted(len(found.left_out), "file")
-    messages.say(console, f"{trials}, {files} left out: {', '.join(FILES)} in {target}/")
+    trials, left_out = messages.counted(len(found.trials), "trial"), messages.counted(len(found.left_out), "file")
+    messages.say(console, f"{trials}, {left_out} left out: {', '.join(files.FILES)} in {target}/")
     if not results:
         reason = (
             "all of them crashed. The report gives the reasons."
@@ -57,19 +51,3 @@ def report(
         )
         messages.say(console, f"No trial has a result: {reason}", "red")
         raise typer.Exit(1)
-
-
-def write(found: Found, folder: Path, target: Path, command: list[str]) -> list[Section]:
-    """Make all files, then write them: an error while they are made leaves the earlier files as they are."""
-    words = shlex.join(command)
-    parts = sections(found)
-    csv, parquet = tables(found.trials)
-    contents: tuple[str | bytes, ...] = (
-        page.html(found, parts, folder, words),
-        page.markdown(found, parts, folder, words),
-        csv,
-        parquet,
-    )
-    for name, content in zip(FILES, contents, strict=True):
-        write_atomically(target / name, content)
-    return parts

@@ -335,7 +335,9 @@ def test_a_missing_module_of_our_own_keeps_its_traceback(tmp_path):
     assert "Traceback" in result.stderr
 
 
-@pytest.mark.parametrize("words", [[], ["study"], ["compare"], ["tune"]])
+@pytest.mark.parametrize(
+    "words", [[], ["study"], *([name] for name in COMMANDS), *(["study", name] for name in STUDIES)]
+)
 def test_help_is_quick_and_imports_no_torch(words):
     code = (
         "import sys; from typer.testing import CliRunner; from varloss_bench.cli import app\n"

@@ -9,10 +9,6 @@ import typer
 from rich.console import Console
 
 from varloss_bench import messages
-from varloss_bench.commands import checks
-from varloss_bench.records import provenance
-from varloss_bench.records.store import write_atomically
-from varloss_bench.studies.simulate import report, run
 
 
 def simulate(
@@ -45,6 +41,11 @@ def simulate(
 
     - `varloss-bench study simulate --sweeps 200 --embedding-sweeps 0` for a first look
     """
+    from varloss_bench.commands import checks
+    from varloss_bench.records import provenance
+    from varloss_bench.records.store import write_atomically
+    from varloss_bench.studies.simulate import report, run
+
     checks.check_installed()
     console = Console()
 

@@ -3,15 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
 from varloss_bench import messages
-from varloss_bench.commands import arguments
 from varloss_bench.options import items
-from varloss_bench.studies.speed import report, run
-from varloss_bench.studies.speed.losses import GROUPS
 
 SIZES, FULL_SIZES = "32,128,512,2048", "32,128,512,2048,4096,8192,16384,65536"
 
@@ -46,6 +42,12 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
 
     - `varloss-bench study speed --sizes 4096,8192 --groups "NT-Xent + VRN" --seconds 20`
     """
+    import torch
+
+    from varloss_bench.commands import arguments
+    from varloss_bench.studies.speed import report, run
+    from varloss_bench.studies.speed.losses import GROUPS
+
     console = Console()
     try:
         if full and sizes:

@@ -11,9 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from varloss_bench import messages
-from varloss_bench.records import provenance
-from varloss_bench.records.store import write_atomically
-from varloss_bench.studies.theory import figures, optima, pairs
 
 GROUP_KEYS = ("full-batch", "fixed-batches", "reshuffled-batches", "rank-floor", "separation", "vrn", "temperature")
 
@@ -30,6 +27,10 @@ def theory(
     Needs no network access and no data, and takes under two minutes on two cores. Writes one figure per group and
     `rows.json`. **Exits with 1 when a row misses its tolerance.**
     """
+    from varloss_bench.records import provenance
+    from varloss_bench.records.store import write_atomically
+    from varloss_bench.studies.theory import figures, optima, pairs
+
     groups = dict(zip(GROUP_KEYS, (*optima.GROUPS, *pairs.GROUPS), strict=True))
     wanted = [key.strip() for key in only.split(",") if key.strip()] or list(GROUP_KEYS)
     unknown = sorted(set(wanted) - set(GROUP_KEYS))

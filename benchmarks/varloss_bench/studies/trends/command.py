@@ -8,10 +8,6 @@ import typer
 from rich.console import Console
 
 from varloss_bench import messages
-from varloss_bench.commands import checks
-from varloss_bench.records import provenance
-from varloss_bench.records.store import write_atomically
-from varloss_bench.studies.trends import report, run
 
 
 def trends(
@@ -28,6 +24,11 @@ def trends(
     The second is uniformity, tolerance and penalty entropy against the temperature (batch size 64). This takes long and
     needs no network access. Finished trials are kept; the same command resumes.
     """
+    from varloss_bench.commands import checks
+    from varloss_bench.records import provenance
+    from varloss_bench.records.store import write_atomically
+    from varloss_bench.studies.trends import report, run
+
     checks.check_installed()
     console = Console()
     output.mkdir(parents=True, exist_ok=True)
