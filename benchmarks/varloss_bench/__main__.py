@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-# What a command of ours may fail to import -> the extra that brings it. Anything else is a bug and keeps its traceback.
+# Package -> the extra that installs it. A missing package that is not listed is a bug and keeps its traceback.
 _EXTRA_OF = dict.fromkeys(
     (
         "jinja2",
@@ -30,15 +30,15 @@ _EXTRA_OF = dict.fromkeys(
 
 
 def main() -> None:
-    """Run the command line; exit 2 with the pip line that helps when an extra is not installed."""
+    """Run the command line; exit with 2 and the pip command if an extra is not installed."""
     try:
-        import_module("varloss_bench.cli").app()  # in here: typer and rich belong to the extra
+        import_module("varloss_bench.cli").app()  # imported here, because typer and rich belong to the extra
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA_OF:
             raise
         print(
-            f"varloss-bench needs the package '{package}', which is not installed. Install what it needs with\n"
+            f"varloss-bench needs the package '{package}', which is not installed. Install it with\n"
             f'    pip install "varloss[{_EXTRA_OF[package]}]"     or, in a checkout:  pip install ".[{_EXTRA_OF[package]}]"',
             file=sys.stderr,
         )

@@ -1,6 +1,6 @@
 """The `varloss-bench` command: a table of names.
 
-A command's module is imported when the command runs or shows its help, so that `varloss-bench --help` answers at once.
+A command's module is imported when the command runs or shows its help, so `varloss-bench --help` is fast.
 To add a command, write its function and add a line to a table.
 """
 
@@ -14,7 +14,7 @@ _MARKUP: Literal["markdown"] = "markdown"
 
 
 class Target(NamedTuple):
-    """Where the function of a command is, and what the list of commands says of it."""
+    """The location of a command's function, and its description in the list of commands."""
 
     module: str
     function: str
@@ -65,7 +65,7 @@ def load(name: str) -> Any:
 
 
 class _Later(TyperCommand):
-    """Stands in the list of commands for one whose module is not imported yet."""
+    """Placeholder in the list of commands for a command whose module is not imported yet."""
 
     def make_context(self, info_name: str | None, *arguments: Any, **options: Any) -> Any:
         return load(str(self.name)).make_context(info_name, *arguments, **options)

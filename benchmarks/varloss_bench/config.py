@@ -1,4 +1,4 @@
-"""What one trial is: its full configuration, the hash that names it, and its arm."""
+"""The definition of a trial: its full configuration, the hash that names it, and its arm."""
 
 import dataclasses
 import hashlib
@@ -18,23 +18,23 @@ from varloss_bench.methods import (
 )
 from varloss_bench.options import Option, Range, documented, setting
 
-# Raise this whenever a change of the harness changes the numbers a configuration leads to (augmentation, evaluation,
-# schedule, ...): it is hashed into every trial's key, so old results are then run again instead of silently mixed in.
+# Increase this whenever a change of the harness changes the numbers of a configuration (augmentation, evaluation, schedule,
+# ...). It is hashed into every trial's key, so old trials run again and old results are not mixed with new ones.
 PROTOCOL = 2
 
 LR_RULES = ("linear", "sqrt", "constant")
-# What trains: this package with lightly's heads, or solo-learn; with the backbone that is meant where none is named.
+# The frameworks that train (this package with lightly's heads, or solo-learn), each with its default backbone.
 FRAMEWORKS = {"lightly": "small", "solo": "resnet18"}
 EVALUATION_SPLITS = ("test", "val")
 VRN_AGAINST = ("queries", "queue")
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
-# Those of Lightning's that keep all parameters on every rank (the evaluation reads them) and launch nothing themselves.
+# Lightning's strategies that keep all parameters on every rank (the evaluation reads them) and launch no processes.
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
-# An embedding whose held-out negatives are this similar on average has collapsed; its small variance is then no success.
+# An embedding has collapsed if its held-out negatives are this similar on average. Its small variance is not an improvement.
 COLLAPSE_MEAN = 0.9
 
-# Passes over the training images that have augmentations of their own (`augment.epoch_seed`); the next is the evaluation's.
+# Number of epochs with separate augmentations (`augment.epoch_seed`); the next epoch number belongs to the evaluation.
 MAX_EPOCHS = 9999
 
 
@@ -46,13 +46,13 @@ _COUNT = Range(least=1)
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """Everything that decides a trial's numbers. Two equal configurations give equal numbers on one CPU.
+    """Everything that determines a trial's numbers. Two equal configurations give equal numbers on one CPU.
 
-    A field that is marked `later` was added within a protocol; its default is what trials did before.
+    A field that is marked `later` was added within a protocol; its default is the behaviour of earlier trials.
 
-    `seed` decides split, labelled subsets, initial weights, order and augmentations: all of them, so that trials of one seed
-    differ in nothing but the arm, and the spread over seeds includes that of the split. `raw_pixels_side` is the side in
-    pixels that images are averaged to for the raw-pixels row, None where they are taken as they are; `untrained` sets it.
+    `seed` determines split, labelled subsets, initial weights, order and augmentations. Trials of one seed therefore differ only
+    in the arm, and the spread over seeds includes the spread over splits. `raw_pixels_side` is the side in pixels that images
+    are averaged to for the raw-pixels row; None keeps their size. `untrained` sets it.
     """
 
     data: str = setting(
@@ -83,7 +83,7 @@ class TrialConfig:
     )
     batch_size: int = setting(16, Option("Batch size over all ranks. Run one search per batch size.", _ARM))
     temperature: float = setting(0.5, Option("Temperature of the loss.", _ARM, within=Range(above=0)))
-    weight: float = setting(0.0, Option("Weight of VRN; 0 is without VRN.", _ARM, within=Range(least=0)))
+    weight: float = setting(0.0, Option("Weight of VRN; 0 switches VRN off.", _ARM, within=Range(least=0)))
     epochs: int = setting(20, Option("Epochs of every trial.", _TRAINING, within=_COUNT, excludes="steps"))
     base_lr: float = setting(0.15, Option("Learning rate at batch size 256.", _TRAINING, within=Range(above=0)))
     lr_rule: str = setting(
@@ -114,7 +114,7 @@ class TrialConfig:
     fused: bool = setting(
         True,
         Option(
-            "Both views in one forward pass (BatchNorm sees 2B rows), or one pass each, which is all that solo-learn can do.",
+            "Both views in one forward pass (BatchNorm sees 2B rows), or one pass each. solo-learn only supports one pass each.",
             _TRAINING,
             switch=("fused", "split"),
             default_by=("framework", {"lightly": True, "solo": False}),
@@ -132,7 +132,7 @@ class TrialConfig:
     evaluate_on: str = setting(
         "test",
         Option(
-            "Split that the metrics are read on, once, after the last epoch; val is for choosing weight and temperature.",
+            "Split for the metrics, which are computed once after the last epoch; val is for choosing weight and temperature.",
             _DATA,
             choices=EVALUATION_SPLITS,
         ),
@@ -154,7 +154,7 @@ class TrialConfig:
     negatives: str | None = setting(
         None,
         Option(
-            f"Views whose rows are negatives, for {', '.join(methods_with_negatives())}. Default: the method's own, which is both.",
+            f"Views whose rows are negatives, for {', '.join(methods_with_negatives())}. Default: the method's own, both.",
             _TRAINING,
             choices=NEGATIVES,
         ),
@@ -162,7 +162,9 @@ class TrialConfig:
     )
     head_batch_norm: bool | None = setting(
         None,
-        Option("BatchNorm in the projection head. Default: the method's own, which is all but MoCo's.", _TRAINING),
+        Option(
+            "BatchNorm in the projection head. Default: the method's own; all methods except MoCo have it.", _TRAINING
+        ),
         later=True,
     )
     vrn_against: str = setting(
@@ -238,15 +240,15 @@ class TrialConfig:
 
     @property
     def equal(self) -> str:
-        """What all trials of a sweep have equally many of: `"epochs"` or `"steps"`."""
+        """The unit of the length that all trials of a sweep share: `"epochs"` or `"steps"`."""
         return "steps" if self.steps else "epochs"
 
     def passes(self, num_train: int) -> int:
-        """Epochs that are begun, in steps too."""
+        """Number of epochs that are started, also if the length is given in steps."""
         return math.ceil(self.steps / (num_train // self.batch_size)) if self.steps else self.epochs
 
     def total_steps(self, num_train: int) -> int:
-        """Optimiser steps, of the epochs or as asked for."""
+        """Number of optimiser steps: `steps` if it is set, otherwise the steps of the epochs."""
         return self.steps or num_train // self.batch_size * self.epochs
 
     def device_of(self, rank: int) -> str:
@@ -260,11 +262,11 @@ class TrialConfig:
 
     @property
     def has_head_batch_norm(self) -> bool:
-        """Whether the projection head has BatchNorm, asked for or by the method's own choice."""
+        """Whether the projection head has BatchNorm, by the option or by the method's default."""
         return METHODS[self.method].head_batch_norm if self.head_batch_norm is None else self.head_batch_norm
 
     def canonical(self) -> "TrialConfig":
-        """The same trial with choices that change nothing left at their defaults, so that it has one key, not several."""
+        """The same trial with options that have no effect set to their defaults, so that equal trials have one key."""
         changes: dict[str, Any] = {}
         method = METHODS[self.method]
         if self.negatives == method.negatives and method.negatives_can_be_chosen:
@@ -279,7 +281,7 @@ class TrialConfig:
 
     @property
     def arm(self) -> "Arm":
-        """The trial without its seed: what is compared."""
+        """The trial without its seed; arms are what is compared."""
         return Arm(self.method, self.batch_size, self.temperature, self.weight)
 
     @property
@@ -291,24 +293,24 @@ class TrialConfig:
     def key(self, protocol: int = PROTOCOL) -> str:
         """Name of the trial: 16 hexadecimal digits of the SHA-256 of the canonical JSON of everything above.
 
-        A field that was added later (`later`) counts once it is set: what was run before it existed keeps its name.
-        Under an older `protocol` it is the name that records of then have.
+        A field that was added later (`later`) only counts if it is not at its default, so older trials keep their names.
+        With an older `protocol` it is the name in records of that protocol.
         """
         decisive = {name: value for name, value in self.to_dict().items() if value != _added_later().get(name, ...)}
         canonical = json.dumps({"protocol": protocol, **decisive}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def file_stem(self) -> str:
-        """A name that people can read, made unique by the key."""
+        """A readable name, made unique by the key."""
         return f"{self.arm.slug()}-s{self.seed}-{self.key()}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as stored."""
+        """The configuration as plain values, as stored."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
-        """The inverse of `to_dict`, also of an older one; unknown or missing names raise `TypeError`."""
+        """The inverse of `to_dict`, also for older records; unknown or missing names raise `TypeError`."""
         missing = {field.name for field in dataclasses.fields(cls)} - set(values) - set(_added_later())
         if missing:
             raise TypeError(f"trial configuration lacks {sorted(missing)}")
@@ -321,7 +323,7 @@ def _added_later() -> dict[str, Any]:
 
 @dataclass(frozen=True, order=True)
 class Arm:
-    """One row of the table: what is averaged over seeds."""
+    """One row of the table: the trials that are averaged over seeds."""
 
     method: str
     batch_size: int
@@ -334,35 +336,35 @@ class Arm:
         return self.method in METHODS and METHODS[self.method].trained
 
     def slug(self) -> str:
-        """For file names."""
+        """The arm's name in file names."""
         if not self.trained:
             return self.method
         return f"{self.method}-b{self.batch_size}-t{self.temperature:g}-w{self.weight:g}"
 
     def group_label(self) -> str:
-        """Method and batch size, which arms are compared within: `SimCLR, B=16`."""
+        """Method and batch size, within which arms are compared: `SimCLR, B=16`."""
         return f"{display_name(self.method)}, B={self.batch_size}" if self.trained else "without training"
 
     def short_label(self) -> str:
-        """Where its group is named beside it: `t=0.5 + VRN 3`, or `t=0.5` without VRN."""
+        """Label beside the name of its group: `t=0.5 + VRN 3`, or `t=0.5` without VRN."""
         if not self.trained:
             return display_name(self.method)
         return f"t={self.temperature:g}" + (f" + VRN {self.weight:g}" if self.weight else "")
 
     def label(self) -> str:
-        """Where it stands alone: `SimCLR, B=16, t=0.5 + VRN 3`."""
+        """Complete label: `SimCLR, B=16, t=0.5 + VRN 3`."""
         return f"{self.group_label()}, {self.short_label()}" if self.trained else self.short_label()
 
 
-# Fields of a trial that are not common to all trials of a sweep.
+# Fields that differ between the trials of a sweep.
 ARM_AND_SEED = frozenset({field.name for field in dataclasses.fields(Arm)} | {"seed"})
 
 
 def queue_length(asked: int, num_samples: int) -> int:
-    """Length of MoCo's queue: as asked, or for 0 the largest power of two up to n/2 and 4096.
+    """Length of MoCo's queue: `asked`, or for 0 the largest power of two up to n/2 and 4096.
 
     Raises:
-        ValueError: More than n/2 asked for: the queue would hold the anchors' own samples.
+        ValueError: `asked` is larger than n/2, so the queue would hold the anchors' own samples.
     """
     if asked > num_samples // 2:
         raise ValueError(f"queue_size must be at most half of the {num_samples} training samples, got {asked}")

@@ -1,7 +1,7 @@
-"""The data sets, one row each: what the rest of the harness knows of a data set before it is read, it reads here.
+"""The table of data sets, with one row each. It has everything that the harness knows about a data set before reading it.
 
-Imports nothing heavy, so that `--help` answers at once. Loaders are named as `"package.module:function"`, as the code of
-`methods` is.
+The module imports nothing heavy, so `--help` is fast. Loaders are named as `"package.module:function"`, like the code in
+`methods`.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ class Dataset:
     """One row.
 
     Attributes:
-        name: On the command line and in records.
+        name: Name on the command line and in records.
         loader: Called with a `data.types.Request`, returns a `data.types.Source`.
-        help: What `--help` says of it beside its name; may be empty.
-        published: Training and test images that were published; None where the data have no published test split, or sizes that
-            are not known before they are read.
-        is_folder: Whether it is named with the path of a folder, `NAME:PATH`, and its images are brought to `image_size`.
+        help: Description after its name in `--help`; may be empty.
+        published: Numbers of published training and test images; None if the data have no published test split, or if their sizes
+            are unknown before they are read.
+        is_folder: Whether its name includes the path of a folder, `NAME:PATH`, and its images are resized to `image_size`.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Dataset:
 
     @property
     def typed(self) -> str:
-        """As it is typed."""
+        """The name as it is typed."""
         return f"{self.name}:PATH" if self.is_folder else self.name
 
 
@@ -55,11 +55,11 @@ DATASETS = {row.name: row for row in _ROWS}
 
 
 def listed() -> str:
-    """All data sets with their help."""
+    """List of all data sets with their help."""
     return ", ".join(f"{row.typed} ({row.help})" if row.help else row.typed for row in DATASETS.values())
 
 
 def published_sizes(name: str) -> tuple[int | None, int | None]:
-    """Training and test images of a trial's `data` that were published, None where the row has no number."""
+    """Numbers of published training and test images of a trial's `data`; None if the row has no number."""
     row = DATASETS.get(name.partition(":")[0])
     return (row.published if row else None) or (None, None)

@@ -1,4 +1,4 @@
-"""All trials of a sweep, the rows without training among them."""
+"""All trials of a sweep, including the rows without training."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from varloss_bench.config import TrialConfig
 from varloss_bench.methods import METHODS, untrained_methods
 
-# Images of a folder above the first side length are averaged to the second one for the raw-pixels row: at 224 pixels the
-# regression would have 150528 coefficients per class, and its input would be 76 GB for the 126700 images of ImageNet-100.
+# For the raw-pixels row, images of a folder larger than the first side length are averaged to the second one. At 224 pixels
+# the regression would have 150528 coefficients per class, and its input for ImageNet-100 (126700 images) would be 76 GB.
 LARGEST_RAW_SIDE, POOLED_RAW_SIDE = 64, 32
 
 
@@ -23,8 +23,8 @@ def grid(
 ) -> list[TrialConfig]:
     """All trials of a sweep: methods x batch sizes x temperatures x weights, the controls, the untrained rows.
 
-    Weight 0 is always among the weights (there is nothing to compare with otherwise) and the control temperatures run at
-    weight 0 only. Seed by seed, so that an interrupted sweep has whole seeds to compare.
+    Weight 0 is always included as the baseline. The control temperatures run at weight 0 only. The order is by seed, so an
+    interrupted sweep has complete seeds to compare.
     """
     weights = sorted({0.0, *weights})
     arms = [
@@ -50,7 +50,7 @@ def grid(
 
 
 def untrained(base: TrialConfig, method: str, seed: int) -> TrialConfig:
-    """A row without training; what it does not depend on is left at fixed values, so that sweeps share its result."""
+    """A row without training. Options that do not affect it have fixed values, so sweeps share its result."""
     large = method == "raw-pixels" and (base.image_size or 0) > LARGEST_RAW_SIDE
     return TrialConfig(
         data=base.data,

@@ -1,17 +1,17 @@
-"""What is measured, by name: metrics and the constants of their definition. Imports nothing, so that tables can."""
+"""The metrics by name, and the constants of their definitions. It imports nothing, so that any module can import it."""
 
 from dataclasses import dataclass
 
 KNN_K, KNN_TEMPERATURE = 20, 0.1
-# Labels per class of the two few-label probes, each the mean of so many draws of the labels.
+# Labels per class of the two few-label probes, and the number of draws of the labels that each is the mean of.
 FEW_LABELS, FEWEST_LABELS, FEW_LABEL_DRAWS = 10, 3, 5
-# The regression of a probe is cut off here; how many it took is recorded.
+# Most iterations of a probe's regression; the number of iterations is recorded.
 PROBE_ITERATIONS = 500
-HISTOGRAM_BINS = 80  # of similarities, over [-1, 1]
+HISTOGRAM_BINS = 80  # histograms of similarities over [-1, 1]
 MAX_PLOTTED_IMAGES = 500
-# Similarities of held-out pairs are taken over at most this many images: all pairs of 2000 images are 4 million.
+# Most images for the similarities of held-out pairs; 2000 images have 4 million pairs.
 MAX_SIMILARITY_IMAGES = 2000
-# Blocks of both views above this size are augmented piece by piece instead of a whole epoch at once.
+# Most bytes of both views that are augmented at once; larger epochs are augmented in blocks.
 MAX_BLOCK_BYTES = 2**30
 
 
@@ -20,9 +20,9 @@ class Metric:
     """A column of the results.
 
     Attributes:
-        title: For tables and figures.
+        title: Name in tables and figures.
         unit: `"%"` (accuracy, more is better) or `""` (a similarity or another property of the embeddings).
-        digits: Digits after the point.
+        digits: Number of decimals.
     """
 
     title: str
@@ -48,7 +48,7 @@ METRICS = {
     "within_negative_variance": Metric("variance of held-out within-view negatives", "", 4),
     "within_negative_mean": Metric("mean of held-out within-view negatives", "", 3),
 }
-# The accuracies that arms are compared in. The others are described, not tested: each test costs all others some power.
+# The metrics in which arms are compared. Other metrics are described but not tested, because each test reduces the power of the rest.
 ACCURACIES = ("few_label_probe", "linear_probe", "knn", "projection_knn")
-# What weight and temperature may be chosen by: more is better, which cannot be said of every metric.
+# The metrics by which weight and temperature may be chosen; for these, larger is better.
 SELECTABLE = ("few_label_probe", "fewest_label_probe", "linear_probe", "knn", "projection_knn")

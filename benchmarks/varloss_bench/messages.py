@@ -1,7 +1,7 @@
-"""Print text that is not ours: paths, options, reasons of a crash.
+"""Print text from outside: paths, options, reasons of a crash.
 
-In a plain string rich reads `[...]` as markup and `:name:` as an emoji: a folder `my[old]set` would lose the middle of its name,
-and a reason with `[/a]` in it would end the command. Such text is printed as a `rich.text.Text`, in which rich reads nothing.
+In a plain string rich interprets `[...]` as markup and `:name:` as an emoji: a folder `my[old]set` would lose the middle of its
+name, and a reason that contains `[/a]` would end the command. A `rich.text.Text` is printed without such interpretation.
 """
 
 import errno

@@ -1,7 +1,7 @@
-"""The methods, one row each: what the rest of the harness knows of a method, it reads here.
+"""The table of methods, with one row each. The rest of the harness reads everything about a method here.
 
-Imports nothing heavy, so that `--help` answers at once. Code is named as `"package.module:name"` and imported by `load` when
-a trial needs it.
+The module imports nothing heavy, so `--help` is fast. Code is named as `"package.module:name"`; `load` imports it when a trial
+needs it.
 """
 
 import importlib
@@ -17,23 +17,22 @@ class Method:
     """One row.
 
     Attributes:
-        name: On the command line and in records.
-        display_name: In figures and tables.
+        name: Name on the command line and in records.
+        display_name: Name in figures and tables.
         module: The `LightningModule` that trains it, called with (trial, backbone, number of training samples). None for a row
             without training.
         loss: For `training.modules:TwoViewModule`: makes the loss of two views' projections, called with `temperature`,
-            `gather_distributed`, `negatives` where it has some, and `loss_options`.
+            `gather_distributed`, `negatives` if the loss has this argument, and `loss_options`.
         loss_options: Its other arguments.
         features: For a row without training: called with (trial, source, training split, held-out split), returns the features
             of both splits.
         own_backbone: For a row without training: whether its features come from the trial's backbone.
-        negatives: Whose rows are negatives where a trial does not say: one of `NEGATIVES`, `"queue"`, or None where the loss takes
-            no such argument.
-        negatives_fixed: Why a trial cannot choose other negatives; empty where it can.
-        head_batch_norm: Whether its projection head has BatchNorm where a trial does not say.
-        momentum_queue: Whether it has a queue of keys from a momentum encoder: a trial's `queue_size`, `key_momentum` and
+        negatives: The default negatives: one of `NEGATIVES`, `"queue"`, or None if the loss has no such argument.
+        negatives_fixed: Why a trial cannot choose other negatives; empty if it can.
+        head_batch_norm: Whether its projection head has BatchNorm by default.
+        momentum_queue: Whether it has a queue of keys from a momentum encoder. A trial's `queue_size`, `key_momentum` and
             `vrn_against="queue"` are for such methods.
-        solo: Its name in solo-learn, None where solo-learn cannot train it.
+        solo: Its name in solo-learn; None if solo-learn cannot train it.
         cost: Time of an epoch, relative to SimCLR's. Only the estimate of the time left uses it.
     """
 
@@ -58,7 +57,7 @@ class Method:
 
     @property
     def negatives_can_be_chosen(self) -> bool:
-        """Whether a trial's `negatives` is for this method."""
+        """Whether a trial can choose the `negatives` of this method."""
         return self.negatives is not None and not self.negatives_fixed
 
 
@@ -82,7 +81,7 @@ _ROWS = (
         loss_options={"decoupled": True},
         negatives="both",
         head_batch_norm=True,
-        solo="dcl",  # registered there by varloss's plugin, as dhel is
+        solo="dcl",  # varloss's plugin registers it there, like dhel
     ),
     Method(
         name="dhel",
@@ -103,7 +102,7 @@ _ROWS = (
         negatives_fixed="its negatives come from the queue",
         momentum_queue=True,
         solo="mocov2plus",
-        cost=1.4,  # it encodes the keys as well
+        cost=1.4,  # it also encodes the keys
     ),
     Method(
         name="raw-pixels",
@@ -143,11 +142,11 @@ def methods_with_queue() -> tuple[str, ...]:
 
 
 def display_name(name: str) -> str:
-    """For figures and tables; the name itself where there is no such method, as in records of other versions."""
+    """Name in figures and tables; `method` itself if it is unknown, as in records of other versions."""
     return METHODS[name].display_name if name in METHODS else name
 
 
 def load(place: str) -> Any:
-    """What `"package.module:name"` names."""
+    """Import the object `"package.module:name"`."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)

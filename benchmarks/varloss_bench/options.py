@@ -1,6 +1,6 @@
-"""What a field of a dataclass says of itself as an option: its help, its range or choices, its name on the command line.
+"""Descriptions of dataclass fields as options: help, range or choices, name on the command line.
 
-Everything else is made from this: parameters and `--help` (`commands.parameters`), the keys of a YAML file
+These are made from the descriptions: parameters and `--help` (`commands.parameters`), the keys of a YAML file
 (`commands.config_file`), the docstring's list of attributes (`documented`) and the checks (`check`).
 """
 
@@ -51,16 +51,17 @@ class Option:
     Attributes:
         help: One or more sentences; a function where they can grow. The choices are added to it.
         panel: The heading of `--help` that lists it.
-        name: On the command line and in YAML files, where the field is called otherwise.
-        within: Allowed range, of each value where there are several.
-        choices: Allowed values, likewise; a function where they can grow.
-        switch: The two words of a bool, `("fused", "split")`; by default the name and `no-` with it. A single one is a flag.
-        asked: Default on the command line where it is not that of the field: what it stands for is resolved later.
-        default_by: Another option and, for each value of that, the default of this one; in commands that have both.
-        excludes: Another option, of which one is 0; in commands that have both.
+        name: Name on the command line and in YAML files, if it is not the field's name.
+        within: Allowed range of the value, or of each of several values.
+        choices: Allowed values, likewise; a function if their number can grow.
+        switch: The two words of a bool, `("fused", "split")`; by default the name with and without `no-`. A single word is a
+            flag.
+        asked: Default on the command line, if it is not the field's default; it is resolved later.
+        default_by: Another option and, for each of its values, the default of this option; for commands that have both.
+        excludes: Another option; one of the two must be 0. For commands that have both.
         may_be_empty: Whether a list of values may be empty.
         metavar: What `--help` shows in place of the value.
-        of_the_call: About one call and not about what is run: it is not kept in a file of options.
+        of_the_call: Whether the option is about a single call and is not written to a file of options.
     """
 
     help: str | Callable[[], str]
@@ -78,12 +79,12 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """As it is typed."""
+        """The option as it is typed."""
         return f"--{dashed(self.name)}"
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """The choices of now."""
+        """The current choices."""
         return self.choices() if callable(self.choices) else self.choices
 
     @property
@@ -93,7 +94,7 @@ class Option:
         return f"{text} Choices: {', '.join(self.allowed)}." if self.choices else text
 
     def check(self, value: Any) -> None:
-        """Raise `ValueError` for a value, or one of several, that is not allowed. None is always allowed."""
+        """Raise `ValueError` if the value, or one of several values, is not allowed. None is always allowed."""
         for single in value if isinstance(value, (list, tuple, range)) else (value,):
             if single is None:
                 continue
@@ -105,7 +106,7 @@ class Option:
 
 
 def setting(default: Any, option: Option, *, later: bool = False) -> Any:
-    """A field of a dataclass that is an option; `later` as in `config.TrialConfig`."""
+    """A dataclass field that is an option; `later` as in `config.TrialConfig`."""
     return dataclasses.field(default=default, metadata={"option": option} | ({"later": True} if later else {}))
 
 
@@ -118,7 +119,7 @@ def options_of(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
 
 
 def check(instance: Any) -> None:
-    """Raise `ValueError` for the first field whose value is out of range or none of its choices."""
+    """Raise `ValueError` for the first field whose value is out of range or not among its choices."""
     for field, found in options_of(instance):
         value = getattr(instance, field.name)
         other = getattr(instance, found.excludes) if found.excludes else 0
@@ -131,10 +132,10 @@ def check(instance: Any) -> None:
 
 
 def as_typed(instance: _T) -> _T:
-    """The same with whole numbers as floats where the field is a float, and lists as tuples: 3 and 3.0 have different keys.
+    """The same with integers of float fields as floats and lists as tuples, because 3 and 3.0 have different keys.
 
     Raises:
-        ValueError: A value is of another type than its field.
+        ValueError: The type of a value is not that of its field.
     """
     kinds = get_type_hints(type(instance))
     changes: dict[str, Any] = {}
@@ -161,7 +162,7 @@ def _as(kind: Any, value: Any, found: Option) -> Any:
 
 
 def item_kind(kind: Any) -> Any:
-    """`float` of `Sequence[float]`, whose values are separated by commas on the command line; None of anything else."""
+    """`float` for `Sequence[float]`, whose values are separated by commas on the command line; None for any other type."""
     return get_args(kind)[0] if get_origin(kind) is Sequence else None
 
 
@@ -169,7 +170,7 @@ def items(option: str, text: str, kind: type, *, allow_empty: bool = False) -> l
     """The values of a comma-separated option.
 
     Raises:
-        ValueError: A value is not of that kind, or there is none and there must be one.
+        ValueError: A value is of the wrong type, or a required value is missing.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts and not allow_empty:
@@ -181,7 +182,7 @@ def items(option: str, text: str, kind: type, *, allow_empty: bool = False) -> l
 
 
 def as_text(value: Any) -> Any:
-    """Several values as one text, separated by commas; a path as text; anything else as it is."""
+    """Several values as one text, separated by commas; a path as text; any other value unchanged."""
     if isinstance(value, tuple | list | range):
         return ",".join(str(single).removesuffix(".0") for single in value)
     return str(value) if isinstance(value, Path) else value
@@ -195,5 +196,5 @@ def documented(kind: type[_T]) -> type[_T]:
 
 
 def dashed(name: str) -> str:
-    """As options are typed."""
+    """A field name as it is typed in an option."""
     return name.replace("_", "-")

@@ -8,9 +8,9 @@ from varloss_bench.data.types import DataError, Request, Source
 
 
 def digits(request: Request) -> Source:
-    """1797 images of 8 x 8, of which 997 / 300 / 500 are drawn for every seed."""
+    """1797 images of 8 x 8, from which each seed draws 997 / 300 / 500."""
     if request.official_test:
-        raise DataError("digits have no official test split; leave --official-test out")
+        raise DataError("digits have no official test split; omit --official-test")
     bunch = load_digits()
     images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32) / 16.0).unsqueeze(1)
     labels = torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its original files, and pairs of its garments as a data set of many classes."""
+"""Fashion-MNIST from its original files, and pairs of its garments as a data set with many classes."""
 
 import gzip
 import struct
@@ -12,7 +12,7 @@ from torch.nn import functional
 from varloss_bench.data.types import DataError, Request, Source, Split, download_folder
 from varloss_bench.methods import load
 
-# Where Debian's package dataset-fashion-mnist puts its files.
+# The folder of Debian's package dataset-fashion-mnist.
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 
 HINT = (
@@ -20,14 +20,14 @@ HINT = (
     "files, or install Debian's package: apt-get install dataset-fashion-mnist"
 )
 
-# Two garments of half the size, 14 x 14, one in each half of the canvas's height: 3 x 5 places for each.
+# Two garments of half the size, 14 x 14, one in the upper and one in the lower half of the canvas; each has 3 x 5 positions.
 PAIR_CANVAS, GARMENT = (32, 18), 14
-# Pairing and places make the data set what it is; they do not change with a trial's seed, as the files do not.
+# Pairs and positions define the data set, so they do not depend on a trial's seed.
 PAIRING_SEED = 0
 
 
 def fashion_mnist(request: Request) -> Source:
-    """The original training files; 5000 / 2000 / 2000 of their 60000 images are drawn for every seed."""
+    """The original training files; each seed draws 5000 / 2000 / 2000 of their 60000 images."""
     images, labels = _read_files(request, "train")
     test = Split(*_read_files(request, "t10k")) if request.official_test else None
     return Source(
@@ -36,11 +36,11 @@ def fashion_mnist(request: Request) -> Source:
 
 
 def fashion_pairs(request: Request) -> Source:
-    """Two garments above each other, each at a place of its own: 100 classes, the ordered pairs of garment classes.
+    """Two garments, one above the other, at random positions. The 100 classes are the ordered pairs of garment classes.
 
-    Every image of Fashion-MNIST's training files is in one pair only, so however 5000 / 2000 / 2000 of the 30000 pairs
-    are drawn, no garment of one split is in another. Above each other and not side by side: a mirror image then is
-    still of its class. The official test set is the same of the 10000 test images.
+    Every image of Fashion-MNIST's training files is in one pair only, so splits of 5000 / 2000 / 2000 of the 30000 pairs
+    never share a garment. The garments are not side by side, so a mirror image has the same class. The official test set
+    is made in the same way from the 10000 test images.
     """
     train = _pairs(*_read_files(request, "train"))
     test = _pairs(*_read_files(request, "t10k")) if request.official_test else None
@@ -64,7 +64,7 @@ def _pairs(images: Tensor, labels: Tensor) -> Split:
 
 
 def _place(canvas: Tensor, patches: Tensor, rows: Tensor, columns: Tensor) -> None:
-    """Write each patch (N, 1, h, w) into its image of the canvas, its upper left corner at the row and column given."""
+    """Write each patch (N, 1, h, w) into its image of the canvas, with its upper left corner at the given row and column."""
     height, width = patches.shape[2:]
     y = rows.view(-1, 1, 1) + torch.arange(height).view(1, -1, 1)
     x = columns.view(-1, 1, 1) + torch.arange(width).view(1, 1, -1)
@@ -72,7 +72,7 @@ def _place(canvas: Tensor, patches: Tensor, rows: Tensor, columns: Tensor) -> No
 
 
 def _read_files(request: Request, part: str) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) in [0, 1] and labels (N,) of "train" or "t10k", from the folder named, Debian's or a download."""
+    """Images (N, 1, 28, 28) in [0, 1] and labels (N,) of "train" or "t10k", from `request.folder`, Debian's folder or a download."""
     names = f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"
     folder = _folder_of(names, request.folder)
     images = torch.from_numpy(_read_idx(folder / names[0]).astype(np.float32) / 255.0)
@@ -85,15 +85,16 @@ def _read_files(request: Request, part: str) -> tuple[Tensor, Tensor]:
 
 
 def _folder_of(names: tuple[str, ...], asked: Path | None) -> Path:
-    """Where these files are: in the folder asked for, or where torchvision puts them in it, downloaded if they are in neither.
+    """The folder of these files: `asked` or torchvision's subfolder of it, into which missing files are downloaded.
 
-    Without a folder asked for they are Debian's, or in the folder of all downloads.
+    Without `asked` it is Debian's folder if it exists, otherwise the folder for downloads.
     """
     if asked is None and FASHION_MNIST_DIR.is_dir():
         return FASHION_MNIST_DIR
     root = asked or download_folder()
     downloaded = root / "FashionMNIST" / "raw"
-    # A folder with one of them was meant, and the other is named as missing; a download with one of them was cut off.
+    # If one of the files is in the folder, the user means this folder, and the error names the missing file. If one of them is in
+    # torchvision's subfolder, a download was interrupted.
     if any((root / name).exists() for name in names):
         return root
     if all((downloaded / name).is_file() for name in names):

@@ -1,4 +1,4 @@
-"""Data sets as tensors: images (N, C, H, W), labels (N,), split anew for every seed."""
+"""Data sets as tensors: images (N, C, H, W), labels (N,), and splits for every seed."""
 
 import dataclasses
 from pathlib import Path
@@ -45,21 +45,21 @@ def load(
 
     Args:
         name: One of `DATASETS`; `imagefolder:PATH` for a folder of class folders.
-        data_dir: Where the files are, or are downloaded to, if not where they usually are.
-        sizes: Train, validation and test samples; None for the data set's own.
+        data_dir: Folder of the files, or of their download; None for the usual folder.
+        sizes: Numbers of train, validation and test samples; None for the data set's own.
         image_size: Side in pixels, for `imagefolder`.
         official_test: Test on the split published with the data instead of on a part of its training images.
 
     Raises:
-        DataError: Unknown name, missing or broken files, more samples asked for than there are.
+        DataError: The name is unknown, files are missing or damaged, or there are too few samples.
     """
     kind, _, path = name.partition(":")
     row = DATASETS.get(kind)
     if row is None or bool(path) != row.is_folder:
         known = (known.typed for known in DATASETS.values())
-        raise DataError(f"unknown data set {name!r}; known are {', '.join(known)}")
+        raise DataError(f"unknown data set {name!r}; known data sets: {', '.join(known)}")
     if image_size is not None and not row.is_folder:
-        raise DataError(f"--image-size is for imagefolder:PATH; the images of {name} have the size they have")
+        raise DataError(f"--image-size is for imagefolder:PATH; the images of {name} have a fixed size")
     source: Source = load_code(row.loader)(
         Request(Path(data_dir) if data_dir else None, Path(path) if path else None, image_size, official_test)
     )
@@ -67,7 +67,7 @@ def load(
 
 
 def options_of(config: TrialConfig) -> Options:
-    """What `load` needs of a trial's configuration besides name and folder."""
+    """The arguments of `load` from a trial's configuration, except name and folder."""
     return Options(
         sizes=(config.num_train, config.num_val, config.num_test),
         image_size=config.image_size,
@@ -76,7 +76,7 @@ def options_of(config: TrialConfig) -> Options:
 
 
 def _resize(name: str, source: Source, asked: tuple[int | None, int | None, int | None]) -> Source:
-    """The source with the sizes asked for, checked against what there is."""
+    """The source with the requested sizes, checked against the number of samples."""
     train, val, test = (own if size is None else size for own, size in zip(source.sizes, asked, strict=True))
     if source.official_test is not None and asked[2] is None:
         test = len(source.official_test)
@@ -93,9 +93,9 @@ def _resize(name: str, source: Source, asked: tuple[int | None, int | None, int 
 
 
 def split_indices(source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples of the train, validation and test split, drawn without replacement; equal seeds give equal splits.
+    """Indices of the train, validation and test split, drawn without replacement; equal seeds give equal splits.
 
-    Those of the test split are of `source.official_test` where there is one.
+    The indices of the test split refer to `source.official_test` if there is one.
     """
     generator = torch.Generator().manual_seed(seed)
     num_train, num_val, num_test = source.sizes
@@ -121,7 +121,7 @@ def split(source: Source, seed: int) -> Splits:
 def check_labels(source: Source, seed: int, per_class: int) -> None:
     """Raise `DataError` for a seed whose training split has a class with fewer labels than a probe needs.
 
-    In `few_labels` it would show as well, but only after the training.
+    `few_labels` would raise as well, but only after the training.
     """
     counts = torch.bincount(source.labels[split_indices(source, seed)[0]], minlength=source.num_classes)
     if int(counts.min()) < per_class:
@@ -141,7 +141,7 @@ def few_labels(labels: Tensor, per_class: int, seed: int, draws: int) -> list[Te
     classes, counts = torch.unique(labels, return_counts=True)
     if int(counts.min()) < per_class:
         raise DataError(
-            f"a probe with {per_class} labels per class was asked for, but class {int(classes[counts.argmin()])} has "
+            f"a probe needs {per_class} labels per class, but class {int(classes[counts.argmin()])} has "
             f"only {int(counts.min())} training samples"
         )
     subsets = []

@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and STL-10 by torchvision: its files, its checksums, its download where there is a network."""
+"""CIFAR-10, CIFAR-100 and STL-10 through torchvision, with its files, checksums and downloads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,19 +13,19 @@ from varloss_bench.data.types import CROP_AREA, DataError, Request, Source, Spli
 
 
 def cifar10(request: Request) -> Source:
-    """50000 training images of 32 x 32, of which 5000 / 2000 / 2000 are drawn for every seed; 10000 test images."""
+    """50000 training images of 32 x 32, from which each seed draws 5000 / 2000 / 2000; 10000 test images."""
     return _cifar("CIFAR10", 10, request)
 
 
 def cifar100(request: Request) -> Source:
-    """As CIFAR-10, with 100 classes (the fine labels)."""
+    """Like CIFAR-10, with 100 classes (the fine labels)."""
     return _cifar("CIFAR100", 100, request)
 
 
 def stl10(request: Request) -> Source:
-    """The 5000 labelled training images of 96 x 96, drawn 3000 / 1000 / 1000 for every seed; 8000 test images.
+    """The 5000 labelled training images of 96 x 96, from which each seed draws 3000 / 1000 / 1000; 8000 test images.
 
-    The 100000 images without labels are not used: everything here is evaluated on the images it was trained on.
+    The 100000 images without labels are not used, because the probes need labels of the training images.
     """
 
     def read(split: str) -> Split:
@@ -55,15 +55,15 @@ def _to_split(images: "np.ndarray[Any, np.dtype[np.uint8]]", labels: Any) -> Spl
 
 
 def _fetch(name: str, dataset: Callable[..., Any], request: Request, **part: Any) -> Any:
-    """The data set by torchvision, from its files if they are complete, else downloaded.
+    """The data set from torchvision's files if they are complete, otherwise from a download.
 
     Raises:
-        DataError: Neither the files nor a network are there.
+        DataError: The files are missing and cannot be downloaded.
     """
     folder = request.folder or download_folder()
     try:
         return dataset(folder, download=False, **part)
-    except RuntimeError:  # torchvision's word for files that are missing or not what they should be
+    except RuntimeError:  # torchvision raises this for missing or damaged files
         pass
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,5 +72,5 @@ def _fetch(name: str, dataset: Callable[..., Any], request: Request, **part: Any
         raise DataError(
             f"{name} is not in {folder}, and it could not be downloaded: {error}. With a network, run the same command "
             f"again; without one, put {getattr(dataset, 'filename', name)} "
-            f"({getattr(dataset, 'url', 'from its authors')}) into that folder, or name another one with --data-dir"
+            f"({getattr(dataset, 'url', 'from its authors')}) into that folder, or set --data-dir to another one"
         ) from error

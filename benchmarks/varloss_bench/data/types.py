@@ -1,4 +1,4 @@
-"""What a data set is to the harness, whichever loader it comes from."""
+"""The types of data sets, which all loaders share."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ CROP_AREA = (0.08, 1.0)
 
 
 class DataError(ValueError):
-    """The data asked for is not there or cannot be used; the message says what to do."""
+    """The data are missing or cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Source:
     """A data set before it is split.
 
     Attributes:
-        images: (N, C, H, W), float32 in [0, 1], or uint8 where floats would be four times too much (`as_float`).
+        images: (N, C, H, W), float32 in [0, 1], or uint8 to save memory (`as_float` converts it).
         labels: (N,), int64 in [0, num_classes).
-        sizes: Samples in the train, validation and test splits.
-        rotation, scale: Strength of the augmentation of grey images: degrees, and range of the zoom. Images in colour
-            are cropped instead, and `scale` is the range of the part of their area that is kept.
-        flip: Whether a mirrored image is still of its class.
-        official_test: The test split that was published with the data, for those who ask for it; the others are then
-            drawn from `images`, and without it all three are.
+        sizes: Numbers of samples in the train, validation and test splits.
+        rotation, scale: Strength of the augmentation of grey images: degrees, and range of the zoom. Colour images are
+            cropped instead, and `scale` is the range of the kept fraction of their area.
+        flip: Whether a mirrored image has the same class.
+        official_test: The published test split, if requested. The other splits are then drawn from `images`; otherwise
+            all three are.
     """
 
     images: Tensor
@@ -59,9 +59,10 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """12 hexadecimal digits of the SHA-256 of all images and labels, before any of them is drawn: the data's identity.
+        """12 hexadecimal digits of the SHA-256 of all images and labels before splitting; they identify the data.
 
-        Of pixels and not of files: those of equal name and size can differ. About a second per GB, once per data set.
+        The digest is of pixels, because files with equal names and sizes can differ. It takes about a second per GB, once
+        per data set.
         """
         sha = hashlib.sha256()
         for split in (Split(self.images, self.labels), self.official_test):
@@ -73,26 +74,26 @@ class Source:
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint splits of one data set, drawn by a seed."""
+    """Disjoint splits of one data set for a seed."""
 
     train: Split
     val: Split
     test: Split
 
     def named(self, name: str) -> Split:
-        """The one that a trial is evaluated on: `"val"` or `"test"`."""
+        """The split that a trial is evaluated on: `"val"` or `"test"`."""
         return {"val": self.val, "test": self.test}[name]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a loader is asked for.
+    """The arguments of a loader.
 
     Attributes:
-        folder: Where the files are, or None for where they usually are.
-        path: What follows the colon of `imagefolder:PATH`.
-        image_size: Side in pixels that images of any size are brought to, or None for the loader's own.
-        official_test: Whether the published test split is wanted as well.
+        folder: Folder of the files; None for the usual folder.
+        path: The part of `imagefolder:PATH` after the colon.
+        image_size: Side in pixels to which images are resized; None for the loader's default.
+        official_test: Whether to load the published test split too.
     """
 
     folder: Path | None = None
@@ -107,5 +108,5 @@ def download_folder() -> Path:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Images as float32 in [0, 1]; floats as they are."""
+    """Images as float32 in [0, 1]; float images are returned unchanged."""
     return images.float() / 255.0 if images.dtype == torch.uint8 else images

@@ -1,7 +1,7 @@
-"""Trials side by side as jobs, through submitit: on this machine, or in the queue of a Slurm cluster.
+"""Run trials in parallel as jobs of submitit, on this machine or in the queue of a Slurm cluster.
 
-A job runs `workers.execute`, as a worker does, and writes its result to the sweep's folder. submitit pickles what it submits into
-`jobs/` and reads that in the job, as the same user; nothing is ever unpickled here, where results are read as JSON.
+A job runs `workers.execute`, like a worker, and writes its result to the sweep's folder. submitit pickles what it submits into
+`jobs/` and unpickles it in the job, as the same user. This process unpickles nothing; it reads results as JSON.
 """
 
 import difflib
@@ -15,19 +15,19 @@ from typing import Any
 
 import submitit
 import torch
-from submitit.slurm.slurm import _get_default_parameters  # what update_parameters checks against
+from submitit.slurm.slurm import _get_default_parameters  # the names that update_parameters accepts
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.execution.workers import THREAD_VARIABLES, Event, execute, one_thread_each
 from varloss_bench.records.store import DONE, Store, write_atomically
 from varloss_bench.training import ranks, trial
 
-# Ours -> submitit's; every other name is submitit's own (partition, account, qos, constraint, exclude, ...).
+# Our names -> submitit's names; all other names are submitit's (partition, account, qos, constraint, exclude, ...).
 _ALIASES = {"gpus": "gpus_per_node", "cpus": "cpus_per_task"}
 _WHOLE_NUMBERS = ("gpus_per_node", "cpus_per_task", "array_parallelism")
 _ACTIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED")
 _LOOK_AGAIN_SECONDS = 0.5
-# A local job would else be ended after submitit's two minutes.
+# By default submitit ends a local job after two minutes.
 _LOCAL_MINUTES = 60 * 24 * 30
 _ONE_THREAD = [f"export {name}=1" for name in THREAD_VARIABLES]
 
@@ -36,7 +36,7 @@ def parse_slurm(text: str) -> dict[str, Any]:
     """`partition=gpu,time=2:00:00,gpus=1,mem=16GB` as submitit's parameters, the time in minutes.
 
     Raises:
-        ValueError: Not `key=value`, an unknown key, or a value that is not of its kind.
+        ValueError: An item is not `key=value`, a key is unknown, or a value is of the wrong type.
     """
     known = {*_get_default_parameters(), *_ALIASES}
     found: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def _minutes(value: str) -> int:
 
 
 def job(values: dict[str, Any], folder: str, command: list[str]) -> None:
-    """Body of a job, on each of its nodes. Only the first makes a record; a trial that is there already is not run."""
+    """Body of a job, on each of its nodes. Only the first node makes a record; a trial that has a result is not run."""
     torch.set_num_threads(1)
     trial.quieten()
     config = TrialConfig.from_dict(values)
@@ -80,43 +80,45 @@ def job(values: dict[str, Any], folder: str, command: list[str]) -> None:
         execute(config, Path(folder), command, wait_for_others=True)
         return
     environment = submitit.JobEnvironment()
-    # Any port will do that two jobs on a machine are unlikely to share: the nodes know it without asking each other. Where it
-    # is taken all the same, the trial crashes, and the job that tries again has another number.
+    # The nodes compute the port without communication; two jobs on a machine are unlikely to share it. If the port is in use,
+    # the trial crashes, and the job of the next try has another number.
     address, port = environment.hostnames[0], 20000 + int(environment.raw_job_id) % 20000
     if environment.node == 0:
         status, reason = execute(config, Path(folder), command, wait_for_others=True, rendezvous=(address, port))
         if status == "crashed":
-            raise SystemExit(reason)  # so that srun ends the other nodes, which would wait for this one half an hour
+            raise SystemExit(
+                reason
+            )  # so that srun ends the other nodes, which would otherwise wait for this one for half an hour
     elif (
         not Store(Path(folder)).load([config]).done(config)
-    ):  # else the first node has nothing to do and comes to no meeting
+    ):  # otherwise the first node has nothing to do and does not start a process group
         ranks.run_trial(config, node=environment.node, address=address, port=port)
 
 
 class Cluster:
-    """Where jobs go.
+    """The queue for jobs.
 
     Args:
         kind: `local` or `slurm`.
-        slurm: What `parse_slurm` returned.
+        slurm: The result of `parse_slurm`.
 
     Raises:
-        ValueError: Slurm was asked for where it is not, or with parameters it does not take.
+        ValueError: `kind` is slurm and Slurm is not installed, or a parameter is invalid.
     """
 
     def __init__(self, kind: str, slurm: dict[str, Any]) -> None:
         if slurm and kind != "slurm":
-            raise ValueError(f"--slurm goes with --cluster slurm, got --cluster {kind}")
+            raise ValueError(f"--slurm requires --cluster slurm, got --cluster {kind}")
         if kind == "slurm" and submitit.SlurmExecutor.affinity() < 0:
             raise ValueError("--cluster slurm: there is no srun on this machine; run this on a login node")
         self.kind = kind
         self.slurm = slurm
 
     def run(self, configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
-        """As `workers.run_trials`, at most `workers` jobs at a time.
+        """Like `workers.run_trials`, with at most `workers` jobs at a time.
 
-        Closing the iterator, as Ctrl-C does, ends local jobs. Slurm's stay in the queue and write their results; the next
-        call finds them there and waits for them instead of submitting them again.
+        Closing the iterator, as Ctrl-C does, ends local jobs. Slurm jobs stay in the queue and write their results; the next
+        call finds them and waits for them instead of submitting them again.
         """
         store, jobs_folder = Store(folder), folder / "jobs"
         jobs_folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ class Cluster:
             while waiting or submitted:
                 room = len(waiting) if self.kind == "slurm" else max(0, workers - len(submitted))
                 now, waiting = waiting[:room], waiting[room:]
-                # An array's jobs are all of one size, and the rows without training that come first need one process each.
+                # All jobs of an array have the same size; the rows without training, which come first, need one process each.
                 for size in dict.fromkeys((config.devices, config.nodes) for config in now):
                     alike = [config for config in now if (config.devices, config.nodes) == size]
                     submitted |= self._submit(alike, folder, command, workers, after=submitted.values())
@@ -143,12 +145,12 @@ class Cluster:
                         running.cancel()
 
     def _ended(self, store: Store, config: TrialConfig, running: Any) -> bool:
-        # Slurm is asked for the state of its jobs rarely, the folder tells at once; a local process must have exited.
+        # The state of Slurm jobs is queried rarely, because the folder shows results at once; a local process must have exited.
         there = self.kind == "slurm" and store.load([config]).done(config)
         return there or bool(running.done())
 
     def pending(self, configs: Sequence[TrialConfig], folder: Path) -> list[str]:
-        """Slurm's ids of the jobs of these trials that are still in its queue."""
+        """Ids of the jobs of these trials that are still in Slurm's queue."""
         if self.kind == "local":
             return []
         return [found.job_id for _config, found in self._adopted(configs, folder / "jobs")]
@@ -173,11 +175,11 @@ class Cluster:
     def _executor(self, config: TrialConfig, folder: Path, workers: int, after: Iterable[Any]) -> Any:
         if self.kind == "local":
             executor = submitit.LocalExecutor(folder=folder / "%j")
-            # submitit hides all GPUs from a job that asks for none.
+            # submitit hides all GPUs from a job that requests none.
             executor.update_parameters(timeout_min=_LOCAL_MINUTES, gpus_per_node=torch.cuda.device_count())
             return executor
         executor = submitit.SlurmExecutor(folder=folder / "%j")
-        # An array's limit is its own: two at once would run twice as many jobs. So each waits for those before it.
+        # The limit applies to each array, so two arrays would run twice as many jobs. Each array therefore waits for the previous ones.
         arrays = dict.fromkeys(found.job_id.partition("_")[0] for found in after)
         dependencies = [f"afterany:{':'.join(arrays)}"] if arrays else []
         if "dependency" in self.slurm:
@@ -191,7 +193,7 @@ class Cluster:
                 **({"gpus_per_node": config.devices} if config.device == "cuda" else {}),
                 "nodes": config.nodes,
                 "ntasks_per_node": 1,
-                # A rank that waits for one that has died would hold its node until the time is over.
+                # A rank that waits for a dead rank would hold its node until the time limit.
                 "srun_args": ["--kill-on-bad-exit=1"],
                 "setup": _ONE_THREAD,
                 **self.slurm,
@@ -202,7 +204,7 @@ class Cluster:
 
     @staticmethod
     def _adopted(configs: Sequence[TrialConfig], folder: Path) -> list[tuple[TrialConfig, Any]]:
-        """Trials that an earlier call submitted and whose jobs wait or run still."""
+        """Trials that an earlier call submitted and whose jobs are still waiting or running."""
         ids = _read(folder / "submitted.json")
         jobs = [
             (config, submitit.SlurmJob(folder / "%j", ids[config.key()])) for config in configs if config.key() in ids
@@ -211,7 +213,7 @@ class Cluster:
 
 
 def _read(ledger: Path) -> dict[str, str]:
-    """Trial key -> job id; a ledger that is missing or broken costs at most a job that finds its trial done."""
+    """Trial key -> job id; if the file is missing or broken, at worst a job is submitted whose trial is already done."""
     try:
         content = json.loads(ledger.read_text())
     except (OSError, ValueError):
@@ -220,7 +222,7 @@ def _read(ledger: Path) -> dict[str, str]:
 
 
 def _event(store: Store, config: TrialConfig, ended: Any) -> Event:
-    """What has become of a job: what its record says, or the end of what it wrote to stderr."""
+    """The outcome of a job: the contents of its record, or the end of its stderr."""
     record = store.load([config]).records.get(config.key())
     if record is not None and (record["status"] in DONE or record["reason"]):
         return Event(config, 1.0, record["status"], record["reason"])

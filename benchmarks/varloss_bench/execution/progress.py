@@ -1,4 +1,4 @@
-"""Progress of a sweep: a bar with the time left on a terminal, one line per trial anywhere else."""
+"""Progress of a sweep: on a terminal a bar with the time left, otherwise one line per trial."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -20,7 +20,7 @@ from varloss_bench.methods import METHODS
 
 
 def cost(config: TrialConfig) -> float:
-    """How long a trial takes, in units that compare within one sweep: a step costs as much as 64 images and its own."""
+    """Relative duration of a trial within one sweep: a step costs as much as its own images plus 64 more."""
     factor = METHODS[config.method].cost
     if config.steps:
         return config.steps / 100 * factor * (config.batch_size + 64)
@@ -45,7 +45,7 @@ class SweepProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            # The recent speed over this many seconds: workers start, and trials differ.
+            # The speed is averaged over this many seconds, because workers take time to start and trials differ.
             speed_estimate_period=60,
         )
         self._task = self._progress.add_task("training", total=sum(self._costs.values()), finished=f"0/{self._total}")
@@ -59,7 +59,7 @@ class SweepProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._console.is_terminal:
             self._progress.stop()
 

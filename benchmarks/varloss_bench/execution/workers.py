@@ -1,4 +1,4 @@
-"""Trials side by side in worker processes with one thread each. A worker may die; no finished trial is lost."""
+"""Run trials in parallel in worker processes with one thread each. If a worker dies, no finished trial is lost."""
 
 import multiprocessing
 import os
@@ -27,19 +27,19 @@ from varloss_bench.records.store import Store
 from varloss_bench.training import ranks, trial
 from varloss_bench.training.errors import TrainingDivergedError
 
-# A trial whose worker died is tried once more (the machine may have been short of memory), then given up.
+# A trial whose worker died is tried once more (the machine may have been short of memory) and then given up.
 MAX_ATTEMPTS = 2
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SPAWN = multiprocessing.get_context("spawn")
-# Status of a trial that another process is running; there is no record of it yet.
+# Status of a trial that another process is running and that has no record yet.
 ELSEWHERE = "elsewhere"
-# How often it is looked whether that process has finished, or died.
+# Interval at which to check whether that process has finished or died.
 _LOOK_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of a trial: a part of it is done (`fraction`), or its record is written (`status`, `reason`)."""
+    """Progress of a trial: the finished `fraction`, or the `status` and `reason` of its new record."""
 
     config: TrialConfig
     fraction: float
@@ -56,18 +56,18 @@ def execute(
     wait_for_others: bool = False,
     rendezvous: tuple[str, int] | None = None,
 ) -> tuple[str, str | None]:
-    """Run one trial in this process and store its record, also of a failure. Returns status and reason.
+    """Run one trial in this process and store its record, also for a failure. Returns status and reason.
 
-    An executor calls nothing else. A trial that another process is running is not run a second time: the status is then
-    `ELSEWHERE`, or, with `wait_for_others`, that of the other process.
+    This is the only function that executors call. A trial that another process is running is not run again: the status is
+    then `ELSEWHERE` or, with `wait_for_others`, the status from the other process.
 
     Args:
         config: What to run.
-        folder: Of the results.
-        command: What the user typed, for the record.
+        folder: Folder of the results.
+        command: The user's command line, for the record.
         report: Called with the fraction done.
         wait_for_others: Return only when there is a record.
-        rendezvous: Address and port of rank 0, where several nodes share the trial and this is the first node.
+        rendezvous: Address and port of rank 0, if several nodes share the trial and this is the first node.
     """
     kept = Store(folder)
     try:
@@ -75,7 +75,7 @@ def execute(
             if not ours:
                 return ELSEWHERE, None
             loaded = kept.load([config])
-            if loaded.done(config):  # another process was quicker
+            if loaded.done(config):  # another process has finished it
                 record = loaded.records[config.key()]
                 return record["status"], record["reason"]
             record = _run(config, kept, command, report, rendezvous)
@@ -92,7 +92,7 @@ def _run(
     report: Callable[[float], None],
     rendezvous: tuple[str, int] | None,
 ) -> dict[str, Any]:
-    """The record of a trial that is run now, in this process or, where several share it, in their own."""
+    """Run a trial and return its record; it runs in this process or, if several ranks share it, in new processes."""
     outcome: dict[str, Any] = {}
     try:
         if config.ranks > 1:
@@ -110,7 +110,7 @@ def _run(
 
 
 class Worker:
-    """A process that runs the trials sent to it."""
+    """A process that runs the trials that it receives."""
 
     def __init__(self, folder: Path, command: list[str]) -> None:
         self.connection, theirs = SPAWN.Pipe()
@@ -119,28 +119,28 @@ class Worker:
         self.config: TrialConfig | None = None
 
     def give(self, config: TrialConfig) -> None:
-        """Start a trial. A worker that died while idle is noticed where its answer is awaited."""
+        """Start a trial. If the worker died while idle, this is noticed when its answer is awaited."""
         self.config = config
         with suppress(OSError):
             self.connection.send(config)
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process in any state."""
         self.connection.close()
         self.process.terminate()
         self.process.join()
 
 
 def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
-    """Run trials in worker processes, in the given order, and yield what happens.
+    """Run trials in worker processes, in the given order, and yield events.
 
-    A worker that dies (killed, out of memory) is replaced and its trial tried once more. Closing the iterator, as an
-    exception in the caller's loop does, ends the workers; trials that were finished by then are on disk. Trials that other
-    processes run in the same folder are left to them and their results taken; where such a process dies they are run here.
+    A worker that dies (killed, out of memory) is replaced, and its trial is tried once more. Closing the iterator, as an
+    exception in the caller's loop does, ends the workers; finished trials are on disk. Trials that other processes run in the
+    same folder are not run again; their results are used. If such a process dies, its trial runs here.
     """
     waiting = deque((config, 1) for config in configs)
     attempts: dict[Worker, int] = {}
-    # Trials that other processes run, with the time to look again. They are asked for last: each may be there by then.
+    # Trials that other processes run, with the time of the next check. They are checked last, when they may have a result.
     elsewhere: dict[TrialConfig, float] = {}
     noted: set[TrialConfig] = set()
     pool = [Worker(folder, command) for _ in range(min(workers, len(configs)))]
@@ -182,14 +182,14 @@ def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str],
                 elsewhere[running] = time.monotonic() + _LOOK_AGAIN_SECONDS
                 if running not in noted:
                     noted.add(running)
-                    yield Event(running, 0.0, reason="another process is running it; its result will be taken")
+                    yield Event(running, 0.0, reason="another process is running it; its result will be used")
     finally:
         for worker in pool:
             worker.stop()
 
 
 def _due(elsewhere: dict[TrialConfig, float]) -> list[TrialConfig]:
-    """Trials of other processes that it is time to look at again."""
+    """Trials of other processes that are due for a check."""
     return [config for config, at in elsewhere.items() if at <= time.monotonic()]
 
 
@@ -204,7 +204,7 @@ def _work(connection: Connection, folder: Path, command: list[str]) -> None:
 
 
 def spawn(body: Callable[..., None], *arguments: Any) -> SpawnProcess:
-    """A started process that runs `body`, a function of this package, with one thread, and ends with this process."""
+    """Start a process that runs `body`, a function of this package, with one thread, and ends with this process."""
     rows = dict(METHODS), dict(DATASETS)
     process = SPAWN.Process(target=_prepared, args=(*rows, body, arguments), daemon=True, name="varloss-bench")
     with one_thread_each(), ignore_sigint(), unimported_main():
@@ -216,7 +216,7 @@ def _prepared(
     methods: dict[str, Method], datasets: dict[str, Dataset], body: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     die_with_parent()
-    METHODS.update(methods)  # with those that the calling script has added
+    METHODS.update(methods)  # including the rows that the calling script has added
     DATASETS.update(datasets)
     torch.set_num_threads(1)
     trial.quieten()
@@ -224,7 +224,7 @@ def _prepared(
 
 
 def die_with_parent() -> None:
-    """End this process when the parent is gone, even by kill -9: nobody would notice an orphan that goes on computing."""
+    """End this process when the parent is gone, even after kill -9; an orphan would continue unnoticed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -237,10 +237,10 @@ def die_with_parent() -> None:
 
 @contextmanager
 def unimported_main() -> Iterator[None]:
-    """Processes that multiprocessing spawns in here do not import the `__main__` of this one.
+    """Context in which processes that multiprocessing spawns do not import this process's `__main__`.
 
-    It would run a script again that has no `if __name__ == "__main__"`, and could not find one that comes from stdin. What
-    a worker runs is in this package, so it needs nothing of it.
+    Importing it would run a script again that has no `if __name__ == "__main__"`, and would fail for a script from stdin.
+    Workers only run code of this package, so they do not need `__main__`.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -252,11 +252,13 @@ def unimported_main() -> Iterator[None]:
 
 @contextmanager
 def ignore_sigint() -> Iterator[None]:
-    """Processes that start in here ignore Ctrl-C from the beginning: it reaches them too, and the parent decides.
+    """Context in which new processes ignore Ctrl-C from their start; it reaches them too, but the parent handles it.
 
-    If the worker did this itself, Ctrl-C would print a traceback until torch is imported there.
+    If a worker set this itself, Ctrl-C would print a traceback until torch is imported there.
     """
-    if threading.current_thread() is not threading.main_thread():  # only that one may, and only that one gets Ctrl-C
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread may set the handler, and only it receives Ctrl-C
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -268,7 +270,7 @@ def ignore_sigint() -> Iterator[None]:
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Processes that start in here have one thread: BLAS and OpenMP read the environment once, when they are imported."""
+    """Context in which new processes have one thread: BLAS and OpenMP read the environment once, at import."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:

@@ -1,8 +1,8 @@
-"""Who runs a trial: locks of the operating system, so that two sweeps in one folder share the work instead of doing it twice.
+"""Which process runs a trial. Two sweeps in one folder use locks of the operating system to share the work.
 
-A lock goes with the process that holds it, even by kill -9: none is ever stale, and no clock or heartbeat decides. On network
-file systems it reaches as far as their locks do (NFSv4 and Lustre with `flock` have them); where they do not, two machines may
-run the same trial, and the later result replaces an equal earlier one.
+The operating system releases a lock when its process ends, even after kill -9, so locks are never stale and need no clock or
+heartbeat. On a network file system this requires that the file system supports locks (NFSv4 and Lustre with `flock` do).
+Without such locks two machines may run the same trial; the later result then replaces an equal earlier one.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from filelock import FileLock, Timeout
 def claim(record: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold the right to make a record; yields whether this process has it.
 
-    Who has it must look whether the record has been made meanwhile. The lock's file is taken away together with the right
-    where the record is there by then: whoever still waits for the old file finds the record too.
+    The holder must check whether the record has been made in the meantime. If the record exists, the lock file is removed on
+    release: a process that still waits for the old file finds the record too.
 
     Args:
-        record: The file that is to be made.
-        wait: Wait for it as long as it takes.
+        record: The file to make.
+        wait: Wait until the right is free.
 
     Raises:
-        OSError: The folder takes no file.
+        OSError: The folder is not writable.
     """
     record.parent.mkdir(parents=True, exist_ok=True)
     path = record.with_name(f".{record.stem}.lock")
@@ -38,6 +38,6 @@ def claim(record: Path, *, wait: bool = False) -> Iterator[bool]:
         yield True
     finally:
         if record.exists():
-            with suppress(OSError):  # Windows keeps a file that is open
+            with suppress(OSError):  # Windows does not delete an open file
                 path.unlink(missing_ok=True)
         lock.release()

@@ -1,4 +1,4 @@
-"""What a sweep decided to compare before it saw a result: kept in `plan.json`, for `report` to compare the same."""
+"""The comparisons that a sweep planned before it saw a result. `plan.json` keeps them, so `report` makes the same ones."""
 
 import dataclasses
 import json
@@ -23,10 +23,10 @@ class Planned:
     """The plan of the last sweep in a folder.
 
     Attributes:
-        configs: Its trials, whether they have results or not: what is missing among them decides verdicts, too.
-        protocol: The harness's protocol that they were planned under.
-        pairs: What it compares, all of them one family.
-        effect_points: The accuracy difference whose price in seeds it tells.
+        configs: Its trials with and without results; missing results also affect verdicts.
+        protocol: The protocol of the harness when the sweep was planned.
+        pairs: The comparisons, which form one family.
+        effect_points: The accuracy difference for which the number of seeds needed is reported.
     """
 
     configs: tuple[TrialConfig, ...]
@@ -36,19 +36,19 @@ class Planned:
 
     @property
     def keys(self) -> frozenset[str]:
-        """Of the trials, as their records have them."""
+        """The keys of the trials, as in their records."""
         return frozenset(config.key(self.protocol) for config in self.configs)
 
 
 def write(folder: Path, trials: Sequence[TrialConfig], pairs: Sequence[Pair], effect_points: float) -> None:
-    """Keep the plan of a sweep in its folder."""
+    """Write the plan of a sweep to its folder."""
     write_atomically(folder / FILE, json.dumps(to_dict(trials, pairs, effect_points), indent=1, sort_keys=True) + "\n")
 
 
 def to_dict(trials: Sequence[TrialConfig], pairs: Sequence[Pair], effect_points: float) -> dict[str, Any]:
     """As plain values, for `read`.
 
-    Trials that differ in nothing but the seed are one entry; what most entries have in common is written once.
+    Trials that differ only in the seed are one entry; values that most entries share are written once.
     """
     seeds: dict[TrialConfig, list[int]] = {}
     for trial in trials:
@@ -74,30 +74,30 @@ def _most_common(values: Sequence[Any]) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """As JSON, which keys are made of: 1 and 1.0 are two, and so would the records be."""
+    """As JSON, from which keys are made: 1 and 1.0 differ, so their records differ too."""
     return json.dumps(one) == json.dumps(other)
 
 
 def read(folder: Path) -> Planned | None:
-    """The plan in `folder/plan.json`; None where there is no such file, as in folders of earlier versions.
+    """The plan in `folder/plan.json`; None if there is no such file, as in folders of earlier versions.
 
     Raises:
-        ValueError: The file is not what a sweep writes.
+        ValueError: A sweep did not write the file in this form.
     """
     try:
         return read_plan(json.loads((folder / FILE).read_text()))
     except FileNotFoundError:
         return None
-    # What an arbitrary file can raise on its way.
+    # The exceptions that an arbitrary file can raise.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"corrupt: {type(error).__name__}: {error}") from None
 
 
 def read_plan(plan: Mapping[str, Any]) -> Planned:
-    """The inverse of `to_dict`. Raises what half a plan makes Python raise, and `ValueError`."""
+    """The inverse of `to_dict`. Raises `ValueError`, or any exception that an incomplete plan causes."""
     protocol, effect = plan["protocol"], plan["effect_points"]
     if type(protocol) is not int or not 1 <= protocol <= PROTOCOL:
-        raise ValueError(f"the plan's protocol is {protocol!r}, not one up to this version's, {PROTOCOL}")
+        raise ValueError(f"the plan's protocol is {protocol!r}; it must be from 1 to {PROTOCOL}")
     if not isinstance(effect, int | float) or not math.isfinite(effect) or not effect > 0:
         raise ValueError(f"the plan's effect is {effect!r}")
     configs: list[TrialConfig] = []
@@ -108,12 +108,12 @@ def read_plan(plan: Mapping[str, Any]) -> Planned:
         check_config(config)
     pairs = tuple(Pair(_arm(pair["treated"]), _arm(pair["base"]), pair["base_is"]) for pair in plan["pairs"])
     if not all(pair.role in get_args(Role) for pair in pairs):
-        raise ValueError("the plan compares with a base that is none of " + ", ".join(get_args(Role)))
+        raise ValueError("the role of a base in the plan is not one of " + ", ".join(get_args(Role)))
     arms = {config.arm for config in configs}
     if not any(arm.trained for arm in arms):
-        raise ValueError("the plan trains nothing")
+        raise ValueError("the plan has no trained arm")
     if not arms.issuperset(arm for pair in pairs for arm in pair[:2]):
-        raise ValueError("the plan compares arms that none of its trials are of")
+        raise ValueError("the plan compares arms without trials")
     return Planned(tuple(dict.fromkeys(configs)), protocol, pairs, float(effect))
 
 
@@ -121,15 +121,15 @@ def _arm(values: Any) -> Arm:
     arm = Arm(**values)
     numbers = (arm.batch_size, arm.temperature, arm.weight)
     if not isinstance(arm.method, str) or not all(type(number) in (int, float) for number in numbers):
-        raise ValueError(f"the plan compares what is no arm: {values!r}")
+        raise ValueError(f"the plan has an invalid arm: {values!r}")
     return arm
 
 
 def check_config(config: TrialConfig) -> None:
-    """Types and ranges, so that nothing that reads it sorts numbers among strings or takes the logarithm of -1.
+    """Check types and ranges, so that later code does not sort numbers with strings or take the logarithm of -1.
 
     Raises:
-        ValueError: Something in it is not what the harness writes.
+        ValueError: A value is of the wrong type or out of range.
     """
     hints = get_type_hints(TrialConfig)
     for name, value in dataclasses.asdict(config).items():

@@ -18,7 +18,7 @@ import varloss
 from varloss_bench import measures
 from varloss_bench.config import TrialConfig
 from varloss_bench.methods import METHODS
-from varloss_bench.records import redraws as seed_words
+from varloss_bench.records import redraws
 from varloss_bench.training.solo import config as solo_config
 from varloss_bench.training.solo import install as solo_install
 
@@ -41,7 +41,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def trial_sources() -> list[Path]:
-    """What a trial's numbers come from, in this package: the layout states the rule."""
+    """The files of this package that determine a trial's numbers; the folder layout defines them."""
     folders = [path for folder in ("data", "training") for path in (PACKAGE / folder).rglob("*.py")]
     return sorted(
         [
@@ -56,7 +56,7 @@ def trial_sources() -> list[Path]:
 
 @lru_cache(maxsize=1)
 def environment() -> dict[str, Any]:
-    """Versions, machine and git state, as far as they can be told."""
+    """Versions, machine and git state, as far as they are known."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _DISTRIBUTIONS}
     return {
         "versions": versions,
@@ -69,7 +69,7 @@ def environment() -> dict[str, Any]:
 
 
 def _digest(files: Iterable[Path]) -> str:
-    """Digest of source files: a checkout's version number stays while its code, and thereby rounding, changes."""
+    """Digest of source files, because the code of a checkout, and thus its rounding, changes without a new version number."""
     sha = hashlib.sha256()
     for path in sorted(files):
         sha.update(path.read_bytes())
@@ -99,7 +99,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any] | None:
-    """What computes on a GPU beside torch; None where there is none."""
+    """Versions of what computes on a GPU besides torch; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     try:
@@ -117,7 +117,7 @@ def _cuda() -> dict[str, Any] | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the checkout this file lies in; None when it is installed elsewhere or git is not there."""
+    """Commit of the checkout that contains this file; None if the package is installed elsewhere or git is missing."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -129,7 +129,7 @@ def _git() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        # Only a checkout that tracks this very file is ours; site-packages may lie inside somebody else's repository.
+        # Only a checkout that tracks this file is ours; site-packages may lie inside another repository.
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
@@ -137,7 +137,7 @@ def _git() -> dict[str, Any] | None:
 
 
 def confounds(config: TrialConfig) -> dict[str, Any] | None:
-    """Choices that move such comparisons and that papers often leave unsaid; None where nothing was chosen."""
+    """Choices that affect such comparisons and that papers often omit; None if nothing was chosen."""
     if not config.arm.trained:
         side = config.raw_pixels_side
         return {"raw_pixels": f"averaged to {side} x {side} before the probes"} if side else None
@@ -151,7 +151,7 @@ def confounds(config: TrialConfig) -> dict[str, Any] | None:
         "precision": f"{config.precision}, evaluation in fp32",
         "batch_norm_statistics": _batch_norm_statistics(config),
         "evaluated": f"{config.evaluate_on} split, last epoch",
-        "seed_redraws": ", ".join(seed_words.redraws(config)),
+        "seed_redraws": ", ".join(redraws.redraws(config)),
         "few_label_probe": f"mean of {measures.FEW_LABEL_DRAWS} draws of {measures.FEW_LABELS} labels per class",
         "knn": f"k={measures.KNN_K}, t={measures.KNN_TEMPERATURE}, cosine",
         "similarities": "held-out images, two augmented views, evaluation mode, all cross-view pairs of different images",
@@ -161,15 +161,15 @@ def confounds(config: TrialConfig) -> dict[str, Any] | None:
 
 
 def confounds_by_method(trials: Iterable[TrialConfig]) -> dict[str, dict[str, Any]]:
-    """Those of every method of a sweep that has any; methods differ in BatchNorm of the head and in negatives, for example.
+    """The confounds of each method of a sweep; methods differ in BatchNorm of the head and in negatives, for example.
 
-    Of a trial with VRN where the method has one: without VRN it makes no difference between what it is taken.
+    They are taken from a trial with VRN if there is one, because trials without VRN do not show what VRN is taken between.
     """
     chosen: dict[str, TrialConfig] = {}
     for trial in trials:
         if trial.method not in chosen or trial.weight > chosen[trial.method].weight:
             chosen[trial.method] = trial
-    return {method: told for method, trial in chosen.items() if (told := confounds(trial)) is not None}
+    return {method: found for method, trial in chosen.items() if (found := confounds(trial)) is not None}
 
 
 def _batch_norm_statistics(config: TrialConfig) -> str:
@@ -179,7 +179,7 @@ def _batch_norm_statistics(config: TrialConfig) -> str:
 
 
 def record_of(config: TrialConfig, command: list[str]) -> dict[str, Any]:
-    """The part of a stored record that says where it comes from."""
+    """The part of a stored record that describes its origin."""
     return {
         "key": config.key(),
         "config": config.to_dict(),
@@ -191,12 +191,12 @@ def record_of(config: TrialConfig, command: list[str]) -> dict[str, Any]:
 
 
 def _solo_source(config: TrialConfig) -> dict[str, str]:
-    """Digest of what brings the losses into solo-learn, for trials that it trains, as installed for its interpreter."""
+    """For trials that solo-learn trains: digest of varloss_solo as installed for solo-learn's interpreter."""
     if config.framework != "solo" or not config.arm.trained:
         return {}
     try:
         return {"varloss_solo_source": solo_install.SoloLearn.from_variables().described()["varloss_solo_source"]}
-    except ValueError:  # no checkout, or no answer from its interpreter: the trial has crashed of that
+    except ValueError:  # no checkout, or no answer from its interpreter: the trial has crashed for this reason
         return {}
 
 

@@ -1,4 +1,4 @@
-"""What a seed redraws, and what it does not, told from a trial's configuration (`data.split_indices` does it)."""
+"""What a seed redraws and what it does not, according to a trial's configuration (`data.split_indices` draws it)."""
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.datasets import published_sizes
@@ -7,9 +7,9 @@ _ALWAYS = ("labelled subsets", "weights", "order", "augmentations")
 
 
 def redraws_training(config: TrialConfig) -> bool | None:
-    """Whether seeds differ in the images that they train on; None where the number of all images is not known.
+    """Whether seeds differ in their training images; None if the number of all images is unknown.
 
-    With a drawn test split or a validation split they do: all splits are drawn from the same images.
+    They differ if a test split or a validation split is drawn, because all splits are drawn from the same images.
     """
     if not config.official_test or config.num_train is None or config.num_val != 0:
         return True
@@ -18,7 +18,7 @@ def redraws_training(config: TrialConfig) -> bool | None:
 
 
 def redraws_test(config: TrialConfig) -> bool | None:
-    """Whether seeds differ in their test images, which are else all that were published as such; None as above."""
+    """Whether seeds differ in their test images. If not, these are all published test images; None as above."""
     if not config.official_test or config.num_test is None:
         return not config.official_test
     total = published_sizes(config.data)[1]
@@ -41,22 +41,22 @@ def redraws(config: TrialConfig) -> tuple[str, ...]:
 
 
 def enumerated(words: tuple[str, ...]) -> str:
-    """With commas, and "and" before the last."""
+    """The words separated by commas, with "and" before the last one."""
     return " and ".join((", ".join(words[:-1]), words[-1]))
 
 
 def over(config: TrialConfig) -> str:
-    """What the intervals over seeds are over, and what they speak of."""
+    """The sources of variation that the intervals over seeds include, and what they hold for."""
     if not config.official_test or config.evaluate_on == "val":
-        return "the intervals are over splits too, and speak of this data set, net and schedule only"
+        return "the intervals include the variation over splits; they hold for this data set, net and schedule only"
     trained = {
-        True: "are over training splits",
-        None: f"are over training splits where there are more than {config.num_train} training images",
-        False: "are over no splits: every seed trains on the same images",
+        True: "include the variation over training splits",
+        None: f"include the variation over training splits if there are more than {config.num_train} training images",
+        False: "include no variation over splits: every seed trains on the same images",
     }[redraws_training(config)]
     tested = {
         True: "test images are drawn from the published ones",
-        None: f"the {config.num_test} test images are the published ones, or drawn from them where there are more",
-        False: "the test split is the published one at every seed",
+        None: f"the {config.num_test} test images are the published ones, or drawn from them if there are more",
+        False: "the test split is the published one for every seed",
     }[redraws_test(config)]
-    return f"the intervals {trained}, {tested}; they speak of this data set, net and schedule only"
+    return f"the intervals {trained}, {tested}; they hold for this data set, net and schedule only"

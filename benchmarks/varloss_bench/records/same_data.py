@@ -1,4 +1,4 @@
-"""Whether records were made from the same images: a trial's key holds the path of a folder, not what is in it."""
+"""Check whether records were made from the same images. A trial's key holds the path of a folder, not its contents."""
 
 import json
 import shlex
@@ -8,38 +8,37 @@ from typing import Any
 from varloss_bench.config import TrialConfig
 from varloss_bench.messages import counted
 
-# What a record says of its images, in words; the most telling first.
+# What a record says about its images, in words; the most informative first.
 _NAMES = {
     "data_digest": "the images with the digest {}",
     "num_train": "{} training images",
     "num_evaluated": "{} evaluated images",
     "first_batch": "images with the first batch {}",
 }
-# Files that are named in words, for each set of images.
+# Number of files that the text names for each set of images.
 _NAMED_FILES = 5
 
 
 def differences(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What these records of one data set say of different images, the oldest first; empty where nothing contradicts.
+    """The sets of images that the records of one data set were made from, the oldest first; empty if nothing contradicts.
 
-    All records that tell it must agree on the digest of images and labels, and on the numbers of training and evaluated
-    images. The first batch depends on seed, batch size and device too, and is rounded differently by other versions and
-    machines: records that share all these must agree on it. Method, weight and temperature have no part in any of this,
-    and the order that records hold says nothing more: it follows from the seed and the number of training images. Records
-    older than the digest are compared by the rest.
+    Records must agree on the digest of images and labels and on the numbers of training and evaluated images. The first batch
+    also depends on seed, batch size and device, and its rounding depends on versions and machine. Records that share all of
+    these must agree on it. Nothing here depends on method, weight or temperature. The order in the records is not compared: it
+    follows from the seed and the number of training images. A record without a digest is compared by the other values.
 
     Returns:
-        One entry per set of images: `by` (what they differ in), `value`, `trials` (names of files), `num_train` (all numbers of
-        training images there are among them), `finished_at`, first and last, and `made_by` (versions, and the processor, by
-        name; those in which the entries differ).
+        One entry per set of images: `by` (the value that differs), `value`, `trials` (names of files), `num_train` (all numbers
+        of training images among them), `finished_at` (first and last) and `made_by` (versions and processor by name; only those
+        in which the entries differ).
     """
-    told: dict[str, dict[str, dict[str, list[tuple[TrialConfig, Mapping[str, Any]]]]]] = {}
+    by_name: dict[str, dict[str, dict[str, list[tuple[TrialConfig, Mapping[str, Any]]]]]] = {}
     for trial in trials:
         record = records.get(trial.key(), {})
-        for name, scope, value in _told_by(trial, record):
-            told.setdefault(name, {}).setdefault(scope, {}).setdefault(value, []).append((trial, record))
+        for name, scope, value in _described(trial, record):
+            by_name.setdefault(name, {}).setdefault(scope, {}).setdefault(value, []).append((trial, record))
     for name in _NAMES:
-        for by_value in told.get(name, {}).values():
+        for by_value in by_name.get(name, {}).values():
             if len(by_value) > 1:
                 found = [_entry(name, value, members) for value, members in by_value.items()]
                 _keep_differing([entry["made_by"] for entry in found])
@@ -47,8 +46,8 @@ def differences(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str
     return []
 
 
-def _told_by(trial: TrialConfig, record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Name, what else has to be equal, and value of all that a record says of its images."""
+def _described(trial: TrialConfig, record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """For each value that describes the images of a record: its name, the options that must also be equal, and the value."""
     source = [trial.data, trial.data_dir, trial.image_size, trial.official_test]
     sizes = [*source, trial.num_train, trial.num_val, trial.num_test]
     paired = _table(record, "paired")
@@ -78,13 +77,13 @@ def _entry(name: str, value: str, members: Sequence[tuple[TrialConfig, Mapping[s
 
 
 def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A table in a record; empty where there is none, or something else."""
+    """A table in a record; empty if it is missing or not a table."""
     found = values.get(name)
     return found if isinstance(found, Mapping) else {}
 
 
 def _made_by(records: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """All versions there are among these records, and the processors."""
+    """All versions and processors that occur in these records."""
     found: dict[str, set[str]] = {}
     for record in records:
         environment = _table(record, "environment")
@@ -97,39 +96,39 @@ def _made_by(records: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in found.items()}
 
 
-def _keep_differing(told: Sequence[dict[str, list[str]]]) -> None:
-    for name in set().union(*told):
-        if all(made_by.get(name) == told[0].get(name) for made_by in told):
-            for made_by in told:
+def _keep_differing(entries: Sequence[dict[str, list[str]]]) -> None:
+    for name in set().union(*entries):
+        if all(made_by.get(name) == entries[0].get(name) for made_by in entries):
+            for made_by in entries:
                 del made_by[name]
 
 
 def in_words(found: Sequence[Mapping[str, Any]], command: Sequence[str]) -> list[str]:
-    """Paragraphs about what `differences` found, with the command that makes every trial anew; none where it found nothing."""
+    """Paragraphs about the result of `differences`, with the command that makes every trial again; none if it is empty."""
     if not found:
         return []
-    heading, *kinds = _told(found, "data_differ in summary.json")
+    heading, *kinds = _text(found, "data_differ in summary.json")
     return [
         heading,
         *(f"- {kind}" for kind in kinds),
-        "A trial is known by its options, and these name the data and not what is in it. All of them anew, from the images "
-        f"there are now, in a new folder: {shlex.join([*command, '--output', 'NEW_FOLDER'])}",
+        "A trial is identified by its options. They name the data set but do not describe its images. To make all trials from "
+        f"the current images, in a new folder: {shlex.join([*command, '--output', 'NEW_FOLDER'])}",
     ]
 
 
 def warnings(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The same for a page about these trials, whose commands are not known to be one."""
+    """The same for a page about these trials, which may come from several commands."""
     found = differences(trials, records)
-    return _told(found, "all in rows.csv") if found else []
+    return _text(found, "all in rows.csv") if found else []
 
 
-def _told(found: Sequence[Mapping[str, Any]], rest: str) -> list[str]:
-    """What it means, then a line for each set of images; `rest` is where the files are that are not named."""
-    # Numbers of images are those of files; a first batch is only compared within equal versions and machines.
-    decoded = ", or other versions or another machine decoded them otherwise" if found[0]["by"] == "data_digest" else ""
+def _text(found: Sequence[Mapping[str, Any]], rest: str) -> list[str]:
+    """The meaning, then a line for each set of images; `rest` says where to find the files that are not named."""
+    # Only a digest depends on decoding: image counts are counts of files, and first batches are compared within one machine.
+    decoded = ", or other versions or machines decoded them differently" if found[0]["by"] == "data_digest" else ""
     return [
-        f"NOT THE SAME IMAGES: those that these trials read differ (the files changed{decoded}), so rows differ in their "
-        "images too, and no difference below can be put down to VRN, temperature or batch size:",
+        f"NOT THE SAME IMAGES: these trials read different images (the files changed{decoded}). Rows therefore also differ in "
+        "their images, and no difference below can be attributed to VRN, temperature or batch size:",
         *(
             f"{counted(len(entry['trials']), 'trial')} from {_NAMES[entry['by']].format(entry['value'])}"
             f"{_trained_on(entry)}, finished {' to '.join(dict.fromkeys(entry['finished_at']))}{_with(entry)}: "

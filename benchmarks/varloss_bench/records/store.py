@@ -1,4 +1,4 @@
-"""Results on disk: one JSON file per trial, there in full or not at all."""
+"""Results on disk: one JSON file per trial, complete or absent."""
 
 import json
 import math
@@ -12,14 +12,14 @@ from typing import Any
 from varloss_bench.config import TrialConfig
 
 SCHEMA = 1
-# A diverged trial is a result: it would diverge again. A crashed one is kept to be read, and is run again.
+# A diverged trial is a result: it would diverge again. The record of a crashed trial is kept for reading; the trial runs again.
 DONE = ("finished", "diverged")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old content or the new, never a part."""
+    """Write a file so that a crash at any moment leaves the old or the new content, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not mkstemp: its files are readable by their owner only, and os.replace keeps that.
+    # Not mkstemp: only the owner can read its files, and os.replace keeps these permissions.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -34,10 +34,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @dataclass
 class Loaded:
-    """What was found on disk.
+    """The records found on disk.
 
     Attributes:
-        records: By trial key.
+        records: Records by trial key.
         corrupt: Files that could not be read, with the reason.
     """
 
@@ -45,12 +45,12 @@ class Loaded:
     corrupt: dict[Path, str] = field(default_factory=dict)
 
     def done(self, config: TrialConfig) -> bool:
-        """Whether a trial need not be run again."""
+        """Whether the trial has a result and need not run again."""
         return self.records.get(config.key(), {}).get("status") in DONE
 
 
 class Store:
-    """The folder of one sweep or of several; trials are found by key, so sweeps in one folder share what they share."""
+    """The folder of one or several sweeps; trials are found by key, so sweeps in one folder share their common trials."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,12 +62,12 @@ class Store:
 
     def write(self, config: TrialConfig, record: dict[str, Any]) -> None:
         """Keep the record of a trial."""
-        # NaN is not JSON; a metric that is NaN is a failure to be recorded as one, not to be smuggled into a file.
+        # NaN is not JSON. A metric that is NaN raises here and is recorded as a failure.
         content = json.dumps({"schema": SCHEMA, **record}, indent=1, sort_keys=True, allow_nan=False)
         write_atomically(self.path(config), content + "\n")
 
     def load(self, configs: Iterable[TrialConfig]) -> Loaded:
-        """Read the records of these trials; what is not a whole record of its trial is reported as corrupt."""
+        """Read the records of these trials; files that are not complete records of their trials are reported as corrupt."""
         loaded = Loaded()
         for config in configs:
             path = self.path(config)
@@ -76,7 +76,7 @@ class Store:
                 self.check(record, config)
             except FileNotFoundError:
                 continue
-            # Half a record can be wrong in any of these ways, up to an integer too large for a float.
+            # An incomplete record can cause any of these exceptions; an integer too large for a float causes OverflowError.
             except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
                 loaded.corrupt[path] = f"{type(error).__name__}: {error}"
                 continue
@@ -85,22 +85,22 @@ class Store:
 
     @staticmethod
     def check(record: Any, config: TrialConfig) -> None:
-        """Raise `ValueError`, or what half a record makes Python raise, unless this is a whole record of that trial."""
+        """Raise `ValueError`, or any exception that an incomplete record causes, unless this is a complete record of the trial."""
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ValueError(f"not a trial record of schema {SCHEMA}")
         if TrialConfig.from_dict(record["config"]) != config:
-            raise ValueError("the configuration inside is not the one the file is named after")
+            raise ValueError("the configuration in the file does not match the file's name")
         if record["status"] not in (*DONE, "crashed"):
             raise ValueError(f"unknown status {record['status']!r}")
         if not isinstance(record["reason"], str | None):
-            raise ValueError(f"the reason is neither a text nor null: {record['reason']!r}")
+            raise ValueError(f"the reason must be a text or null: {record['reason']!r}")
         if not isinstance(record["environment"], dict):
-            raise ValueError("the environment is not a table of names")
+            raise ValueError("the environment is not a table")
         if record["status"] != "finished":
             return
-        # All that is read of a result later, so that the report never meets a record it cannot use.
+        # All values of a result that the report reads later.
         if not isinstance(record["collapsed"], bool):
-            raise ValueError("collapsed is neither true nor false")
+            raise ValueError("collapsed must be true or false")
         numbers = {**record["metrics"], "seconds to train": record["seconds"]["train"]}
         if "timing" in record:  # older records have none
             numbers |= {"images per second": record["timing"]["images_per_second"], **record["timing"]}

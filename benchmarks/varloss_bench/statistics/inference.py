@@ -117,7 +117,7 @@ def verdict(comparison: Paired, adjusted_p: float, failure: Failure | None = Non
 
     Returns:
         The failure if any seed of either arm failed; the remaining seeds are a biased sample.
-        `"settled"` if the difference is significant after Holm's correction, `"suggestive"` if it is significant only
+        `"settled"` if the difference is significant after Holm's correction, `"suggestive"` if it is only significant
         without the correction, `"no spread"` if all differences are equal, else `"open"`.
     """
     if failure:

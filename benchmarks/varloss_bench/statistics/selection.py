@@ -13,7 +13,7 @@ from varloss_bench.statistics.summary import Pair, Row, summarise
 
 @dataclass(frozen=True)
 class Plan:
-    """The grid, the seeds and the metric that `--select` was asked for.
+    """The grid, the seeds and the metric of `--select`.
 
     Attributes:
         base: The options that all trials share.
@@ -47,8 +47,8 @@ class Plan:
             )
         if self.base.evaluate_on != "test":
             raise ValueError(
-                f"--select chooses on val and then reads test by itself; --evaluate-on {self.base.evaluate_on} leaves nothing "
-                "to confirm the choice with"
+                f"--select chooses on val and then evaluates on test; with --evaluate-on {self.base.evaluate_on} there is no "
+                "split to confirm the choice on"
             )
         if not any(self.weights):
             raise ValueError("--select needs a --weight above 0 to choose from")

@@ -1,4 +1,4 @@
-"""Two augmented views of every training image, a whole epoch at once, every sample with its own random parameters."""
+"""Two augmented views of every training image, a whole epoch at once; each sample has its own random parameters."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from varloss_bench.data.sets import Source, Split, as_float
 from varloss_bench.measures import MAX_BLOCK_BYTES
 from varloss_bench.training.backbones import SMALL_IMAGE
 
-# Pixels; it holds two standard deviations of the strongest blur.
+# In pixels; covers two standard deviations of the strongest blur.
 BLUR_KERNEL = 9
 
 
 def build_augmentation(source: Source) -> nn.Module:
-    """For colour SimCLR's crops and colours, for grey images what leaves shapes whole.
+    """SimCLR's augmentation for colour images; for grey images transformations that preserve shapes.
 
-    Strengths that depend on the data set are attributes of the source. Every sample draws its own parameters, in one
-    call for many samples; only the order of brightness, contrast, saturation and hue is one for all samples of a call.
+    Strengths that depend on the data set are attributes of the source. One call augments many samples, each with its own
+    parameters; only the order of brightness, contrast, saturation and hue is the same for all samples of a call.
     """
     return _for_colour(source) if source.images.shape[1] == 3 else _for_grey(source)
 
 
 def _for_grey(source: Source) -> nn.Module:
-    """Rotation, shift, zoom, brightness and contrast, noise, and a mirror image where the class survives it."""
+    """Rotation, shift, zoom, brightness and contrast, noise, and a mirror image if the data set allows it."""
     steps: list[nn.Module] = [
         K.RandomAffine(
             degrees=source.rotation,
@@ -45,8 +45,8 @@ def _for_grey(source: Source) -> nn.Module:
 def _for_colour(source: Source) -> nn.Module:
     """Random resized crop, mirror image, colour jitter, greyscale, blur (SimCLR, arXiv 2002.05709, appendix A).
 
-    Jitter of strength .5 (.4, .4, .4, .1) below 64 pixels as is usual for CIFAR, of strength 1 from there on. Blur of
-    standard deviation .1 to 2 pixels on half of the views at any size, as Lee et al.'s configuration files have it.
+    Jitter has strength 0.5 (0.4, 0.4, 0.4, 0.1) below 64 pixels, as is usual for CIFAR, and strength 1 from 64 pixels on. Half
+    of the views are blurred with a standard deviation of 0.1 to 2 pixels at any size, as in Lee et al.'s configuration files.
     """
     height, width = source.images.shape[2:]
     strength = 0.5 if min(height, width) < SMALL_IMAGE else 1.0
@@ -62,10 +62,9 @@ def _for_colour(source: Source) -> nn.Module:
 
 
 def two_views(images: Tensor, augmentation: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
-    """Two independently augmented copies of `images`, decided by `seed` alone.
+    """Two independently augmented copies of `images`, which depend on `seed` only.
 
-    The global random state is left as it was: what training draws elsewhere cannot shift the augmentations, so the arms
-    of one seed see the same pixels.
+    The global random state neither affects the augmentations nor changes, so the arms of one seed see the same pixels.
     """
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -78,10 +77,10 @@ def two_views(images: Tensor, augmentation: nn.Module, seed: int) -> tuple[Tenso
 
 @dataclass
 class TwoViewLoader:
-    """Batches ((B, C, H, W), (B, C, H, W)) of two views; one iteration is one epoch in a new order, the last rest dropped.
+    """Batches ((B, C, H, W), (B, C, H, W)) of two views. One iteration is one epoch in a new order; an incomplete last batch is dropped.
 
-    The order and the augmentations of epoch e depend on (seed, e) alone, never on the arm. Of several ranks each gets its
-    part of every batch: all of them augment all of it, so that the pixels do not depend on their number.
+    The order and the augmentations of epoch e depend on (seed, e) only, never on the arm. Each of several ranks gets its part
+    of every batch. Every rank augments the whole batch, so the pixels do not depend on the number of ranks.
     """
 
     split: Split
@@ -94,13 +93,12 @@ class TwoViewLoader:
     ranks: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what would give no batch."""
+        """Raise `ValueError` for a batch size or rank out of range."""
         if not 2 <= self.batch_size <= len(self.split):
             raise ValueError(f"batch_size must be from 2 to the {len(self.split)} samples, got {self.batch_size}")
         if self.batch_size % self.ranks or not 0 <= self.rank < self.ranks:
             raise ValueError(
-                f"batch_size {self.batch_size} does not divide into equal parts of {self.ranks} ranks, or there is no "
-                f"rank {self.rank}"
+                f"batch_size {self.batch_size} is not a multiple of the {self.ranks} ranks, or there is no rank {self.rank}"
             )
 
     def __len__(self) -> int:
@@ -109,8 +107,8 @@ class TwoViewLoader:
 
     @property
     def block(self) -> int:
-        """Images that are augmented at once: as many whole batches as `max_block_bytes` holds, at least one."""
-        # Affine warps hold a few copies of both views at a time, hence the factor; of floats, whatever the images are.
+        """Number of images augmented at once: as many whole batches as fit into `max_block_bytes`, at least one."""
+        # The factor is for affine warps, which hold a few copies of both views. The copies are floats for any type of images.
         per_sample = 8 * self.split.images[0].numel() * torch.float32.itemsize
         return max(1, self.max_block_bytes // per_sample // self.batch_size) * self.batch_size
 
@@ -136,8 +134,8 @@ class TwoViewLoader:
 
 
 def epoch_seed(seed: int, epoch: int, block: int = 0) -> int:
-    """A seed of its own for each block of each epoch of each trial seed; they cannot meet below 10^4 epochs and blocks.
+    """A separate seed for each block of each epoch of each trial seed, unique below 10^4 epochs and blocks.
 
-    Epochs of training are below `MAX_EPOCHS`, which is the evaluation's.
+    Epochs of training are below `MAX_EPOCHS`, which is the epoch of the evaluation.
     """
     return (seed + 1) * 10**8 + epoch * 10**4 + block

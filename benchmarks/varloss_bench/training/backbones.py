@@ -1,4 +1,4 @@
-"""Backbones: the small default net, and any timm model made friendly to small images."""
+"""Backbones: the small default net, and any timm model, adapted to small images."""
 
 import difflib
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 # Below this side length an ImageNet stem (7x7 stride 2 and a max pool) throws away most of the image.
 SMALL_IMAGE = 64
-_ANY_SIZE = "Images of any size are taken by 'small', resnet18 and vit_tiny_patch16_224"
+_ANY_SIZE = "'small', resnet18 and vit_tiny_patch16_224 accept images of any size"
 
 
 class BackboneError(ValueError):
-    """The backbone asked for does not exist or cannot take these images."""
+    """The backbone does not exist or cannot process these images."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Backbone:
     """An encoder (N, C, H, W) -> (N, features).
 
     Attributes:
-        features: Width of what it returns.
-        changed: In words, what was changed against the model of that name; recorded with every trial.
+        features: Width of its output.
+        changed: Description of the changes to the model of that name; recorded with every trial.
     """
 
     net: nn.Module
@@ -32,7 +32,7 @@ class Backbone:
 def small_net(channels: int) -> nn.Module:
     """Three 3x3 convolutions (32, 64, 128) with BatchNorm, 93k parameters, pooled to 2 x 2: 512 features.
 
-    Pooled to 2 x 2 and not to a point: with a global average the features of grey-scale shapes fall below raw pixels.
+    It is pooled to 2 x 2, because with a global average the features of grey-scale shapes are worse than raw pixels.
     """
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
@@ -55,15 +55,15 @@ def build(name: str, image_shape: tuple[int, int, int]) -> Backbone:
     Args:
         name: `"small"` or a timm model name. timm models start untrained, without a classifier; on images below 64 pixels
             a ResNet-like stem becomes a 3x3 convolution of stride 1 without max pool, and a vision transformer gets the
-            image's size and patches of an eighth of it. Other models made for one image size get that of the images.
+            image's size and patches of an eighth of it. Other models with a fixed image size get the size of the images.
         image_shape: (C, H, W) of the images.
 
     Raises:
-        BackboneError: Unknown name, or the model cannot take such images.
+        BackboneError: The name is unknown, or the model cannot process such images.
     """
     if name == "small":
         return _checked(name, small_net(image_shape[0]), image_shape, "nothing")
-    import timm  # noqa: PLC0415  (seconds of import that the default run does not need)
+    import timm  # noqa: PLC0415  (its import takes seconds and the default run does not need it)
 
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models())
@@ -85,7 +85,7 @@ def build(name: str, image_shape: tuple[int, int, int]) -> Backbone:
     try:
         return _checked(name, net, image_shape, changed)
     except BackboneError as error:
-        # Many transformers are built for one image size and can be built for another; they say so by failing.
+        # Many transformers have a fixed image size, which can be set. They fail if it is wrong.
         if options or not isinstance(error.__cause__, AssertionError):
             raise
     return _checked(
@@ -98,20 +98,20 @@ def _create(name: str, image_shape: tuple[int, int, int], options: dict[str, obj
 
     try:
         net: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=image_shape[0], **options)
-    except Exception as error:  # timm's models fail in their own ways; all mean that this one does not fit
+    except Exception as error:  # timm's models raise various exceptions; each means that the model does not fit
         shown = "x".join(map(str, image_shape))
         raise BackboneError(f"timm cannot build {name!r} for images of {shown}: {error}. {_ANY_SIZE}") from error
     return net
 
 
 def _checked(name: str, net: nn.Module, image_shape: tuple[int, int, int], changed: str) -> Backbone:
-    """Try the net on two images: what does not fit must be known before a sweep starts."""
+    """Run the net on two images, so that a net that does not fit fails before the sweep starts."""
     try:
         with torch.no_grad():
             out: Tensor = net.eval()(torch.zeros(2, *image_shape))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise BackboneError(
-            f"backbone {name!r} cannot take images of shape {image_shape}: {error}. {_ANY_SIZE}"
+            f"backbone {name!r} cannot process images of shape {image_shape}: {error}. {_ANY_SIZE}"
         ) from error
     if out.ndim != 2:
         raise BackboneError(f"backbone {name!r} returns features of shape {tuple(out.shape)} for 2 images, need (2, D)")

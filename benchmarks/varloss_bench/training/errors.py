@@ -1,4 +1,4 @@
-"""What a training ends with when it fails in a way that would repeat."""
+"""Errors of a training that would fail again in the same way."""
 
 
 class TrainingDivergedError(RuntimeError):

@@ -1,4 +1,4 @@
-"""What is read off a trained net, once, after the last epoch."""
+"""Metrics of a trained net, computed once, after the last epoch."""
 
 import time
 import warnings
@@ -35,7 +35,7 @@ ENCODE_BATCH = 512
 
 @torch.no_grad()
 def encode(net: nn.Module, images: Tensor) -> Tensor:
-    """Outputs (N, D) of a net in evaluation mode, whose mode is put back afterwards."""
+    """Outputs (N, D) of a net in evaluation mode; the net's mode is restored afterwards."""
     was_training = net.training
     net.eval()
     try:
@@ -45,7 +45,7 @@ def encode(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def knn_accuracy(train: Tensor, train_labels: Tensor, held_out: Tensor, labels: Tensor, num_classes: int) -> float:
-    """Percent right of a weighted kNN on unit vectors (lightly's `knn_predict`)."""
+    """Accuracy in percent of a weighted kNN on unit vectors (lightly's `knn_predict`)."""
     bank = nn.functional.normalize(train, dim=1).T.contiguous()
     predicted = knn_predict(
         nn.functional.normalize(held_out, dim=1),
@@ -61,16 +61,18 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, held_out: Tensor, labels: 
 def probe_accuracy(
     train: Tensor, train_labels: Tensor, held_out: Tensor, labels: Tensor, *, iterations: list[int] | None = None
 ) -> float:
-    """Percent right of scikit-learn's logistic regression (C = 1) on standardised features.
+    """Accuracy in percent of scikit-learn's logistic regression (C = 1) on standardised features.
 
-    The solver's iterations are appended to `iterations`. At `PROBE_ITERATIONS` it is cut off, and where it stops by its own
-    tolerance before that, predictions near a boundary may still move: up to 22 of 2000 did on pixels of Fashion-MNIST when
-    it was made a hundred times smaller, which changed the accuracy by .2 points.
+    The number of solver iterations is appended to `iterations`. The solver stops at `PROBE_ITERATIONS` or at its own tolerance.
+    Predictions near a boundary may not have converged: on pixels of Fashion-MNIST a tolerance a hundred times smaller changed
+    up to 22 of 2000 predictions, and the accuracy by 0.2 points.
     """
     regression = LogisticRegression(max_iter=PROBE_ITERATIONS)
     classifier = make_pipeline(StandardScaler(), regression)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # once per fit; the record has the number instead
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # it would appear once per fit; the record has the number instead
         classifier.fit(_numpy(train), _numpy(train_labels))
     if iterations is not None:
         iterations.append(int(regression.n_iter_.max()))
@@ -86,9 +88,9 @@ def feature_metrics(
     *,
     iterations: dict[str, list[int]] | None = None,
 ) -> dict[str, float]:
-    """Accuracies on frozen features (N, D); the labelled subsets are drawn by the seed and averaged over.
+    """Accuracies on frozen features (N, D). The seed draws the labelled subsets; a few-label accuracy is the mean over them.
 
-    `iterations` gets those of each probe's fits, by the name of its accuracy.
+    `iterations` receives the solver iterations of each probe's fits, by the name of its accuracy.
     """
     measures = _feature_measures(train, held_out, train_split, held_out_split, seed, iterations=iterations)
     return {name: measure() for name, measure in measures.items()}
@@ -97,12 +99,12 @@ def feature_metrics(
 def feature_metrics_seconds(
     train: Tensor, held_out: Tensor, train_split: Split, held_out_split: Split, seed: int, *, sizes: tuple[int, int]
 ) -> float:
-    """Seconds that the measures of features take on `sizes` training and held-out samples, from fewer.
+    """Estimated seconds of the feature metrics on `sizes` training and held-out samples, from fewer samples.
 
-    Each is timed on the samples given and scaled as its work grows. Of those of projections kNN and rank are counted, as
-    taking no less than on features, which are wider. Left out are the statistics of similarities (products of at most
-    `MAX_SIMILARITY_IMAGES` rows) and tolerance. The regression on all labels needs more iterations on more samples, up to
-    500, which is not foreseen: 1.5 times too little for 5000 images of Fashion-MNIST, from 1000.
+    Each metric is timed on the given samples and scaled with its amount of work. kNN and rank of projections are counted with
+    the time they take on features, which are wider. Statistics of similarities (products of at most `MAX_SIMILARITY_IMAGES`
+    rows) and tolerance are not counted. The regression on all labels needs more iterations on more samples, up to 500. This is
+    not modelled: the estimate from 1000 images was 1.5 times too small for 5000 images of Fashion-MNIST.
     """
     trained, evaluated = sizes[0] / len(train), sizes[1] / len(held_out)
     growth = {"linear_probe": trained, "knn": 2 * trained * evaluated, "feature_rank": 2 * evaluated}
@@ -147,14 +149,14 @@ def _feature_measures(
 def projection_metrics(
     encoder: nn.Module, source: Source, train_split: Split, held_out_split: Split, seed: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """What is seen in projection space: kNN, and similarities of two augmented views of the held-out images.
+    """Metrics in projection space: kNN, and similarities of two augmented views of the held-out images.
 
-    Augmented by a seed of its own, the same for all arms; everything in evaluation mode. Negatives are all cross-view
-    pairs of different images, of the same class too: labels play no part in the loss.
+    The augmentations have a separate seed, which is the same for all arms. The net is in evaluation mode. Negatives are all
+    cross-view pairs of different images, also of the same class, because the loss does not use labels.
 
     Returns:
-        Metrics by name, and what figures are drawn from: histograms of the similarities over [-1, 1], and the first two
-        principal components of some projections.
+        Metrics by name, and data for figures: histograms of the similarities over [-1, 1], and the first two principal
+        components of some projections.
     """
     train, held_out = encode(encoder, train_split.images), encode(encoder, held_out_split.images)
     images = held_out_split.images[:MAX_SIMILARITY_IMAGES]
@@ -172,9 +174,9 @@ def projection_metrics(
 def embedding_metrics(
     train: Tensor, held_out: Tensor, views: tuple[Tensor, Tensor], train_split: Split, held_out_split: Split
 ) -> dict[str, float]:
-    """Metrics of projections (N, D) of the training and the held-out images, and of two views (M, D) of the latter.
+    """Metrics of projections (N, D) of the training and held-out images, and of two views (M, D) of the held-out images.
 
-    Tolerance is that of pairs with one label; where all held-out labels differ there is none.
+    Tolerance is over pairs with the same label; it is missing if all held-out labels differ.
     """
     labels, held_out_labels, (z0, z1) = train_split.labels, held_out_split.labels, views
     num_classes = int(torch.cat([labels, held_out_labels]).max()) + 1
@@ -196,7 +198,7 @@ def embedding_metrics(
 
 
 def _rank(z: Tensor) -> float:
-    """Effective rank; 0 where every entry is, as a net whose last ReLUs have died puts out."""
+    """Effective rank; 0 if every entry is 0, as in the output of a net whose last ReLUs have died."""
     return float(metrics.effective_rank(z)) if bool(z.any()) else 0.0
 
 
@@ -212,14 +214,14 @@ def similarity_histograms(z0: Tensor, z1: Tensor) -> dict[str, list[int]]:
     own = torch.eye(len(z0), dtype=torch.bool, device=z0.device)
 
     def counts(values: Tensor) -> list[int]:
-        # Rounding can carry a cosine past 1, where histc would drop it.
+        # Rounding can make a cosine larger than 1, and histc would drop it.
         return [int(count) for count in torch.histc(values.clamp(-1, 1).cpu(), HISTOGRAM_BINS, -1, 1)]
 
     return {"positives": counts(similarities[own]), "negatives": counts(similarities[~own])}
 
 
 def principal_components(z: Tensor) -> list[list[float]]:
-    """Unit rows of (N, D) along the two directions of their largest variance: N points in the plane."""
+    """Unit rows of (N, D), projected on the two directions of their largest variance: N points in the plane."""
     rows = nn.functional.normalize(z.double(), dim=1)
     centred = rows - rows.mean(0)
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)

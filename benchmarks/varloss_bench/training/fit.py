@@ -26,7 +26,7 @@ def train(
     rank: int = 0,
     callbacks: Sequence[Callback] = (),
 ) -> Trained:
-    """Train a trial, or this rank's part of one; of several ranks only rank 0 may go on to evaluate.
+    """Train a trial, or this rank's part of one. With several ranks only rank 0 may continue with the evaluation.
 
     Args:
         config: The trial.
@@ -34,7 +34,7 @@ def train(
         source: The data set.
         report: Called with the fraction done.
         rank: Which of `config.ranks` processes this is.
-        callbacks: Of Lightning's; what they raise ends the trial.
+        callbacks: Lightning callbacks; an exception in one ends the trial.
 
     Raises:
         TrainingDivergedError: The loss became NaN or infinite.
@@ -51,7 +51,7 @@ def train(
     progress = _Progress(report)
     make_trainer(config, progress, callbacks=callbacks).fit(module, train_dataloaders=loader)
     if config.ranks > 1:
-        # The ranks' work is done; nothing after this may wait for another one.
+        # The ranks have finished; nothing after this may wait for another rank.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return Trained(
@@ -65,13 +65,13 @@ def train(
 def build(
     config: TrialConfig, train: Split, source: Source, rank: int = 0
 ) -> tuple[modules.ContrastiveModule, augment.TwoViewLoader, str]:
-    """Module, loader and what was changed in the backbone. Initial weights depend on seed, backbone and method only."""
+    """Module, loader and changes to the backbone. Initial weights depend on seed, backbone and method only."""
     device = config.device_of(rank)
     channels, height, width = source.images.shape[1:]
     torch.manual_seed(config.seed)
     backbone = backbones.build(config.backbone, (channels, height, width))
     module = modules.build_module(config, backbone, num_samples=len(train))
-    module.to(memory_format=torch.channels_last)  # a sixth faster on CPUs, the layout of choice on GPUs
+    module.to(memory_format=torch.channels_last)  # a sixth faster on CPUs; the preferred layout on GPUs
     loader = augment.TwoViewLoader(
         train.to(device),
         augment.build_augmentation(source).to(device),
@@ -84,7 +84,7 @@ def build(
 
 
 class _Progress(Callback):
-    """Tells how much of the training is done, after every epoch, and how many seconds its steps took."""
+    """Reports the finished fraction of the training after every epoch, and measures the seconds of its steps."""
 
     def __init__(self, report: Callable[[float], None]) -> None:
         self._report = report
@@ -107,10 +107,10 @@ def make_trainer(
     max_steps: int = -1,
     callbacks: Sequence[Callback] = (),
 ) -> Trainer:
-    """A Trainer without anything that costs time or writes files: results are kept by us, once, at the end.
+    """A Trainer without features that cost time or write files; the harness stores results once, at the end.
 
-    Several ranks are processes that exist already (`ranks.py`). On GPUs they share BatchNorm's statistics, as one process
-    would have them; torch has no such BatchNorm for CPUs, where each rank's are of its own rows.
+    The processes of several ranks already exist (`ranks.py`). On GPUs they share BatchNorm statistics, so these equal those of
+    one process. torch has no synchronised BatchNorm for CPUs; there each rank has the statistics of its own rows.
     """
     several = config.ranks > 1
     return Trainer(
@@ -120,7 +120,7 @@ def make_trainer(
         strategy="ddp" if several and config.strategy == "auto" else config.strategy,
         sync_batchnorm=several and config.device == "cuda",
         precision=cast(Any, config.precision),
-        # Named, or inside a Slurm job Lightning would take that job's tasks for ranks of this trial.
+        # Set explicitly: inside a Slurm job Lightning would otherwise treat the job's tasks as ranks of this trial.
         plugins=[LightningEnvironment()],
         max_epochs=-1 if config.steps else config.epochs,
         max_steps=config.steps if config.steps and max_steps < 0 else max_steps,
@@ -136,7 +136,8 @@ def make_trainer(
 
 def _pairing_evidence(backbone: nn.Module, loader: augment.TwoViewLoader) -> dict[str, str]:
     """Digests of the initial backbone, the first epoch's order and its first batch: equal for all arms of a seed."""
-    batch = next(iter(dataclasses.replace(loader, rank=0, ranks=1)))  # of all ranks; a copy, so that it does not count
+    # The batch of all ranks, from a copy of the loader so that the loader's epoch counter does not advance.
+    batch = next(iter(dataclasses.replace(loader, rank=0, ranks=1)))
     return {
         "initial_backbone": _digest(*backbone.state_dict().values()),
         "order": _digest(loader.order(0)),

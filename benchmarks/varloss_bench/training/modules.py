@@ -1,4 +1,4 @@
-"""The contrastive methods as LightningModules: encoders, schedule and losses put together, no mathematics of their own."""
+"""The contrastive methods as LightningModules. They combine encoders, schedule and losses and contain no mathematics."""
 
 import copy
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from varloss_bench.training.errors import TrainingDivergedError
 
 
 class ContrastiveModule(LightningModule):
-    """What all methods share: backbone and head, VRN term, optimiser, schedules, and the watch for NaN.
+    """The common part of all methods: backbone and head, VRN term, optimiser, schedules, and the check for NaN.
 
     Args:
         config: The trial.
         backbone: A fresh encoder.
         head: A fresh projection head.
-        num_samples: Size n of the training split, of which VRN's target -1/(n-1) is made.
+        num_samples: Size n of the training split; VRN's target is -1/(n-1).
     """
 
     def __init__(self, config: TrialConfig, backbone: nn.Module, head: nn.Module, num_samples: int) -> None:
@@ -34,7 +34,7 @@ class ContrastiveModule(LightningModule):
         self.config = config
         self.backbone = backbone
         self.head = head
-        # At weight 0 the term is left out, not multiplied by 0: the baseline is the plain method, in time as well.
+        # At weight 0 the term is omitted, not multiplied by 0: the baseline is the plain method, also in its speed.
         self.regularizer = (
             varloss.VRNRegularizer(weight=config.weight, num_samples=num_samples, gather_distributed=config.ranks > 1)
             if config.weight
@@ -49,18 +49,18 @@ class ContrastiveModule(LightningModule):
         return cast(Tensor, self.head(self.backbone(images)))
 
     def encode_views(self, encoder: Callable[[Tensor], Tensor], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-        """Both views through one forward pass (BatchNorm sees both) or through one each."""
+        """Projections of both views, from one forward pass (BatchNorm sees both views) or from one pass each."""
         if self.config.fused:
             z0, z1 = encoder(torch.cat([x0, x1])).chunk(2)
             return z0, z1
         return encoder(x0), encoder(x1)
 
     def contrastive_loss(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The method's own loss, and the two views' projections by the trained encoder that VRN is taken between."""
+        """The method's own loss, and the trained encoder's projections of the two views, between which VRN is taken."""
         raise NotImplementedError
 
     def own_loss(self, z0: Tensor, z1: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
-        """The method's own loss of two views' projections, and of their keys where there is a momentum encoder."""
+        """The method's own loss of two views' projections, and of their keys if there is a momentum encoder."""
         raise NotImplementedError
 
     def vrn_term(self, z0: Tensor, z1: Tensor) -> Tensor:
@@ -76,15 +76,17 @@ class ContrastiveModule(LightningModule):
                 ramp = self.config.weight_warmup * int(self.trainer.estimated_stepping_batches)
                 self.regularizer.weight = self.config.weight * min(1.0, self.global_step / ramp)
             loss = loss + self.vrn_term(z0, z1)
-        # Summed on the device and read once an epoch: reading every step would make the host wait for a GPU.
+        # Summed on the device and read once per epoch, because the host would wait for the GPU at every read.
         self._loss_sum = self._loss_sum.to(loss.device) + loss.detach()
         self._loss_count += 1
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Note the epoch's mean loss; stop the trial when it is not finite."""
+        """Store the epoch's mean loss; stop the trial if it is not finite."""
         mean = float(self._loss_sum) / self._loss_count
-        if self.config.ranks > 1:  # each rank's is that of its own rows; all must agree on whether it is finite
+        if (
+            self.config.ranks > 1
+        ):  # each rank has the loss of its own rows; all ranks must agree on whether it is finite
             mean = float(
                 cast(Tensor, self.trainer.strategy.reduce(self._loss_sum / self._loss_count, reduce_op="mean"))
             )
@@ -94,7 +96,7 @@ class ContrastiveModule(LightningModule):
             raise TrainingDivergedError(f"mean training loss of epoch {self.current_epoch + 1} is {mean}")
 
     def configure_optimizers(self) -> Any:
-        """SGD, linear warm-up, cosine to zero; biases and BatchNorm without weight decay."""
+        """SGD with linear warm-up and cosine decay to zero; biases and BatchNorm have no weight decay."""
         trained = [p for module in (self.backbone, self.head) for p in module.parameters()]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim > 1]},
@@ -112,7 +114,7 @@ class ContrastiveModule(LightningModule):
 
 
 class TwoViewModule(ContrastiveModule):
-    """SimCLR, DCL, DHEL: one loss of the two views' projections, which the row of `METHODS` names."""
+    """SimCLR, DCL and DHEL: a loss of the two views' projections, which the row of `METHODS` names."""
 
     def __init__(self, config: TrialConfig, backbone: Backbone, num_samples: int) -> None:
         head = SimCLRProjectionHead(
@@ -127,7 +129,7 @@ class TwoViewModule(ContrastiveModule):
         )
 
     def contrastive_loss(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of the projections."""
+        """The loss of the projections, and the projections."""
         z0, z1 = self.encode_views(self, x0, x1)
         return self.own_loss(z0, z1, z0, z1), z0, z1
 
@@ -137,12 +139,12 @@ class TwoViewModule(ContrastiveModule):
 
 
 class MoCoModule(ContrastiveModule):
-    """Symmetric MoCo v2: each view queries the other's momentum key, negatives from the queue.
+    """Symmetric MoCo v2: each view's queries are compared with the other view's momentum keys; negatives are from the queue.
 
-    VRN is taken between the two views' queries, both of which carry gradient. Against keys, which carry none, it
-    collapsed in 2 of 4 runs; `vrn_against="queue"` takes it against the queue all the same, for those who want to see. The
-    keys enter the queue after both directions, or the second would meet its own sample there. Batches are not shuffled for
-    BatchNorm: in one process a shuffle changes nothing, and several share their statistics (`fit.make_trainer`).
+    VRN is taken between the two views' queries, which both carry gradient. Against keys, which carry none, it collapsed in 2
+    of 4 runs; `vrn_against="queue"` takes it against the queue nevertheless, for experiments. The keys enter the queue after
+    both directions, because the second direction would otherwise find its own samples there. Batches are not shuffled for
+    BatchNorm: in one process a shuffle changes nothing, and several processes share their statistics (`fit.make_trainer`).
     """
 
     def __init__(self, config: TrialConfig, backbone: Backbone, num_samples: int) -> None:
@@ -156,8 +158,8 @@ class MoCoModule(ContrastiveModule):
             temperature=config.temperature,
             gather_distributed=config.ranks > 1,
         )
-        # The queue as the queries of this step met it: (K, D) and (K,). Only for VRN against the queue.
-        self._met: tuple[Tensor, Tensor] | None = None
+        # The queue before this step's keys: (K, D) and (K,). Only for VRN against the queue.
+        self._queue_before: tuple[Tensor, Tensor] | None = None
 
     def contrastive_loss(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean of the two directions."""
@@ -169,8 +171,10 @@ class MoCoModule(ContrastiveModule):
         loss = self.own_loss(q0, q1, k0, k1)
         if self.config.vrn_against == "queue":
             bank = self.criterion.memory_bank
-            self._met = bank.bank.clone(), bank.valid()
-        if self.config.ranks > 1:  # one view after the other: the ring's order is then that of a single process
+            self._queue_before = bank.bank.clone(), bank.valid()
+        if (
+            self.config.ranks > 1
+        ):  # one view after the other, so that the order in the queue is that of a single process
             self.criterion.enqueue(k0)
             self.criterion.enqueue(k1)
         else:
@@ -183,12 +187,12 @@ class MoCoModule(ContrastiveModule):
         return loss
 
     def vrn_term(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Between the two views' queries, or, where asked for, the mean of each against the queue they met."""
+        """VRN between the two views' queries or, as an option, the mean over the views of VRN against the queue."""
         if self.config.vrn_against == "queries":
             return super().vrn_term(z0, z1)
         assert self.regularizer is not None
-        assert self._met is not None
-        queue, valid = self._met
+        assert self._queue_before is not None
+        queue, valid = self._queue_before
         terms = [
             functional.vrn_queue(z, queue, num_samples=self.regularizer.num_samples, valid=valid) for z in (z0, z1)
         ]
@@ -196,7 +200,7 @@ class MoCoModule(ContrastiveModule):
 
 
 def build_module(config: TrialConfig, backbone: Backbone, num_samples: int) -> ContrastiveModule:
-    """The module of a trial, its weights drawn from torch's current random state."""
+    """The module of a trial, with weights drawn from torch's current random state."""
     place = METHODS[config.method].module
     assert place is not None, f"{config.method} is not trained"
     return cast(ContrastiveModule, load(place)(config, backbone, num_samples))

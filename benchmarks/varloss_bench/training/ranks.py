@@ -1,8 +1,7 @@
-"""One trial in several processes that share each batch: this node's ranks of a DistributedDataParallel run.
+"""One trial in several processes that share each batch: the ranks of a DistributedDataParallel run on this node.
 
-Neither of Lightning's launchers fits a worker of a sweep: one runs the command line again, the other forks from a daemonic
-process, which may have no children of that kind. So the ranks are started here, as torchrun would start them, and Lightning
-finds them running.
+Neither launcher of Lightning works in a worker of a sweep: one runs the command line again; the other forks, which a daemonic
+process must not do. This module therefore starts the ranks like torchrun, and Lightning finds them running.
 """
 
 import json
@@ -21,13 +20,13 @@ from varloss_bench.config import TrialConfig
 from varloss_bench.training.errors import TrainingDivergedError
 
 LOCALHOST = "127.0.0.1"
-# How long the ranks of a node may outlive the first of them that failed: then they wait for it in a collective.
+# How long the other ranks of a node may run after the first failure: they may be waiting for the failed rank in a collective.
 _GRACE_SECONDS = 10.0
 _SHOWN_ERROR = 2000
 
 
 class RankError(RuntimeError):
-    """A rank ended without its result; the message has the end of what it wrote to stderr."""
+    """A rank ended without its result; the message has the end of its stderr."""
 
 
 def run_trial(
@@ -38,20 +37,20 @@ def run_trial(
     address: str = LOCALHOST,
     port: int | None = None,
 ) -> dict[str, Any]:
-    """`trial.run_trial` in `config.devices` new processes of this node; nothing on a node other than 0.
+    """`trial.run_trial` in `config.devices` new processes on this node; the result is empty on nodes other than 0.
 
-    The ranks end with this process, even where it is killed: each reads a pipe from it that then closes.
+    The ranks end with this process, even if it is killed: each reads a pipe that then closes.
 
     Args:
         config: What to run.
         report: Called with the fraction done.
-        node: Which of `config.nodes` this is.
-        address: Where rank 0 listens.
-        port: The same; with one node any free one will do.
+        node: Index of this node, below `config.nodes`.
+        address: Address on which rank 0 listens.
+        port: Port on which rank 0 listens; by default, with one node, any free port.
 
     Raises:
         TrainingDivergedError: As `trial.run_trial`.
-        RankError: A rank died or failed; the others of this node have been ended.
+        RankError: A rank died or failed; the other ranks of this node have been ended.
     """
     if port is None:
         with socket.socket() as free:
@@ -73,7 +72,7 @@ def run_trial(
                     env={**shared, "LOCAL_RANK": str(local_rank)},
                 )
             )
-            stack.callback(process.kill)  # called before the wait that Popen's own exit is
+            stack.callback(process.kill)  # called before Popen's own exit, which waits
             ranks.append(process)
             errors.append(error)
             assert process.stdin is not None
@@ -89,7 +88,7 @@ def run_trial(
 
 
 def _read(output: IO[str], messages: list[dict[str, Any]], report: Callable[[float], None]) -> None:
-    """Pass rank 0's progress on as it comes, and keep what else it says."""
+    """Report rank 0's progress as it arrives, and keep its other messages."""
     for line in output:
         try:
             message = json.loads(line)
@@ -102,7 +101,7 @@ def _read(output: IO[str], messages: list[dict[str, Any]], report: Callable[[flo
 
 
 def _wait(ranks: list["subprocess.Popen[str]"], errors: Sequence[IO[str]]) -> None:
-    """Wait for all ranks; where one fails the others get a moment, and then it is said which was the first."""
+    """Wait for all ranks. After a failure the others get a few seconds; then the first failure is raised."""
     first: int | None = None
     deadline = 0.0
     while any(process.poll() is None for process in ranks):
@@ -131,9 +130,9 @@ def _outcome(messages: list[dict[str, Any]], node: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Body of a rank: the configuration from stdin, messages to stdout, one JSON object a line."""
+    """Body of a rank: reads the configuration from stdin and writes messages to stdout, one JSON object per line."""
     sink = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not come between the messages
+    os.dup2(2, 1)  # the output of libraries must not mix with the messages
     config = TrialConfig.from_dict(json.loads(sys.stdin.readline()))
     _end_with_parent()
     rank = int(os.environ["NODE_RANK"]) * config.devices + int(os.environ["LOCAL_RANK"])
@@ -152,13 +151,13 @@ def main() -> None:
     else:
         say(outcome=outcome)
     sink.flush()
-    # The process group of a training that diverged is still there; its threads must not keep this process.
+    # The process group of a diverged training still exists; its threads must not keep this process alive.
     sys.stderr.flush()
     os._exit(0)
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: its end of our stdin then closes."""
+    """End this process when its parent is gone, which closes stdin."""
 
     def watch() -> None:
         sys.stdin.read()

@@ -1,4 +1,4 @@
-"""How fast a trial trained, and how much of that went into the loss. Measured, recorded, and in no trial's numbers."""
+"""The speed of a trial's training and the share of the loss in it. It is recorded and does not affect the trial's numbers."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,19 @@ from varloss_bench.config import Arm, TrialConfig
 from varloss_bench.training.augment import TwoViewLoader, two_views
 from varloss_bench.training.modules import ContrastiveModule
 
-# The loss is timed this often, or until the seconds are over: at N = 4096 on a CPU one pass takes seconds.
+# The loss is timed this often, or for this many seconds: at N = 4096 on a CPU one pass takes seconds.
 _REPEATS, _MAX_SECONDS = 9, 1.0
-# Images that the augmentation is timed on, in one call as in training, or fewer where that takes fewer at once.
+# Number of images that the augmentation is timed on, in one call as in training; fewer if training augments fewer at once.
 _AUGMENTED = 512
 
 
 def of_training(
     module: ContrastiveModule, loader: TwoViewLoader, config: TrialConfig, steps: int, train_seconds: float
 ) -> dict[str, float]:
-    """What a finished training says of its speed: plain values, for the record.
+    """The speed of a finished training as plain values for the record.
 
-    Images per second count each training image once, though two views of it are encoded; a step is a whole one, with
-    augmentation, both views, loss, backward pass and optimiser. With several ranks the loss is not timed: it waits for
-    them.
+    Images per second count each training image once, although two views of it are encoded. A step includes augmentation, both
+    views, loss, backward pass and optimiser. With several ranks the loss is not timed, because it waits for the other ranks.
     """
     found = {
         "seconds_per_step": train_seconds / steps,
@@ -39,14 +38,14 @@ def of_training(
 
 
 def augmented_images_per_second(loader: TwoViewLoader) -> float:
-    """Images of which the augmentation alone makes both views in a second, each counted once."""
+    """Images per second of the augmentation alone; both views of an image count once."""
     images = loader.split.images[: min(_AUGMENTED, loader.block)]
     return len(images) / augmentation_seconds(images, loader.augmentation)
 
 
 def augmentation_seconds(images: Tensor, augmentation: nn.Module) -> float:
-    """Seconds in which both views of all these images are made, in one call."""
-    for _ in range(2):  # the first time pays for lazy imports and allocation
+    """Seconds to augment both views of all these images in one call."""
+    for _ in range(2):  # the first call pays for lazy imports and allocation
         _wait(images.device)
         started = time.perf_counter()
         two_views(images, augmentation, seed=0)
@@ -56,9 +55,9 @@ def augmentation_seconds(images: Tensor, augmentation: nn.Module) -> float:
 
 
 def loss_seconds(module: ContrastiveModule, config: TrialConfig) -> float:
-    """Median seconds of loss and VRN, forwards and backwards to the projections, at the trial's batch size.
+    """Median seconds of loss and VRN, forward and backward to the projections, at the trial's batch size.
 
-    On random unit vectors from a generator of its own: the time does not depend on values, and nothing else may.
+    The inputs are random unit vectors from a separate generator. The time does not depend on the values.
     """
     parameter = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -68,7 +67,7 @@ def loss_seconds(module: ContrastiveModule, config: TrialConfig) -> float:
     started = time.perf_counter()
     while not seconds or (len(seconds) <= _REPEATS and time.perf_counter() - started < _MAX_SECONDS):
         seconds.append(_once(module, *views))
-    # The first pass pays for allocation and lazy imports.
+    # The first pass pays for lazy imports and allocation.
     return median(seconds[1:] or seconds)
 
 
@@ -90,7 +89,7 @@ def _wait(device: torch.device) -> None:
 
 
 def in_words(trials: Sequence[TrialConfig], records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One line per arm: median throughput and share of the loss over its seeds, of those records that have them."""
+    """One line per arm: median throughput and median share of the loss, over the seeds whose records have them."""
     lines = []
     for arm in dict.fromkeys(trial.arm for trial in trials if trial.arm.trained):
         timings = [

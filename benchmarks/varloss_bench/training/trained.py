@@ -1,4 +1,4 @@
-"""What a training leaves, whichever framework did it."""
+"""The result of a training with any framework."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from varloss_bench.training.solo.net import SoloEncoder
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained net and what is stored of its training.
+    """A trained net and the record of its training.
 
     Attributes:
         encoder: The net, with the parts `backbone` and `head`.
-        split: The training split where the net is: a second copy of large images would be too much.
-        record: What is stored of the training; plain values.
-        speed: Measures how fast the training was, on numbers of its own; None where that cannot be measured.
+        split: The training split on the net's device; it is passed on because a second copy may not fit into memory.
+        record: Plain values about the training, for the trial's record.
+        speed: Measures the speed of the training with separate random numbers; None if it cannot be measured.
     """
 
     encoder: ContrastiveModule | SoloEncoder

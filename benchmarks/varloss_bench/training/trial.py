@@ -1,4 +1,4 @@
-"""One trial: build, train, evaluate, and the record of it."""
+"""One trial: build, train, evaluate, record."""
 
 import logging
 import time
@@ -24,13 +24,13 @@ _load = lru_cache(maxsize=1)(data.load)
 
 
 def quieten() -> None:
-    """Silence Lightning's remarks on devices and loaders: once per trial they would bury the progress. Errors still show."""
+    """Silence Lightning's messages about devices and loaders, which would hide the progress. Errors are still shown."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
 
 
 def load_source(config: TrialConfig) -> Source:
-    """The data set of a trial; the last one is kept."""
+    """The data set of a trial; the last one is cached."""
     return _load(config.data, config.data_dir, **data.options_of(config))
 
 
@@ -41,18 +41,18 @@ def run_trial(
     log: Path | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Run a trial and return what is to be stored of it, plain values only; nothing on a rank other than 0.
+    """Run a trial and return plain values for its record; the result is empty on ranks other than 0.
 
     Args:
         config: What to run.
         report: Called with the fraction done.
-        rank: Which of `config.ranks` processes this is (`ranks.run_trial` starts them).
-        log: Where solo-learn's output is kept, if that is what trains.
-        callbacks: Look on while Lightning trains; what they raise ends the trial.
+        rank: Index of this process, below `config.ranks` (`ranks.run_trial` starts the processes).
+        log: File for solo-learn's output, if solo-learn trains.
+        callbacks: Callbacks of Lightning's training; an exception in one ends the trial.
 
     Raises:
         solo_run.SoloLearnError: solo-learn failed.
-        TrainingDivergedError: The loss became NaN or infinite, or the trained net's outputs are.
+        TrainingDivergedError: The loss, or an output of the trained net, is NaN or infinite.
     """
     torch.use_deterministic_algorithms(config.device == "cpu")
     source = load_source(config)
@@ -89,15 +89,15 @@ def run_trial(
         "seconds": {"train": ended - started, "evaluate": time.perf_counter() - ended},
     }
     if trained and trained.speed:
-        # Last of all, and on numbers of its own: the trial cannot notice.
+        # Last, and with separate random numbers, so that it cannot affect the trial.
         outcome["timing"] = trained.speed()
     return outcome
 
 
 def _features(trained: Trained, held_out: Split) -> tuple[Tensor, Tensor]:
-    """Features of the training and the held-out images on the CPU.
+    """Features of the training and held-out images on the CPU.
 
-    What the last step did to the weights is in no loss: without this look it would count as a crash, and run again.
+    No loss is computed after the last step. Without this check, NaN from that step would count as a crash and run again.
 
     Raises:
         TrainingDivergedError: A feature or a projection is not finite.

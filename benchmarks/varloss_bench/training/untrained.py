@@ -1,4 +1,4 @@
-"""Rows without training: pixels, and features of a random net. What training adds is seen against them."""
+"""Rows without training: pixels, and features of a random net. They show what training adds."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from varloss_bench.training.solo import net as solo_net
 
 
 def features(config: TrialConfig, source: Source, train: Split, held_out: Split) -> tuple[Tensor, Tensor]:
-    """Features of the training and the held-out images on the CPU, by the function that the row of `METHODS` names."""
+    """Features of the training and held-out images on the CPU, by the function that the row of `METHODS` names."""
     place = METHODS[config.method].features
     assert place is not None, f"{config.method} is trained"
     train_features, held_out_features = load(place)(config, source, train, held_out)
@@ -19,14 +19,14 @@ def features(config: TrialConfig, source: Source, train: Split, held_out: Split)
 
 
 def raw_pixels(config: TrialConfig, source: Source, train: Split, held_out: Split) -> tuple[Tensor, Tensor]:
-    """Pixels of the training and the held-out images, averaged to `config.raw_pixels_side` where that is set."""
+    """Pixels of the training and held-out images, averaged to `config.raw_pixels_side` if it is set."""
     return _pixels(train.images, config.raw_pixels_side), _pixels(held_out.images, config.raw_pixels_side)
 
 
 def random_init(config: TrialConfig, source: Source, train: Split, held_out: Split) -> tuple[Tensor, Tensor]:
-    """Features of the freshly drawn backbone, with BatchNorm statistics taken from the training images.
+    """Features of the untrained backbone, with BatchNorm statistics of the training images.
 
-    Without these statistics BatchNorm passes its input on unscaled, a weaker baseline than a random net can be.
+    Without these statistics BatchNorm does not scale its input, and the random net is a weaker baseline than it can be.
     """
     device = config.device_of(0)
     net = random_net(config, source).to(device)
@@ -49,7 +49,7 @@ def random_net(config: TrialConfig, source: Source) -> nn.Module:
 
 
 def _pixels(images: Tensor, side: int | None) -> Tensor:
-    """Pixels as features. Averaged part by part: all images as floats are too many."""
+    """Pixels as features. They are averaged in parts, because all images as floats may not fit into memory."""
     if side is None:
         return as_float(images).flatten(1)
     parts = torch.split(images, evaluate.ENCODE_BATCH)

@@ -268,7 +268,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_once_more(tmp_path):
         (["--temperature", "0"], "--temperature must be greater than 0, got 0"),
         (["--weight", "nan"], "--weight must be a finite number at least 0, got nan"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["--data", "imagenet"], "unknown data set 'imagenet'; known are digits, fashion-mnist"),
+        (["--data", "imagenet"], "unknown data set 'imagenet'; known data sets: digits, fashion-mnist"),
         (
             ["--data", "fashion-mnist", "--data-dir", "/proc/nowhere"],
             "Fashion-MNIST (train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz) is not in /proc/nowhere, and it could not",

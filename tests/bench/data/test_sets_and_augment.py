@@ -59,7 +59,7 @@ def test_too_few_labels_is_an_error():
 
 def test_unknown_data_set():
     with pytest.raises(
-        data.DataError, match="unknown data set 'cifar'; known are digits, fashion-mnist, fashion-pairs"
+        data.DataError, match="unknown data set 'cifar'; known data sets: digits, fashion-mnist, fashion-pairs"
     ):
         data.load("cifar")
 

@@ -280,7 +280,7 @@ def test_folders_that_are_no_data_set(folder, tmp_path):
     path, _ = folder
     with pytest.raises(data.DataError, match="needs a folder, got '/does/not/exist'"):
         data.load("imagefolder:/does/not/exist")
-    with pytest.raises(data.DataError, match=r"unknown data set 'imagefolder'; known are .*imagefolder:PATH"):
+    with pytest.raises(data.DataError, match=r"unknown data set 'imagefolder'; known data sets: .*imagefolder:PATH"):
         data.load("imagefolder")
     with pytest.raises(data.DataError, match=r"a has only the class deep; probes need at least two"):
         data.load(f"imagefolder:{path / 'a'}")

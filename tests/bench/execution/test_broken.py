@@ -196,7 +196,7 @@ def test_results_of_another_process_are_taken(tmp_path):
     events = runner.run_trials([theirs, abandoned], tmp_path, ["ours"], workers=1)
     told = [next(events) for _ in held]
     assert {event.config for event in told} == set(held)
-    assert {event.reason for event in told} == {"another process is running it; its result will be taken"}
+    assert {event.reason for event in told} == {"another process is running it; its result will be used"}
     elsewhere = tmp_path / "elsewhere"
     runner.execute(theirs, elsewhere, ["theirs"])
     os.replace(Store(elsewhere).path(theirs), Store(tmp_path).path(theirs))

@@ -246,5 +246,5 @@ def test_clusters_that_are_not_there(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match="there is no srun on this machine"):
         Cluster("slurm", {})
-    with pytest.raises(ValueError, match="--slurm goes with --cluster slurm, got --cluster local"):
+    with pytest.raises(ValueError, match="--slurm requires --cluster slurm, got --cluster local"):
         Cluster("local", {"time": 5})

@@ -51,11 +51,11 @@ def test_reasons_stand_in_the_output_and_elsewhere_there_is_a_line_per_trial():
     trials = [TrialConfig(seed=seed) for seed in range(2)]
     file = io.StringIO()
     with SweepProgress(Console(file=file, width=150), trials) as progress:
-        progress.update(Event(trials[0], 0.0, reason="another process is running it; its result will be taken"))
+        progress.update(Event(trials[0], 0.0, reason="another process is running it; its result will be used"))
         progress.update(Event(trials[1], 1.0, "diverged", "mean training loss of epoch 1 is nan"))
         progress.update(Event(trials[0], 1.0, "finished"))
     assert file.getvalue().splitlines() == [
-        "SimCLR, B=16, t=0.5, seed 0: note: another process is running it; its result will be taken",
+        "SimCLR, B=16, t=0.5, seed 0: note: another process is running it; its result will be used",
         "SimCLR, B=16, t=0.5, seed 1: diverged: mean training loss of epoch 1 is nan",
         "2/2 SimCLR, B=16, t=0.5, seed 0",
     ]

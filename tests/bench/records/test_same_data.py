@@ -86,7 +86,7 @@ def test_a_folder_that_changed_between_two_sweeps_is_announced(tmp_path):
     assert all(name in texts[1] for entry in differ for name in entry["trials"][:5])  # no name is broken in two
     # The page of the folder says so too, above what it calls settled, and its text in Markdown.
     told = sections(groups.read(results))[0].warnings
-    assert told[0].startswith("NOT THE SAME IMAGES: those that these trials read differ (the files changed, or other ")
+    assert told[0].startswith("NOT THE SAME IMAGES: these trials read different images (the files changed, or ")
     assert [line.split(" trials from the images with the digest ")[0] for line in told[1:3]] == ["8", "2"]
     assert "NOT THE SAME IMAGES" in (results / "report.html").read_text()
     assert "> NOT THE SAME IMAGES" in (results / "report.md").read_text()
@@ -188,7 +188,7 @@ def test_versions_that_decoded_the_images_are_named_where_they_differ():
         for trial in trials
     }
     text = "\n".join(same_data.in_words(same_data.differences(trials, records), COMMAND))
-    assert "(the files changed, or other versions or another machine decoded them otherwise)" in text
+    assert "(the files changed, or other versions or machines decoded them differently)" in text
     assert "1 trial from the images with the digest new (72 of them trained on), finished 2026-01-02, with " in text
     (one,), (two,) = (re.findall(rf"digest {name} .*, with (.*):", text) for name in ("new", "old"))
     assert sorted(one.split(", ")) == ["cpu two", "pillow 11.0.0"]
@@ -197,7 +197,7 @@ def test_versions_that_decoded_the_images_are_named_where_they_differ():
     # Numbers of images are no matter of versions, and equal ones are not named.
     records = {trial.key(): old_record(num_train=72 if trial.seed else 59) for trial in trials}
     text = "\n".join(same_data.in_words(same_data.differences(trials, records), COMMAND))
-    assert "(the files changed), so" in text
+    assert "(the files changed). Rows" in text
     assert ", with " not in text
 
 

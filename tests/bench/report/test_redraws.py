@@ -61,12 +61,12 @@ def test_what_a_seed_redraws_is_what_it_redraws(monkeypatch, sizes, evaluate_on,
     read = {"val": val, "test": test}[evaluate_on]
     if train and read and (not official or evaluate_on == "val"):
         assert words.startswith("A seed redraws split, labelled subsets, weights, order and augmentations. All arms")
-        assert "over splits too" in words
+        assert "variation over splits;" in words
     else:
         assert "redraws split" not in words
         assert ("redraws training split" in words) is ("over training splits" in words) is train
         assert ("every seed trains on the same images" in words) is not train
-        assert ("published one at every seed" in words) is not read
+        assert ("published one for every seed" in words) is not read
         assert ("part of the published test split" in words) is read
     title = {"val": "validation split", "test": "test split"}[evaluate_on]
     if official and evaluate_on == "test":
@@ -85,8 +85,8 @@ def test_of_a_folder_is_said_what_is_certain_before_it_is_read():
         "training images where there are more than 100",
         "test images where more than 50 were published",
     )
-    assert "over training splits where there are more than 100 training images" in redraws.over(config)
-    assert "the 50 test images are the published ones, or drawn from them where there are more" in redraws.over(config)
+    assert "over training splits if there are more than 100 training images" in redraws.over(config)
+    assert "the 50 test images are the published ones, or drawn from them if there are more" in redraws.over(config)
     assert split_words(config) == "50 published test images"
     whole = dataclasses.replace(config, num_test=None)
     assert redraws.redraws_test(whole) is False

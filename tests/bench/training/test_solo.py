@@ -236,11 +236,11 @@ def test_a_run_as_asked_for_is_believed(place):
 @pytest.mark.parametrize(
     ("values", "num_train", "message"),
     [
-        ({"weight": 5.0}, 997, "asked for VRN 5 with n=997"),
-        ({"weight": 0.0}, 997, "asked for VRN 0"),
-        ({}, 500, "asked for VRN 3 with n=500"),
-        ({"temperature": 0.5}, 997, "temperature=0.2 for 0.5"),
-        ({"seed": 8}, 997, "seed=7 for 8"),
+        ({"weight": 5.0}, 997, "expected VRN 5 with n=997"),
+        ({"weight": 0.0}, 997, "expected VRN 0"),
+        ({}, 500, "expected VRN 3 with n=500"),
+        ({"temperature": 0.5}, 997, "temperature=0.2 instead of 0.5"),
+        ({"seed": 8}, 997, "seed=7 instead of 8"),
         ({"base_lr": 0.3}, 997, "learning_rate="),
     ],
 )
@@ -391,7 +391,7 @@ def _alive(pid):
     ("variables", "message"),
     [
         ({}, "needs a checkout of solo-learn: git clone"),
-        ({"SOLO_LEARN_ROOT": "/nowhere"}, "SOLO_LEARN_ROOT=/nowhere is no checkout"),
+        ({"SOLO_LEARN_ROOT": "/nowhere"}, "SOLO_LEARN_ROOT=/nowhere is not a checkout"),
     ],
 )
 def test_no_checkout_is_said_with_what_to_do(variables, message):

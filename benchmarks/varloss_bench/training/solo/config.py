@@ -1,4 +1,4 @@
-"""A trial as a solo-learn run: its configuration file, its overrides, and what solo-learn cannot do."""
+"""A trial as a solo-learn run: its configuration file, its overrides, and the options that solo-learn does not support."""
 
 import math
 from pathlib import Path
@@ -9,24 +9,24 @@ from varloss_bench.data.types import Source
 from varloss_bench.methods import METHODS
 from varloss_bench.training.backbones import SMALL_IMAGE
 
-# Those of solo-learn's backbones that can be rebuilt here: torchvision's, without their classifier.
+# The backbones of solo-learn that can be rebuilt here: torchvision's, without their classifier.
 BACKBONES = ("resnet18", "resnet50")
-# Smaller images are enlarged to this side: the stem, which solo-learn shrinks for its CIFAR data sets only, divides it by 4.
+# Smaller images are enlarged to this side. The stem divides it by 4; solo-learn uses a smaller stem only for its CIFAR data.
 SMALLEST_SIDE = 32
-# A crop of three quarters of the side can shift by an eighth of the image either way, which is the harness's shift.
+# A crop of three quarters of the side can shift by an eighth of the image in each direction, like the harness's shift.
 CROP_MIN_SCALE = 0.75**2
-# solo-learn multiplies its learning rate by batch size / 256 whatever the rule.
+# solo-learn always multiplies its learning rate by batch size / 256.
 _LR_BATCH = 256
 
 
 def image_side(source: Source) -> int:
-    """Side of the square images that solo-learn is given."""
+    """Side of the square images for solo-learn."""
     height, width = source.images.shape[2:]
     return max(SMALLEST_SIDE, height, width)
 
 
 def check(config: TrialConfig, num_train: int) -> None:
-    """Raise `ValueError` for what a trained trial asks of solo-learn and solo-learn does not do.
+    """Raise `ValueError` for an option of a trained trial that solo-learn does not support.
 
     Args:
         config: The trial.
@@ -39,9 +39,7 @@ def check(config: TrialConfig, num_train: int) -> None:
     if config.backbone not in BACKBONES:
         raise ValueError(f"{prefix}: --backbone must be one of {', '.join(BACKBONES)}, got {config.backbone!r}")
     if config.fused:
-        raise ValueError(
-            f"{prefix}: solo-learn encodes each view in a forward pass of its own; --fused is not possible"
-        )
+        raise ValueError(f"{prefix}: solo-learn encodes each view in a separate forward pass; --fused is not possible")
     if config.steps:
         raise ValueError(f"{prefix}: solo-learn keeps checkpoints at the end of epochs; use --epochs, not --steps")
     if config.head_batch_norm:
@@ -58,7 +56,7 @@ def check(config: TrialConfig, num_train: int) -> None:
 
 
 def configuration(config: TrialConfig, source: Source, *, images: Path, output: Path, num_train: int) -> dict[str, Any]:
-    """solo-learn's configuration of a trial, all of it but VRN; JSON of it is a Hydra file.
+    """solo-learn's configuration of a trial, without VRN; as JSON it is a Hydra file.
 
     Args:
         config: The trial.
@@ -86,8 +84,8 @@ def configuration(config: TrialConfig, source: Source, *, images: Path, output: 
         "seed": config.seed,
         "backbone": {"name": config.backbone},
         "method_kwargs": method_kwargs,
-        # Not no_labels: that dataset takes the files in the order in which the file system lists them, which no seed
-        # decides, and its labels of -1 make the loss of the online classifier NaN. With one class that loss is 0.
+        # Not no_labels: that dataset reads files in the order of the file system, which does not depend on the seed, and
+        # its labels of -1 make the loss of the online classifier NaN. With one class that loss is 0.
         "data": {"dataset": "custom", "train_path": str(images), "format": "image_folder", "num_workers": 0},
         "augmentations": [augmentation(source)],
         "optimizer": {
@@ -101,11 +99,11 @@ def configuration(config: TrialConfig, source: Source, *, images: Path, output: 
         "scheduler": {
             "name": "warmup_cosine",
             "warmup_epochs": warmup_epochs(warmup_steps, steps_per_epoch),
-            # From the first step on, as in the harness: solo-learn's own start would waste steps on nothing.
+            # The harness's learning rate at the first step; with solo-learn's own start value this step would hardly train.
             "warmup_start_lr": config.learning_rate / max(1, warmup_steps),
         },
         "max_epochs": config.epochs,
-        # Saved are epoch 0 and multiples of the frequency: the last one is among them.
+        # solo-learn saves epoch 0 and multiples of the frequency; this frequency includes the last epoch.
         "checkpoint": {"enabled": True, "dir": str(output), "frequency": max(1, config.epochs - 1)},
         "auto_resume": {"enabled": False},
         "wandb": {"enabled": False},
@@ -126,19 +124,20 @@ def configuration(config: TrialConfig, source: Source, *, images: Path, output: 
 
 
 def warmup_epochs(steps: int, steps_per_epoch: int) -> float:
-    """The warm-up in epochs, as solo-learn is told it.
+    """The warm-up in epochs, for solo-learn's configuration.
 
-    solo-learn multiplies by the steps per epoch and compares with whole steps. A product above `steps` by a rounding
-    would add a step to the rise, and the learning rate stay above its peak for good; just below is harmless.
+    solo-learn multiplies it by the steps per epoch and compares the product with whole steps. If rounding makes the product
+    larger than `steps`, the warm-up has one step more and the learning rate stays above its peak. A slightly smaller product
+    is harmless.
     """
     epochs = steps / steps_per_epoch
     return epochs if epochs * steps_per_epoch <= steps else math.nextafter(epochs, 0.0)
 
 
 def augmentation(source: Source) -> dict[str, Any]:
-    """The harness's augmentation (`augment.build_augmentation`) as far as solo-learn's configuration can say it.
+    """The harness's augmentation (`augment.build_augmentation`) as far as solo-learn's configuration can express it.
 
-    For colour that is nearly all of it. For grey images there is no rotation and no noise, and a crop in place of shift and zoom.
+    For colour images that is nearly all of it. Grey images have no rotation and no noise, and a crop replaces shift and zoom.
     """
     if source.images.shape[1] == 3:
         strength = 0.5 if min(source.images.shape[2:]) < SMALL_IMAGE else 1.0
@@ -157,7 +156,7 @@ def augmentation(source: Source) -> dict[str, Any]:
         "solarization": {"prob": 0.0},
         "equalization": {"prob": 0.0},
         "horizontal_flip": {"prob": 0.5 if source.flip else 0.0},
-        # Images in [0, 1], as the harness's own road has them.
+        # Images in [0, 1], as in the harness's own training.
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
         "crop_size": image_side(source),
@@ -166,9 +165,9 @@ def augmentation(source: Source) -> dict[str, Any]:
 
 
 def overrides(config: TrialConfig) -> list[str]:
-    """What is said of VRN and of negatives, on the command line as a user of solo-learn would; empty for neither.
+    """The options for VRN and negatives, as a user of solo-learn would write them on the command line; empty without either.
 
-    At weight 0 the flag is absent, not 0: the baseline is solo-learn's own loss.
+    At weight 0 the option is absent: the baseline is solo-learn's own loss.
     """
     said: list[str] = []
     if config.weight:
@@ -183,7 +182,7 @@ def overrides(config: TrialConfig) -> list[str]:
 
 
 def confounds(config: TrialConfig) -> dict[str, Any]:
-    """In what solo-learn's trials differ from the harness's own; only rows of one framework are compared."""
+    """The differences between solo-learn's trials and the harness's own. Only rows of the same framework are compared."""
     found = {
         "framework": "solo-learn's main_pretrain.py in a process of its own",
         "forward": "one pass per view",

@@ -1,7 +1,7 @@
-"""Runs a command and ends it, with all its children, when standard input closes: solo_guard.py COMMAND ...
+"""Runs a command and ends it with all its children when standard input closes: guard.py COMMAND ...
 
-Between the harness and solo-learn, so that nothing computes on for nobody when a worker is killed, be it by kill -9. Standard
-library only and run as a file, so that it starts at once.
+The harness starts solo-learn through this file, so that solo-learn ends when a worker is killed, even with kill -9. It uses
+only the standard library and runs as a file, so that it starts fast.
 """
 
 import os
@@ -13,11 +13,11 @@ from contextlib import suppress
 
 
 def guard(command: list[str]) -> int:
-    """Run the command in a session of its own; its exit status, negative for a signal."""
+    """Run the command in a new session; returns its exit status, which is negative for a signal."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def watch() -> None:
-        # Not sys.stdin: its lock, held by this thread, would abort the interpreter on its way out.
+        # Not sys.stdin: this thread would hold its lock, and the interpreter would abort at exit.
         while os.read(0, 1):
             pass
         with suppress(ProcessLookupError):
@@ -29,5 +29,5 @@ def guard(command: list[str]) -> int:
 
 if __name__ == "__main__":
     status = guard(sys.argv[1:])
-    # A signal has no exit status of its own; what shells report is what people know.
+    # A signal has no exit status; use the one that shells report.
     sys.exit(status if status >= 0 else 128 - status)

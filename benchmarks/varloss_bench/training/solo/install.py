@@ -1,4 +1,4 @@
-"""Where solo-learn is, whether it can run there with varloss, and its versions. Nothing of it is imported here."""
+"""Find solo-learn, check that it can run with varloss, and read its versions. This module does not import solo-learn."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 ROOT_VARIABLE, PYTHON_VARIABLE = "SOLO_LEARN_ROOT", "SOLO_LEARN_PYTHON"
 _CLONE = "git clone https://github.com/vturrisi/solo-learn"
 _DISTRIBUTIONS = ("varloss", "torch", "torchvision", "lightning", "hydra-core", "timm")
-# The first digest is that of `provenance`: the losses may be another copy of varloss than the harness's.
+# The first digest is the one of `provenance`: solo-learn may use another copy of varloss than the harness.
 _VERSIONS = f"""
 import hashlib, importlib.metadata, importlib.util, json, pathlib, platform
 def version(name):
@@ -47,10 +47,10 @@ class SoloLearn:
 
     @classmethod
     def from_variables(cls, variables: Mapping[str, str] = os.environ) -> "SoloLearn":
-        """What SOLO_LEARN_ROOT and SOLO_LEARN_PYTHON (by default this interpreter) name.
+        """The checkout SOLO_LEARN_ROOT with the interpreter SOLO_LEARN_PYTHON (by default this interpreter).
 
         Raises:
-            ValueError: The first is unset, or no checkout.
+            ValueError: SOLO_LEARN_ROOT is unset or not a checkout.
         """
         given = variables.get(ROOT_VARIABLE)
         if not given:
@@ -61,32 +61,32 @@ class SoloLearn:
         root = Path(given).resolve()
         if not (root / "main_pretrain.py").is_file() or not (root / "solo" / "methods").is_dir():
             raise ValueError(
-                f"{ROOT_VARIABLE}={given} is no checkout of solo-learn: no main_pretrain.py and solo/methods"
+                f"{ROOT_VARIABLE}={given} is not a checkout of solo-learn: main_pretrain.py or solo/methods is missing"
             )
         return cls(root, variables.get(PYTHON_VARIABLE) or sys.executable)
 
     def check(self) -> None:
-        """Ask `varloss-solo doctor` in that environment, without its training step.
+        """Run `varloss-solo doctor` in that environment, without its training step.
 
         Raises:
-            ValueError: solo-learn would not run there, or would run without varloss; the message holds what to do.
+            ValueError: solo-learn would not run there, or would run without varloss; the message says what to do.
         """
         done = self._ask("-m", "varloss_solo", "doctor", "--no-run", "--root", str(self.root))
         if "No module named varloss_solo" in done.stderr:
             raise ValueError(
-                f"varloss is not installed for {self.python}, with which solo-learn is to run; install it there "
-                f"(docs/solo-learn.md), or let {PYTHON_VARIABLE} name another interpreter"
+                f"varloss is not installed for {self.python}, which would run solo-learn; install it there "
+                f"(docs/solo-learn.md), or set {PYTHON_VARIABLE} to another interpreter"
             )
         if done.returncode:
             failed = _failures(done.stdout) or done.stderr.strip().splitlines()[-1:] or ["no message"]
             raise ValueError(f"solo-learn cannot run in {self.root} with {self.python}:\n" + "\n".join(failed))
 
     def described(self) -> dict[str, Any]:
-        """Commit of the checkout, and versions and digests of what its environment runs, for the record."""
+        """Commit of the checkout, and versions and digests of its environment, for the record."""
         return _described(self)
 
     def command(self, *arguments: str) -> list[str]:
-        """Command line of main_pretrain.py, to be run in `root`."""
+        """Command line of main_pretrain.py; run it in `root`."""
         return [self.python, "main_pretrain.py", *arguments]
 
     def _ask(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -99,7 +99,7 @@ class SoloLearn:
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
-    """This process's environment, without compiled files left behind in somebody's checkout."""
+    """This process's environment; Python writes no compiled files into the checkout."""
     own = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     if threads is not None:
         own |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
@@ -124,7 +124,7 @@ def _git(root: Path) -> dict[str, Any] | None:
 
 
 def _failures(report: str) -> list[str]:
-    """The doctor's lines on what fails, each with what to type about it."""
+    """The doctor's lines about failures, each with the command that fixes it."""
     found: list[str] = []
     for line in report.splitlines():
         if line.startswith("[FAIL] "):

@@ -1,4 +1,4 @@
-"""Between the harness's tensors and solo-learn: images as files on the way there, trained weights on the way back."""
+"""Convert between the harness's tensors and solo-learn: images to files, and checkpoints to trained nets."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +14,14 @@ from varloss_bench.training.solo.config import image_side
 
 
 class ToSolo(nn.Module):
-    """(N, 1 or 3, H, W) in [0, 1] -> (N, 3, side, side) in [0, 1]: bicubic, as solo-learn's own resizing."""
+    """(N, 1 or 3, H, W) in [0, 1] -> (N, 3, side, side) in [0, 1]: bicubic, like solo-learn's own resizing."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
 
     def forward(self, images: Tensor) -> Tensor:
-        """The images as solo-learn's nets see them."""
+        """The images as solo-learn's nets receive them."""
         if images.shape[1] not in (1, 3):
             raise ValueError(f"solo-learn takes images of 1 or 3 channels, got {images.shape[1]}")
         if images.shape[2:] != (self.side, self.side):
@@ -32,7 +32,7 @@ class ToSolo(nn.Module):
 
 
 class SoloEncoder(nn.Module):
-    """A net of solo-learn's in the harness: `backbone` (N, C, H, W) -> features, `head` features -> projections."""
+    """A net trained by solo-learn: `backbone` (N, C, H, W) -> features, `head` features -> projections."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class SoloEncoder(nn.Module):
 
 
 def export_images(split: Split, source: Source, folder: Path) -> Path:
-    """Write the images of a split as PNG files of 8 bits, in one subfolder; returns the folder.
+    """Write the images of a split as 8-bit PNG files in one subfolder; returns the folder.
 
-    The names sort like the samples. Labels are not written: nothing there may know them.
+    The names sort in the order of the samples. Labels are not written, because training must not use them.
     """
     place = folder / "all"
     place.mkdir(parents=True)
@@ -60,7 +60,7 @@ def export_images(split: Split, source: Source, folder: Path) -> Path:
 
 def build_backbone(name: str, source: Source) -> nn.Sequential:
     """solo-learn's backbone of that name with fresh weights, on images of the data set."""
-    from torchvision import models  # noqa: PLC0415  (not needed on the harness's own road)
+    from torchvision import models  # noqa: PLC0415  (only needed for solo-learn)
 
     net = models.get_model(name, weights=None)
     net.fc = nn.Identity()
@@ -71,7 +71,7 @@ def rebuild(config: TrialConfig, source: Source, state: Mapping[str, Tensor]) ->
     """Backbone and projection head from the `state_dict` of solo-learn's checkpoint.
 
     Raises:
-        RuntimeError: A weight is missing, left over or of another shape: this is not the net that was asked for.
+        RuntimeError: A weight is missing, unexpected or of another shape, so the checkpoint is of another net.
     """
     backbone = build_backbone(config.backbone, source)
     features = int(state["projector.0.weight"].shape[1])

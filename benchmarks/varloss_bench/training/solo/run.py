@@ -1,4 +1,4 @@
-"""One trial trained by solo-learn: files for it, main_pretrain.py in a process of its own, and what it left."""
+"""One trial trained by solo-learn: write its files, run main_pretrain.py in a process, read its results."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ _VRN_LINE = re.compile(r"^varloss: VRN on, method=\S+, weight=(?P<weight>[^,]+),
 
 
 class SoloLearnError(RuntimeError):
-    """solo-learn failed, or did something else than was asked for."""
+    """solo-learn failed, or did not run with the requested options."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Workplace:
     """The files of one run.
 
     Attributes:
-        folder: For images, configuration and checkpoint; taken away afterwards.
-        log: What solo-learn printed; stays.
+        folder: Folder of images, configuration and checkpoint; removed afterwards.
+        log: File of solo-learn's output; kept.
     """
 
     folder: Path
@@ -50,15 +50,15 @@ class Workplace:
 
     @property
     def metrics(self) -> Path | None:
-        """The logged numbers, once there are some; solo-learn writes no CSV where TensorBoard is installed."""
+        """The file of logged numbers, if there is one yet; solo-learn writes no CSV if TensorBoard is installed."""
         return next((self.folder / "out").rglob("metrics.csv"), None)
 
 
 @contextmanager
 def workplace(log: Path | None) -> Iterator[Workplace]:
-    """A fresh folder beside the log, or for no log a temporary one with a log in it.
+    """A new folder beside the log or, without a log, a temporary folder with a log in it.
 
-    Beside it, not in /tmp, which may be memory: a checkpoint takes some 90 MB. What a killed run left there is removed.
+    The folder is not in /tmp, which may be in memory: a checkpoint takes about 90 MB. Files of a killed run are removed first.
     """
     if log is None:
         with tempfile.TemporaryDirectory(prefix="varloss-solo-") as scratch:
@@ -83,10 +83,10 @@ def train(
         split: Its training split.
         source: The data set.
         report: Called with the fraction done.
-        log: Where to keep what solo-learn prints.
+        log: File for solo-learn's output.
 
     Raises:
-        SoloLearnError: It ended with an error, or not with what was asked for; the message ends with its last lines.
+        SoloLearnError: solo-learn failed, or did not run with the requested options; the message ends with its last lines.
         TrainingDivergedError: The loss became NaN or infinite.
     """
     solo = SoloLearn.from_variables()
@@ -111,7 +111,7 @@ def train(
 
 
 def measure(config: TrialConfig, split: Split, source: Source, short: int = 5, long: int = 25) -> tuple[float, float]:
-    """Seconds until the first step and seconds per step, from two short runs on this machine now."""
+    """Seconds until the first step and seconds per step, from two short runs on this machine."""
     solo = SoloLearn.from_variables()
     seconds = {}
     with workplace(None) as place:
@@ -134,7 +134,7 @@ def prepare(config: TrialConfig, split: Split, source: Source, place: Workplace)
         output=(place.folder / "out").resolve(),
         num_train=len(split),
     )
-    # JSON is YAML; Hydra wants the other name.
+    # JSON is also YAML; Hydra needs the extension .yaml.
     (place.folder / "trial.yaml").write_text(json.dumps(made, indent=1))
     return [
         *("--config-path", str(place.folder.resolve()), "--config-name", "trial.yaml"),
@@ -143,7 +143,7 @@ def prepare(config: TrialConfig, split: Split, source: Source, place: Workplace)
 
 
 def launch(solo: SoloLearn, arguments: list[str], place: Workplace, tick: Callable[[], None]) -> None:
-    """Run main_pretrain.py to its end, calling `tick` about once a second.
+    """Run main_pretrain.py to its end and call `tick` about once per second.
 
     Raises:
         SoloLearnError: Its exit status was not 0.
@@ -154,7 +154,7 @@ def launch(solo: SoloLearn, arguments: list[str], place: Workplace, tick: Callab
             command,
             cwd=solo.root,
             env=environment(torch.get_num_threads()),
-            stdin=subprocess.PIPE,  # closes with this process: see solo_guard
+            stdin=subprocess.PIPE,  # closes with this process: see guard.py
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -175,13 +175,13 @@ def launch(solo: SoloLearn, arguments: list[str], place: Workplace, tick: Callab
 
 def _failure(message: str, place: Workplace) -> SoloLearnError:
     lines = [line.rstrip() for line in place.log.read_text(errors="replace").splitlines() if line.strip()]
-    # Hydra ends with advice about HYDRA_FULL_ERROR, which is not the cause.
+    # Hydra's last line is advice about HYDRA_FULL_ERROR, not the cause.
     last = [line for line in lines if "HYDRA_FULL_ERROR" not in line][-_LOG_LINES:]
     return SoloLearnError("\n  ".join([f"{message}; last lines of {place.log}:", *last]))
 
 
 def _logged_steps(place: Workplace) -> int:
-    """Steps of which the log tells so far, to within the rows that are means of an epoch."""
+    """Number of steps in the log so far; rows that are means of an epoch make it inexact."""
     if place.metrics is None:
         return 0
     with place.metrics.open() as file:
@@ -197,20 +197,20 @@ def _checkpoint(place: Workplace, config: TrialConfig) -> Path:
 
 
 def _ran_with(place: Workplace, config: TrialConfig, num_train: int) -> dict[str, Any]:
-    """What solo-learn says it ran with, from its own record and from varloss's line, held against the trial.
+    """The options that solo-learn ran with, from its own record and from varloss's line, checked against the trial.
 
-    A flag that nobody reads is no error there: without this look a run without VRN would count as one with it.
+    solo-learn ignores options that it does not read. Without this check a run without VRN could count as one with VRN.
     """
-    told = next((place.folder / "out").rglob("args.json"), None)
-    if told is None:
+    args_file = next((place.folder / "out").rglob("args.json"), None)
+    if args_file is None:
         raise _failure("solo-learn left no args.json", place)
-    args = json.loads(told.read_text())
+    args = json.loads(args_file.read_text())
     said = list(_VRN_LINE.finditer(place.log.read_text(errors="replace")))
     weights = [float(line["weight"]) for line in said]
     expected = [float(f"{config.weight:g}")] if config.weight else []
     if weights != expected or any(int(line["n"]) != num_train for line in said):
         found = said[0][0] if said else "no line of varloss"
-        raise _failure(f"asked for VRN {config.weight:g} with n={num_train}, solo-learn ran with: {found}", place)
+        raise _failure(f"expected VRN {config.weight:g} with n={num_train}, solo-learn ran with: {found}", place)
     ran: dict[str, Any] = {
         "method": args["method"],
         "objective": args.get("objective"),
@@ -221,9 +221,9 @@ def _ran_with(place: Workplace, config: TrialConfig, num_train: int) -> dict[str
         "vrn": said[0][0] if said else None,
     }
     asked = {"temperature": config.temperature, "batch_size": config.batch_size, "seed": config.seed}
-    wrong = [f"{name}={ran[name]} for {value}" for name, value in asked.items() if ran[name] != value]
+    wrong = [f"{name}={ran[name]} instead of {value}" for name, value in asked.items() if ran[name] != value]
     if not math.isclose(ran["learning_rate"], config.learning_rate):
-        wrong.append(f"learning_rate={ran['learning_rate']} for {config.learning_rate}")
+        wrong.append(f"learning_rate={ran['learning_rate']} instead of {config.learning_rate}")
     if wrong:
         raise _failure(f"solo-learn ran with {', '.join(wrong)}", place)
     return ran
@@ -231,7 +231,7 @@ def _ran_with(place: Workplace, config: TrialConfig, num_train: int) -> dict[str
 
 @dataclass(frozen=True)
 class Step:
-    """One logged step: solo-learn's own loss, and what was trained on, the weighted VRN included."""
+    """One logged step: solo-learn's own loss, and the training loss, which includes the weighted VRN."""
 
     epoch: int
     own: float
@@ -244,7 +244,7 @@ def logged_steps(metrics: Path, config: TrialConfig) -> list[Step]:
     with metrics.open(newline="") as file:
         for row in csv.DictReader(file):
             if not row["train_nce_loss_step"]:
-                continue  # the means of an epoch stand in rows of their own
+                continue  # the means of an epoch are in separate rows
             total = own = float(row["train_nce_loss_step"])
             if config.weight:
                 weight = float(row["train_vrn_weight_step"]) if config.weight_warmup else config.weight
@@ -254,9 +254,9 @@ def logged_steps(metrics: Path, config: TrialConfig) -> list[Step]:
 
 
 def _losses(place: Workplace, config: TrialConfig) -> dict[str, Any]:
-    """Mean loss of each epoch and evidence of pairing; nothing where solo-learn logged elsewhere.
+    """Mean loss of each epoch and evidence of pairing; empty if solo-learn logged elsewhere.
 
-    Its own loss at the first step, before any update, is equal for the arms of a seed, method and temperature: they began
+    Its own loss at the first step, before any update, is equal for the arms of a seed, method and temperature: they start
     with the same weights and the same images.
     """
     steps = logged_steps(place.metrics, config) if place.metrics else []
