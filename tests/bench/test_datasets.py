@@ -61,7 +61,7 @@ def test_a_row_is_all_that_a_new_data_set_needs_to_be_loaded_and_described(monke
     assert sets.load("toy", sizes=(100, 0, 60)).sizes == (100, 0, 60)
     whole = TrialConfig(data="toy", official_test=True, num_train=200, num_val=0, num_test=50)
     assert (redraws_training(whole), redraws_test(whole)) == (False, False)
-    with pytest.raises(sets.DataError, match=r"unknown data set 'toy:x'; known are digits, .*, toy$"):
+    with pytest.raises(sets.DataError, match=r"unknown data set 'toy:x'; known data sets: digits, .*, toy$"):
         sets.load("toy:x")
 
 
