@@ -210,7 +210,7 @@ def test_results_of_another_process_are_taken(tmp_path):
 
 @pytest.mark.slow
 def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
-    arguments = ["compare", "--method", "simclr", "--batch-size", "64", "--seeds", "2", "--steps", "30"]
+    arguments = ["compare", "--method", "simclr", "--batch-size", "128", "--seeds", "2", "--steps", "5"]
     sweeps = [
         subprocess.Popen(
             [sys.executable, "-m", "varloss_bench", *arguments, "--output", str(tmp_path), "--workers", "1"],
