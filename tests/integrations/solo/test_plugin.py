@@ -124,40 +124,41 @@ def standin_says(code):
     return done.stdout.splitlines()
 
 
-def test_installing_twice_is_installing_once():
-    first, second, keys = standin_says(
-        "import varloss_solo, solo.methods as m, solo.utils.auto_resumer as r\n"
+@pytest.fixture(scope="module")
+def installed():
+    """What one interpreter says that installs varloss twice: tables, keys, pickled classes, three linear evaluations."""
+    return standin_says(
+        "import pickle, varloss_solo, solo.methods as m, solo.utils.auto_resumer as r\n"
         "for _ in range(2):\n"
         "    varloss_solo.install()\n"
         "    print({k: [c.__name__ for c in v.__mro__[:3]] for k, v in m.METHODS.items()})\n"
-        "print(r.AutoResumer.SHOULD_MATCH)"
-    )
-    assert first == second
-    assert "'simclr': ['SimCLRWithVRN', 'VRNMixin', 'ObjectiveMixin']" in first
-    assert "'base': ['BaseMethod'," in first
-    assert keys == "['name', 'method', 'varloss', 'objective']"
-
-
-def test_a_class_pickled_in_one_process_is_found_in_a_fresh_one():
-    (pickled,) = standin_says(
-        "import varloss_solo, pickle; varloss_solo.install()\n"
-        "from solo.methods import METHODS\n"
-        "print([pickle.dumps(METHODS[name]).hex() for name in ('simclr', 'simsiam')])"
-    )
-    assert standin_says(
-        f"import pickle; print([pickle.loads(bytes.fromhex(text)).varloss_method for text in {pickled}])"
-    ) == ["['simclr', 'simsiam']"]
-
-
-def test_linear_evaluation_refuses_the_block_that_it_would_ignore():
-    plain, off, on = standin_says(
-        "import varloss_solo; varloss_solo.install(); varloss_solo.install()\n"
+        "print(r.AutoResumer.SHOULD_MATCH)\n"
+        "print([pickle.dumps(m.METHODS[name]).hex() for name in ('simclr', 'simsiam')])\n"
         "from omegaconf import OmegaConf\n"
         "from solo.methods.linear import LinearModel\n"
         "for text in ('{}', '{varloss: {enabled: false}}', '{varloss: {weight: 3}}'):\n"
         "    try: print(LinearModel(OmegaConf.create(text)).cfg)\n"
         "    except ValueError as error: print(error)"
     )
+
+
+def test_installing_twice_is_installing_once(installed):
+    first, second, keys = installed[:3]
+    assert first == second
+    assert "'simclr': ['SimCLRWithVRN', 'VRNMixin', 'ObjectiveMixin']" in first
+    assert "'base': ['BaseMethod'," in first
+    assert keys == "['name', 'method', 'varloss', 'objective']"
+
+
+def test_a_class_pickled_in_one_process_is_found_in_a_fresh_one(installed):
+    pickled = installed[3]
+    assert standin_says(
+        f"import pickle; print([pickle.loads(bytes.fromhex(text)).varloss_method for text in {pickled}])"
+    ) == ["['simclr', 'simsiam']"]
+
+
+def test_linear_evaluation_refuses_the_block_that_it_would_ignore(installed):
+    plain, off, on = installed[4:]
     assert (plain, off) == ("{}", "{'varloss': {'enabled': False}}")
     assert "varloss belongs to main_pretrain.py" in on
 
