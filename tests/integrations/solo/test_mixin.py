@@ -58,14 +58,15 @@ def runs(standin):
 
 @pytest.fixture(scope="module")
 def runs_on_two_ranks(standin):
-    """Two processes of half the batch beside one of the whole; each line in an interpreter of its own, as Lightning needs."""
-    found = {}
-    for name, line in {
+    """Two processes of half the batch beside one of the whole; those in an interpreter of their own, as Lightning needs."""
+    lines = {
         "dcl": ["method=dcl", "+varloss=vrn_both"],
         "dhel": ["method=dhel", "+varloss=vrn"],
         "supcon": ["method=supcon", "+varloss=vrn"],
-    }.items():
-        found[name, 1] = standin({name: [*line, "optimizer.batch_size=8"]})[name]
+    }
+    alone = standin({name: [*line, "optimizer.batch_size=8"] for name, line in lines.items()})
+    found = {(name, 1): run for name, run in alone.items()}
+    for name, line in lines.items():
         two = [*line, "optimizer.batch_size=4", "+devices=2", "+strategy=ddp"]
         found[name, 2] = standin({name: two})[name]
     return found
