@@ -4,8 +4,6 @@ import dataclasses
 import json
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -302,13 +300,12 @@ def test_bad_input_is_named_before_anything_runs(tmp_path, arguments, message):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trains")
 def test_the_command_end_to_end(tmp_path):
     words = ["tune", "--batch-size", "128", "--epochs", "2", "--budget", "2", "--output", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "varloss_bench", *words], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    output = " ".join(done.stdout.split())
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    output = " ".join(done.output.split())
     assert "Two searches of 4 epochs each at most" in output
     assert "minutes with 2 worker(s)" in output
     assert "varloss-bench compare --method simclr --batch-size 128" in output
