@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support import forked
+
+from varloss_bench.execution import workers
 
 TRAINING_WARNINGS = (
     # Lightning: our loader hands out finished batches of tensors, workers would only copy them.
@@ -27,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def trains() -> None:
     """The test trains in this process."""
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of this process start at once. Tests that run the command as a process see how they are spawned."""
+    monkeypatch.setattr(workers, "SPAWN", forked.context())
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

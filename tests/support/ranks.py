@@ -1,6 +1,6 @@
-"""Workers for several ranks on one machine: real process groups over gloo, a spawned process a rank.
+"""Workers for several ranks on one machine: real process groups over gloo, a process a rank.
 
-They live outside the test modules because a spawned child imports them by name.
+They live outside the test modules because these processes import them by name.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import varloss
+from support import forked
 from varloss import distributed, functional
 
 TIMEOUT = datetime.timedelta(seconds=180)
@@ -69,7 +70,9 @@ def run(
     finale: Callable[[Path], None] | None = None,
 ) -> list[Any]:
     """What ``worker(*arguments)`` returns on each of ``world`` ranks, in rank order. ``finale`` may leave ranks dead."""
-    mp.spawn(_enter, (world, free_port(), str(folder), worker, arguments, finale), nprocs=world)
+    forked.context()
+    arguments = (world, free_port(), str(folder), worker, arguments, finale)
+    mp.start_processes(_enter, arguments, nprocs=world, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
@@ -395,9 +398,8 @@ def _hang(rank: int, world: int, port: int, folder: str) -> None:
 
 
 def rank_1_hangs(world: int, folder: Path) -> None:
-    spawn = mp.get_context("spawn")
     arguments = (world, free_port(), str(folder))
-    processes = [spawn.Process(target=_hang, args=(rank, *arguments)) for rank in range(world)]
+    processes = [forked.context().Process(target=_hang, args=(rank, *arguments)) for rank in range(world)]
     for process in processes:
         process.start()
     for rank, process in enumerate(processes):

@@ -49,11 +49,11 @@ def run(where: Cluster, trials, folder) -> list:
     return list(where.run(trials, folder, COMMAND, workers=2))
 
 
-def test_a_local_job_leaves_the_record_of_a_worker(tmp_path):
-    events = run(Cluster("local", {}), [RAW], tmp_path)
-    assert [(event.config, event.status) for event in events] == [(RAW, "finished")]
-    loaded = Store(tmp_path).load([RAW])
-    assert loaded.done(RAW)
+def test_local_jobs_leave_the_records_of_workers(tmp_path):
+    events = run(Cluster("local", {}), SEEDS, tmp_path)
+    assert {(event.config, event.status) for event in events} == {(trial, "finished") for trial in SEEDS}
+    loaded = Store(tmp_path).load(SEEDS)
+    assert all(loaded.done(trial) for trial in SEEDS)
     assert {record["command"][0] for record in loaded.records.values()} == {"varloss-bench"}
     assert not list(tmp_path.glob("trials/.*"))  # no claim stays behind
 

@@ -1,0 +1,25 @@
+"""Processes forked from a server that has imported once what they need: spawned ones pay for those imports each, in seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from unittest import mock
+
+
+@cache
+def context() -> ForkServerContext:
+    """The context whose processes start that way. The server lives as long as this process.
+
+    It keeps the folder and the environment of its start: a test of these spawns.
+    """
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["support.ranks", "support.metric_ranks", "varloss_bench.execution.workers"])
+    # Before Python 3.13 the server does not get sys.path, and an import that fails there is passed over in silence.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
+        forkserver.ensure_running()
+    return found
