@@ -23,6 +23,8 @@ from varloss_bench.config import TrialConfig
 from varloss_bench.execution import workers as runner
 from varloss_bench.records.store import Loaded, Store
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 TINY = ["compare", "--method", "simclr", "--epochs", "2", "--batch-size", "64", "--seeds", "2"]
 NUM_TRIALS = 2 * (2 + 3)
 
@@ -34,12 +36,6 @@ def start(*arguments, folder: Path, **options) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env={**os.environ, "COLUMNS": "200"}, **options,
     )  # fmt: skip
-
-
-def run(*arguments, folder: Path) -> tuple[int, str]:
-    process = start(*arguments, folder=folder)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
 
 
 def run_here(*arguments, folder: Path) -> tuple[int, str]:
@@ -90,8 +86,9 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="re
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, output = run(*TINY, folder=folder)
-    assert code == 0, output
+    process = start(*TINY, folder=folder)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     return folder, output
 
 
@@ -146,7 +143,7 @@ def test_kill_9_at_any_moment_and_resume_give_the_undisturbed_table(seed, kills,
         assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     kept = {path: path.stat().st_mtime_ns for path in trial_files(tmp_path)}
     assert len(kept) >= kills
-    code, output = run(*TINY, folder=tmp_path)
+    code, output = run_here(*TINY, folder=tmp_path)
     assert code == 0
     assert f"{len(kept)} of them already in" in output
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
