@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -126,9 +127,9 @@ class Worker:
 
     def stop(self) -> None:
         """End the process in any state."""
-        self.connection.close()
         self.process.terminate()
         self.process.join()
+        self.connection.close()
 
 
 def run_trials(configs: Sequence[TrialConfig], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
@@ -195,12 +196,21 @@ def _due(elsewhere: dict[TrialConfig, float]) -> list[TrialConfig]:
 
 def _work(connection: Connection, folder: Path, command: list[str]) -> None:
     """Body of a worker process."""
+    tell = partial(send, connection)
     while True:
         try:
             config: TrialConfig = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
-        connection.send(execute(config, folder, command, connection.send))
+        tell(execute(config, folder, command, tell))
+
+
+def send(connection: Connection, message: object) -> None:
+    """Send to the parent. Without a parent this process ends: an exception would become the record of its trial."""
+    try:
+        connection.send(message)
+    except OSError:
+        os._exit(1)
 
 
 def spawn(body: Callable[..., None], *arguments: Any) -> SpawnProcess:

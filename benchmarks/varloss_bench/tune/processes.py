@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from varloss_bench.execution.workers import SPAWN, spawn
+from varloss_bench.execution.workers import SPAWN, send, spawn
 from varloss_bench.tune.search import Outcome, Space, search
 from varloss_bench.tune.train import Plan, Trainings
 
@@ -81,20 +81,19 @@ def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers
                 yield event
     finally:
         for connection, (_, process) in running.items():
-            connection.close()
             process.terminate()
             process.join()
+            connection.close()
 
 
 def _work(connection: Connection, task: Task, folder: Path, command: list[str]) -> None:
     """Body of a process."""
     try:
-        run(task, folder, command, lambda **fields: connection.send(fields))
+        run(task, folder, command, lambda **fields: send(connection, fields))
     except OSError as error:
         # The error itself may lose its file's name on the way, or not be picklable.
         text = str(error)
-        connection.send(
-            OSError(error.errno, text.removeprefix(f"[Errno {error.errno}] ")) if error.errno else OSError(text)
-        )
+        plain = OSError(error.errno, text.removeprefix(f"[Errno {error.errno}] ")) if error.errno else OSError(text)
+        send(connection, plain)
     except Exception:
-        connection.send(traceback.format_exc())
+        send(connection, traceback.format_exc())

@@ -317,7 +317,7 @@ def test_bad_input_is_an_error_before_anything_runs(arguments, message, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("trains")
+@pytest.mark.usefixtures("trains", "quick_workers")
 def test_both_phases_for_real_and_again(tmp_path):
     """Tiny trainings: the choice is the best of the validation records, the test has other seeds, nothing runs twice."""
     command = ["compare", "--select", "--method", "simclr", "--epochs", "2", "--batch-size", "64", "--temperature", "0.5",

@@ -88,6 +88,7 @@ def test_a_sweep_on_a_full_disk_says_what_to_do(small_disk, monkeypatch):
     assert "Traceback" not in text
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_search_on_a_full_disk_ends_with_that_error(small_disk):
     """In a process of its own, as always; a net is trained up to the first look at it, which cannot be kept."""
     fill(small_disk)
@@ -187,6 +188,7 @@ def test_a_claim_goes_with_its_process(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_workers")
 def test_results_of_another_process_are_taken(tmp_path):
     """And where that process ends without one, the trial is run here."""
     theirs, abandoned = RAW, dataclasses.replace(RAW, seed=1)
@@ -230,6 +232,19 @@ def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
     records = [json.loads(path.read_text()) for path in written]
     assert {record["status"] for record in records} == {"finished"}
     assert not list(tmp_path.glob("trials/.*"))
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_worker_that_nobody_listens_to_ends_without_a_record(tmp_path):
+    """As between the end of a sweep and that of its workers: what it cannot send is no failure of the trial."""
+    ours, theirs = runner.SPAWN.Pipe()
+    process = runner.spawn(runner._work, theirs, tmp_path, ["varloss-bench"])
+    theirs.close()
+    ours.send(TrialConfig(epochs=1, batch_size=128))
+    ours.close()
+    process.join(60)
+    assert process.exitcode == 1
+    assert not list(tmp_path.glob("trials/*.json"))
 
 
 # ---- files that nobody vouches for
