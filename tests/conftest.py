@@ -45,6 +45,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A pytest that pytest-xdist cannot group tests under would make their fixtures once for each worker, and say nothing."""
+    if hasattr(session.config, "workerinput") and session.config.getoption("loadgroup"):
+        alone = [
+            item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid
+        ]
+        assert not alone, f"pytest-xdist does not keep together what belongs together, such as {alone[0]}"
+
+
 def _group(item: pytest.Item) -> str | None:
     """Tests that share a fixture of their module or session run on one worker, or each worker would make it."""
     if item.get_closest_marker("xdist_group") or not isinstance(item, pytest.Function):
