@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from support import oracles
 from typer.testing import CliRunner
 
+import varloss
 from varloss_bench.cli import app
-from varloss_bench.studies.speed import losses, measure, report
+from varloss_bench.studies.speed import before, losses, measure, report
 from varloss_bench.studies.speed.losses import GROUPS, NUM_SAMPLES, TEMPERATURE, WEIGHT
 
 
@@ -52,6 +54,35 @@ def test_a_disagreement_stops_the_run(monkeypatch, tmp_path):
     assert result.exit_code == 1
     assert "VRN: wrong differs from varloss by" in result.output.replace("\n", " ")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_checkouts_are_timed_by_turns(monkeypatch, tmp_path):
+    """Here a checkout against itself with a slower and another SimpleLoss; a loss that one of them lacks is left out."""
+    root = Path(varloss.__file__).parents[1]
+    other = tmp_path / "other"
+    shutil.copytree(root / "varloss", other / "varloss", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "varloss" / "__init__.py").open("a") as file:
+        file.write("import time\nclass SimpleLoss:\n    def __call__(self, a, b):\n")
+        file.write("        [sum(range(1000)) for _ in range(300)]\n        return (a * b).sum()\n")
+    chosen = {name: before.LOSSES[name] for name in ("NTXentLoss", "SimpleLoss")}
+    monkeypatch.setattr(before, "LOSSES", {**chosen, "new": "varloss.NewLoss()"})
+    arguments = ["study", "speed", "--before", str(other), "--sizes", "8", "--dims", "4", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "new, N = 8, d = 4 is left out: AttributeError" in result.output.replace("\n", " ")
+    with (tmp_path / "before.csv").open(newline="") as file:
+        rows = {row["loss"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == chosen.keys()
+    assert float(rows["NTXentLoss"]["difference"]) == 0
+    assert 0.3 < float(rows["NTXentLoss"]["ratio"]) < 3
+    assert float(rows["SimpleLoss"]["difference"]) > 0.01
+    assert float(rows["SimpleLoss"]["ratio"]) < 0.5
+
+
+def test_what_is_no_checkout_is_refused(tmp_path):
+    result = CliRunner().invoke(app, ["study", "speed", "--before", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--before takes a checkout of varloss, got" in result.output
 
 
 @pytest.mark.parametrize(

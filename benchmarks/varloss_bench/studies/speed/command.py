@@ -27,6 +27,9 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Measure peak memory, each in its own process.")
     ] = True,
+    before: Annotated[
+        Path | None, typer.Option(help="Another checkout of varloss: time its losses against these instead.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder of rows.csv (rows are appended) and of the figure.")] = Path(
         "varloss-runs/speed"
     ),
@@ -41,10 +44,14 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
     - `varloss-bench study speed`
 
     - `varloss-bench study speed --sizes 4096,8192 --groups "NT-Xent + VRN" --seconds 20`
+
+    - `git worktree add ../old v0.1.0 && varloss-bench study speed --before ../old` asks whether a change made a loss slower.
+      It times one thread on the CPU and takes `--sizes`, `--dims` and `--output`; the rows are in `before.csv`.
     """
     import torch
 
     from varloss_bench.commands import arguments
+    from varloss_bench.studies.speed import before as versions
     from varloss_bench.studies.speed import report, run
     from varloss_bench.studies.speed.losses import GROUPS
 
@@ -73,8 +80,11 @@ def speed(  # noqa: PLR0917  (typer calls it, by name)
         raise typer.Exit(2) from None
     torch.set_num_threads(threads)
     try:
+        if before is not None:
+            versions.run(before, plan, output / "before.csv", console)
+            return
         run.run(plan, output / "rows.csv", console)
-    except run.DisagreementError as error:
+    except (run.DisagreementError, ValueError) as error:
         messages.error(console, error)
-        raise typer.Exit(1) from None
+        raise typer.Exit(1 if isinstance(error, run.DisagreementError) else 2) from None
     report.report(output, console)

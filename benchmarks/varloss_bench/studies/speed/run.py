@@ -61,7 +61,7 @@ class Plan:
 
 def run(plan: Plan, path: Path, console: Console) -> None:
     """Measure, and append each row to ``path`` as soon as it is known."""
-    source = _source(plan)
+    origin = source(plan)
     for d in plan.dims:
         for group in plan.groups:
             built = {c.name: (c, c.build()) for c in contenders(group, plan.device)}
@@ -71,7 +71,7 @@ def run(plan: Plan, path: Path, console: Console) -> None:
             for n in plan.sizes:
                 console.print(f"{group}, N = {n}, d = {d} ...", style="dim")
                 for row in _measure(plan, group, built, n, d):
-                    _append(path, {**source, **row, "largest_difference": worst.get(str(row["loss"]), "")})
+                    _append(path, {**origin, **row, "largest_difference": worst.get(str(row["loss"]), "")})
 
 
 def _check(group: str, built: dict[str, Built], d: int, device: str, console: Console) -> dict[str, float]:
@@ -131,7 +131,7 @@ def _measure(plan: Plan, group: str, built: dict[str, Built], n: int, d: int) ->
     return rows
 
 
-def _source(plan: Plan) -> dict[str, Any]:
+def source(plan: Plan) -> dict[str, Any]:
     """The part of every row that says where it comes from."""
     environment = provenance.environment()
     machine, git = environment["machine"], environment["git"] or {}
