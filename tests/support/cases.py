@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -80,8 +81,16 @@ def nt_xent_with_vrn(
     return varloss.WithVRN(varloss.NTXentLoss(**cell), weight=weight, num_samples=num_samples, pairs=pairs)(z0, z1)
 
 
+def takes_two_views_alone(function: object) -> bool:
+    """Whether a loss, or the module of one, is complete without options."""
+    given = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
+    names = [parameter.name for parameter in given if parameter.default is parameter.empty]
+    return names == ([] if inspect.isclass(function) else ["z0", "z1"])
+
+
 def table() -> dict[str, TwoViewLoss]:
-    cases: dict[str, TwoViewLoss] = {"dclw": _dclw}
+    """Rows by hand for options; a function of two views without one has a row of its own."""
+    cases: dict[str, TwoViewLoss] = {"dclw_weights": _dclw}
     for kind in KINDS:
         for decoupled in (False, True):
             name = f"nt_xent-{kind}-{'decoupled' if decoupled else 'coupled'}"
@@ -106,9 +115,12 @@ def table() -> dict[str, TwoViewLoss]:
     cases["nt_xent_indexed-outside"] = _indexed(functional.nt_xent_indexed, positives="outside")
     for scale in ("paper", "official"):
         cases[f"dhel-{scale}"] = lambda a, b, s=scale: functional.dhel(a, b, scale=s)
-    cases["kcl"] = functional.kcl
     cases["queue_info_nce"] = _queue(functional.queue_info_nce, with_key=True)
     cases["vrn_queue"] = _queue(functional.vrn_queue, with_key=False, num_samples=100)
+    for name in functional.__all__:
+        if inspect.isfunction(function := getattr(functional, name)) and not any(key.startswith(name) for key in cases):
+            assert takes_two_views_alone(function), f"tests/support/cases.py needs a row for {name} with its options"
+            cases[name] = function
     return cases
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import inspect
 import os
 import socket
 import time
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import varloss
-from support import forked
+from support import cases, forked
 from varloss import distributed, functional
+from varloss.losses.base import TwoViewLoss
 
 TIMEOUT = datetime.timedelta(seconds=180)
 
@@ -135,10 +137,7 @@ def losses() -> dict[str, Callable[[], nn.Module]]:
     vrn = {"vrn_weight": 3, "num_samples": 50}
     table: dict[str, Callable[[], nn.Module]] = {
         "info_nce-learnable": lambda: varloss.InfoNCELoss(learnable_temperature=True, **ON),
-        "dcl": lambda: varloss.DCLLoss(**ON),
-        "dhel-paper": lambda: varloss.DHELLoss(**ON),
         "dhel-official": lambda: varloss.DHELLoss(scale="official", **ON),
-        "kcl": lambda: varloss.KCLLoss(**ON),
         "queue": lambda: _queue(lambda: varloss.QueueInfoNCELoss(memory_bank_size=(19, 4), **ON)),
         "with-vrn": lambda: varloss.WithVRN(varloss.NTXentLoss(**ON), weight=2, num_samples=50, pairs="both", **ON),
         "with-vrn-kcl": lambda: varloss.WithVRN(varloss.KCLLoss(**ON), weight=2, num_samples=50, exponent=1, **ON),
@@ -175,6 +174,10 @@ def losses() -> dict[str, Callable[[], nn.Module]]:
             table[f"vrn-{kind}-{form}"] = lambda k=kind, f=form: ByHand(functional.vrn, form=f, num_samples=50, pairs=k)
         table[f"nt_xent_indexed-{kind}"] = lambda k=kind: ByIndex(functional.nt_xent_indexed, negatives=k)
         table[f"vrn_indexed-{kind}"] = lambda k=kind: ByIndex(functional.vrn_indexed, num_samples=50, pairs=k)
+    for name in varloss.__all__:
+        module = getattr(varloss, name)
+        if inspect.isclass(module) and issubclass(module, TwoViewLoss) and cases.takes_two_views_alone(module):
+            table[name] = functools.partial(module, **ON)
     return table
 
 
