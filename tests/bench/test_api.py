@@ -51,13 +51,13 @@ def test_the_example_of_tune_runs(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda to: varloss_bench.compare(TrialConfig(method="dcl"), running=to), "method of the trial: the grid says what is compared"),
+        (lambda to: varloss_bench.compare(TrialConfig(method="dcl"), running=to), "method of the trial: set it in the grid"),
         (lambda to: varloss_bench.compare(grid=Grid(seeds=1), running=to), "an interval needs at least 2 seeds, got --seeds 1"),
         (lambda to: varloss_bench.compare(grid=Grid(methods=["byol"]), running=to), "--method must be one of simclr"),
         (lambda to: varloss_bench.compare(grid=Grid(methods="simclr"), running=to), "--method takes a list of values, got 'simclr'"),
         (lambda to: varloss_bench.compare(TrialConfig(steps=3), running=to), "exclude each other, got 20 and 3: set one to 0"),
-        (lambda to: varloss_bench.tune(TrialConfig(steps=3, epochs=0), running=to), "steps of the trial: tune does not take"),
-        (lambda to: varloss_bench.tune(search=Search(weight_range=[3, 1]), running=to), "--weight-range must be two rising numbers"),
+        (lambda to: varloss_bench.tune(TrialConfig(steps=3, epochs=0), running=to), "steps of the trial: tune does not accept"),
+        (lambda to: varloss_bench.tune(search=Search(weight_range=[3, 1]), running=to), "--weight-range must be two increasing numbers"),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_value_error_that_names_the_option(call, message, tmp_path):

@@ -1,6 +1,6 @@
 """What VRN does against momentum keys: MoCo v2 on digits with the term between queries and keys, 4 seeds.
 
-``python run.py > table.txt``. The harness itself never trains this way; everything else is its default trial.
+``python run.py > table.txt``. The harness itself never trains this way. All other options are those of its default trial.
 """
 
 from __future__ import annotations

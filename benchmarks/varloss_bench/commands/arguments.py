@@ -1,4 +1,4 @@
-"""What commands make of options: names of data sets, devices."""
+"""How commands resolve options: names of data sets, devices."""
 
 import dataclasses
 from pathlib import Path
@@ -9,22 +9,22 @@ from varloss_bench.config import TrialConfig
 
 
 def resolve_data(data: str) -> str:
-    """The data set's name; a folder's path whole, so that its trials have one key from wherever they are run."""
+    """The data set's name; the path of a folder is made absolute, so its trials have the same key in every working directory."""
     kind, _, path = data.partition(":")
     return f"{kind}:{Path(path).expanduser().resolve()}" if path else data
 
 
 def folder_name(data: str) -> str:
-    """What the folder of results is called by default."""
+    """The default name of the folder of results."""
     kind, _, path = data.partition(":")
     return Path(path).expanduser().resolve().name if path else kind
 
 
 def resolve(trial: TrialConfig, *, elsewhere: bool = False) -> TrialConfig:
-    """The same with whole paths and a device that exists, so that it has one key from wherever it is run.
+    """The same trial with absolute paths and a resolved device, so it has the same key in every working directory.
 
     Raises:
-        ValueError: As `resolve_device`.
+        ValueError: As in `resolve_device`.
     """
     return dataclasses.replace(
         trial,
@@ -35,13 +35,13 @@ def resolve(trial: TrialConfig, *, elsewhere: bool = False) -> TrialConfig:
 
 
 def resolve_device(device: str, *, elsewhere: bool = False) -> str:
-    """`auto` by what this machine has; a GPU that is asked for by name may be on another machine.
+    """The device for `auto` on this machine; `cuda` may also refer to another machine.
 
     Raises:
-        ValueError: The name is unknown, or this machine, which is meant, has no GPU.
+        ValueError: The name is unknown, or the trial runs on this machine, which has no GPU.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device must be one of auto, cpu, cuda, got {device!r}")
     if device == "cuda" and not elsewhere and not torch.cuda.is_available():
-        raise ValueError("--device cuda was asked for, but torch sees no CUDA device")
+        raise ValueError("--device cuda needs a CUDA device, but torch finds none")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

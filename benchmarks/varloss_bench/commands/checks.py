@@ -1,4 +1,4 @@
-"""What can be known to fail before anything runs."""
+"""Checks that fail before anything runs."""
 
 from collections.abc import Collection, Sequence
 from importlib import import_module
@@ -21,7 +21,7 @@ from varloss_bench.training.solo import install as solo_install
 if TYPE_CHECKING:
     from varloss_bench.execution.cluster import Cluster
 
-# Imported by the workers only; their absence must show before two processes have been started for nothing.
+# Only the workers import these. Their absence must be found before processes start.
 _WORKER_PACKAGES = (
     "filelock",
     "kornia",
@@ -33,19 +33,19 @@ _WORKER_PACKAGES = (
     "torchvision",
     "yaml",
 )
-# By the report at the end of a sweep.
+# The report at the end of a sweep imports these.
 _REPORT_PACKAGES = ("jinja2", "pandas", "pyarrow")
 
 
 def check_installed(*more: str) -> None:
-    """Raise `ModuleNotFoundError` for the first package that a sweep, or a command with needs of its own, would miss."""
+    """Raise `ModuleNotFoundError` for the first missing package that a sweep, or the command (`more`), needs."""
     for package in (*_WORKER_PACKAGES, *_REPORT_PACKAGES, *more):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def check_unused(trial: TrialConfig, names: Collection[str], why: str) -> None:
-    """Raise `ValueError` for a field of these that is not at its default: nobody would notice that it has no effect."""
+    """Raise `ValueError` if one of these fields is not at its default, because it would silently have no effect."""
     default = TrialConfig()
     given = sorted(name for name in names if getattr(trial, name) != getattr(default, name))
     if given:
@@ -53,40 +53,40 @@ def check_unused(trial: TrialConfig, names: Collection[str], why: str) -> None:
 
 
 def check_choices(base: TrialConfig, methods: Sequence[str]) -> None:
-    """Raise `ValueError` for a choice that one of the methods does not have: it would be compared without it.
+    """Raise `ValueError` for an option that one of the methods does not have; the method would be compared without it.
 
-    Before the grid is made, which drops what makes no difference to a trial.
+    This must run before the grid is made, because the grid resets options that have no effect on a trial.
     """
     if base.negatives is not None:
         for method in methods:
             row = METHODS[method]
             if not row.negatives_can_be_chosen:
-                own = row.negatives_fixed or "its loss has no such choice"
+                own = row.negatives_fixed or "its loss has no such option"
                 raise ValueError(
-                    f"--negatives {base.negatives} does not go with {method}: {own}. It is for "
+                    f"--negatives {base.negatives} is not possible for {method}: {own}. It is for "
                     f"{', '.join(methods_with_negatives())}"
                 )
     if base.vrn_against == "queue" and not set(methods) <= set(methods_with_queue()):
         raise ValueError(
-            f"--vrn-against queue goes with --method {', '.join(methods_with_queue())} only: nothing else has a queue, "
+            f"--vrn-against queue is only for --method {', '.join(methods_with_queue())}: other methods have no queue, "
             f"got {', '.join(methods)}"
         )
     if base.precision == "16-mixed" and base.device == "cpu":
-        raise ValueError("--precision 16-mixed needs a CUDA device; on a CPU there is bf16-mixed")
+        raise ValueError("--precision 16-mixed needs a CUDA device; use bf16-mixed on a CPU")
     _check_ranks(base)
 
 
 def _check_ranks(base: TrialConfig) -> None:
     if base.ranks == 1 and base.strategy != "auto":
-        raise ValueError(f"--strategy {base.strategy} is for several ranks; ask for them with --devices or --nodes")
+        raise ValueError(f"--strategy {base.strategy} is for several ranks; set --devices or --nodes")
     if base.ranks > 1 and not torch.distributed.is_available():
-        raise ValueError(f"{base.ranks} ranks were asked for, but this build of torch has no distributed support")
+        raise ValueError(f"{base.ranks} ranks need distributed support, which this build of torch lacks")
 
 
 def check_trials(trials: Sequence[TrialConfig]) -> None:
-    """Raise `ValueError` for a trial that could not run; what was given and what is allowed is in the message.
+    """Raise `ValueError` for a trial that cannot run; the message has the given and the allowed values.
 
-    Loads the data set and builds the backbone once: a missing file or an unknown model is no surprise of the first hour.
+    It loads the data set and builds the backbone once, so a missing file or an unknown model is found before the first trial.
     """
     for trial in trials:
         if trial.arm.trained:
@@ -94,7 +94,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
     first = next(trial for trial in trials if trial.arm.trained)
     source = data.load(first.data, first.data_dir, **data.options_of(first))
     for split, size in (("val", source.sizes[1]), ("test", source.sizes[2])):
-        # `--select` reads both, so looking at the first trial only would not do.
+        # All trials are checked, because `--select` uses both splits.
         if size < 2 and any(trial.evaluate_on == split for trial in trials):
             raise ValueError(f"there is nothing to evaluate on: the {split} split has fewer than 2 samples, got {size}")
     if bool((source.labels == source.labels[0]).all()):
@@ -109,14 +109,14 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
             )
         if trial.arm.trained and (trial.batch_size % trial.ranks or trial.batch_size < 2 * trial.ranks):
             raise ValueError(
-                f"--batch-size is that of all {trial.ranks} ranks and must be a multiple of {trial.ranks} with at least 2 "
+                f"--batch-size is over all {trial.ranks} ranks and must be a multiple of {trial.ranks} with at least 2 "
                 f"samples for each, got {trial.batch_size}"
             )
-        # Augmentations of solo-learn are its own.
+        # solo-learn has its own augmentations, without this limit.
         ours = trial.arm.trained and trial.framework != "solo"
         if ours and (passes := trial.passes(source.sizes[0])) > MAX_EPOCHS:
             raise ValueError(
-                f"--epochs, or those that --steps make, must be at most {MAX_EPOCHS}, got {passes}: later ones would share "
+                f"--epochs, or the epochs that --steps needs, must be at most {MAX_EPOCHS}, got {passes}: later ones would share "
                 "their augmentations with the evaluation and with the next seed"
             )
         if METHODS[trial.method].momentum_queue:
@@ -129,7 +129,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
 
 
 def _check_solo(trained: Sequence[TrialConfig], num_train: int) -> None:
-    """What solo-learn is asked for, then whether it is there: the second takes seconds."""
+    """Check the options for solo-learn first, then its installation, which takes seconds."""
     for trial in trained:
         solo_config.check(trial, num_train)
     solo_install.SoloLearn.from_variables().check()
@@ -144,7 +144,7 @@ def check_seeds(seeds: int, *, interval: bool) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder of the results. Raise `ValueError` where that is not possible."""
+    """Make the folder of the results. Raise `ValueError` if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -152,17 +152,19 @@ def check_folder(folder: Path) -> None:
 
 
 def check_cluster(kind: str | None, slurm: str, base: TrialConfig) -> "Cluster | None":
-    """Where jobs go, or None for workers of our own. Raise `ValueError` where it cannot be as asked for."""
+    """The queue for jobs, or None for worker processes. Raise `ValueError` if the options are not possible."""
     if kind is None and slurm:
-        raise ValueError(f"--slurm goes with --cluster slurm, got --slurm {slurm!r} alone")
+        raise ValueError(f"--slurm requires --cluster slurm, got --slurm {slurm!r} alone")
     if kind != "slurm":
         _check_gpus(base)
         if base.nodes > 1:
-            alternative = "nothing else starts processes on other machines" if kind is None else f"got --cluster {kind}"
+            alternative = (
+                "only a cluster starts processes on other machines" if kind is None else f"got --cluster {kind}"
+            )
             raise ValueError(f"--nodes {base.nodes} needs --cluster slurm: {alternative}")
     if kind is None:
         return None
-    # By name: submitit is an extra that only those need who have a cluster.
+    # Imported here, because submitit belongs to an extra that only clusters need.
     cluster = import_module("varloss_bench.execution.cluster")
     made: Cluster = cluster.Cluster(kind, cluster.parse_slurm(slurm) if slurm else {})
     return made
@@ -174,10 +176,10 @@ def _check_gpus(base: TrialConfig) -> None:
 
 
 def check_fresh(folder: Path) -> None:
-    """Raise `ValueError` where results lie already: they are neither mixed with nor deleted."""
+    """Raise `ValueError` if the folder has results; they are neither mixed with new ones nor deleted."""
     found = sum(1 for _ in folder.glob("trials/*.json"))
     if found:
         raise ValueError(
-            f"--fresh: {folder} holds {counted(found, 'trial')} already. Name another folder (--name, --output) or move this one away; "
-            "without --fresh what it holds is kept and only what is missing is run"
+            f"--fresh: {folder} already has {counted(found, 'trial')}. Name another folder (--name, --output) or move this one away; "
+            "without --fresh its trials are kept and only missing trials run"
         )

@@ -1,4 +1,4 @@
-"""Options of a command from a YAML file, and the options in effect as such a file."""
+"""Read options of a command from a YAML file, and write the options in effect as such a file."""
 
 import difflib
 from pathlib import Path
@@ -11,10 +11,10 @@ from varloss_bench.options import Option, as_text, dashed, options_of
 
 
 def load_defaults(context: typer.Context, path: Path | None) -> Path | None:
-    """Callback of `--config`, run before any other option is looked at: the file's values become the defaults.
+    """Callback of `--config`, which runs before other options are parsed. The file's values become the defaults.
 
     Raises:
-        typer.BadParameter: The file cannot be read, is not a table of options, or names one that does not exist.
+        typer.BadParameter: The file cannot be read, is not a table of options, or has an unknown option.
     """
     if path is None or context.resilient_parsing:
         return path
@@ -26,10 +26,10 @@ def load_defaults(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def read(path: Path, known: list[str]) -> dict[str, Any]:
-    """Options by parameter name; dashes and underscores are alike, a list stands for values separated by commas.
+    """Options by parameter name. Dashes and underscores are equivalent; a list is the same as values separated by commas.
 
     Raises:
-        ValueError: As `load_defaults`; what was given and what is close to it is in the message.
+        ValueError: As in `load_defaults`; the message has the given name and similar names.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -47,8 +47,8 @@ def read(path: Path, known: list[str]) -> dict[str, Any]:
             hint = f"; close to it: {', '.join(map(dashed, close))}" if close else ""
             raise ValueError(f"{path}: unknown option {key!r}{hint}")
         if name in found:
-            raise ValueError(f"{path}: {dashed(name)} is there twice")
-        if value is not None:  # `name:` alone leaves the default
+            raise ValueError(f"{path}: {dashed(name)} appears twice")
+        if value is not None:  # `name:` without a value keeps the default
             found[name] = _value(path, key, value)
     return found
 
@@ -62,10 +62,10 @@ def _value(path: Path, key: Any, value: Any) -> Any:
 
 
 def dump(*settings: Any) -> str:
-    """Options in effect as YAML that `--config` reads.
+    """The options in effect as YAML for `--config`.
 
     Args:
-        settings: Dataclasses whose fields are options. Where two have an option of one name, that of the first counts.
+        settings: Dataclasses whose fields are options. If two have an option with the same name, the first one counts.
     """
     kept: dict[str, Any] = {}
     for instance in settings:
@@ -78,7 +78,7 @@ def dump(*settings: Any) -> str:
 
 
 def command_words(*settings: Any) -> list[str]:
-    """The same as words of the command line; what is a default there is left out."""
+    """The same as words of the command line, without default values."""
     kept: dict[str, list[str]] = {}
     for instance in settings:
         for field, found in options_of(instance):
@@ -96,7 +96,7 @@ def command_words(*settings: Any) -> list[str]:
 
 
 def _follows(instance: Any, found: Option, value: Any) -> bool:
-    """Whether the value follows from another option: written down, it would stay when that one is changed."""
+    """Whether another option determines the value. It is then not written, so that it follows changes of the other option."""
     if found.default_by:
         other, table = found.default_by
         return bool(table.get(getattr(instance, other)) == value)
@@ -104,7 +104,7 @@ def _follows(instance: Any, found: Option, value: Any) -> bool:
 
 
 def given_on_the_command_line(context: typer.Context, name: str) -> bool:
-    """Whether an option was typed, and does not come from a file or from its default."""
+    """Whether an option was typed, not read from a file or left at its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

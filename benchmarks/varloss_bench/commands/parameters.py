@@ -1,4 +1,4 @@
-"""Parameters of the command line from dataclasses, whose fields say themselves what they are (`varloss_bench.options`)."""
+"""Make command-line parameters from dataclasses whose fields describe themselves (`varloss_bench.options`)."""
 
 import dataclasses
 import inspect
@@ -30,15 +30,15 @@ Config = Annotated[
 
 @dataclass(frozen=True)
 class Without:
-    """`Annotated[Kind, Without({"field"})]` in a command's signature: the options of `Kind` but for these fields."""
+    """`Annotated[Kind, Without({"field"})]` in a command's signature: the options of `Kind` except these fields."""
 
     fields: frozenset[str] | set[str]
 
 
 def from_fields(body: Callable[..., None]) -> Callable[..., None]:
-    """A command for typer: each parameter of `body` that is a dataclass becomes one option per field.
+    """A command for typer, in which each dataclass parameter of `body` becomes one option per field.
 
-    The other parameters are typer's own. Values that make no dataclass are an error with exit status 2.
+    Other parameters are passed to typer unchanged. Invalid values of a dataclass are an error with exit status 2.
     """
     hints = get_type_hints(body, include_extras=True)
     groups = {name: group for name, hint in hints.items() if (group := _group(hint))}
@@ -73,7 +73,7 @@ _Options = list[tuple["dataclasses.Field[Any]", Option]]
 
 
 def _group(hint: Any) -> tuple[Any, _Options] | None:
-    """A dataclass and those of its fields that the command has as options."""
+    """A dataclass and the fields of it that are options of the command."""
     kind, left_out = hint, frozenset[str]()
     if get_origin(hint) is Annotated:
         kind, *marks = get_args(hint)
@@ -121,10 +121,10 @@ def _shown_default(found: Option) -> str:
 
 
 def build(kind: Any, options: _Options, values: Mapping[str, Any], typed: Collection[str]) -> Any:
-    """A dataclass from the values of its options, None where one was not given; `typed` names those that were typed.
+    """Make a dataclass from the values of its options, which are None if not given; `typed` names the options that were typed.
 
     Raises:
-        ValueError: A list cannot be read, or two options were given of which one excludes the other.
+        ValueError: A list cannot be read, or two given options exclude each other.
     """
     types, names = get_type_hints(kind), {found.name for _, found in options}
     given = {field.name: values[found.name] for field, found in options if values[found.name] is not None}
@@ -144,7 +144,7 @@ def build(kind: Any, options: _Options, values: Mapping[str, Any], typed: Collec
 
 
 def _exclude(given: dict[str, Any], pairs: Sequence[tuple[str, str]], typed: Collection[str]) -> None:
-    """Of two options that exclude each other one stays, the other is 0: what was typed wins over what a file says."""
+    """Set one of two options that exclude each other to 0; the command line wins over a file."""
     for name, other in pairs:
         if name in given and other in given and given[name] and given[other]:
             if (name in typed) == (other in typed):

@@ -1,4 +1,4 @@
-"""What a command does with the exceptions of the function it calls: a message, and an exit status."""
+"""Turn the exceptions of the function that a command calls into a message and an exit status."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from varloss_bench import messages
 
 @contextmanager
 def bad_input(console: Console) -> Iterator[None]:
-    """A `ValueError` in here is the user's: its text and exit status 2."""
+    """Context in which a `ValueError` is bad input: print its text and exit with status 2."""
     try:
         yield
     except ValueError as error:
@@ -21,7 +21,7 @@ def bad_input(console: Console) -> Iterator[None]:
 
 @contextmanager
 def interrupted(console: Console, kept: str) -> Iterator[None]:
-    """Exit status 1 where results cannot be written, with what is `kept` of them, and 130 after Ctrl-C."""
+    """Context that exits with status 1 if results cannot be written, after printing what is `kept`, and with 130 after Ctrl-C."""
     try:
         yield
     except OSError as error:  # disk full, or the folder is gone

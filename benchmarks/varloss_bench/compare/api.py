@@ -22,19 +22,19 @@ def compare(
 ) -> Comparison:
     """Train with and without VRN and test whether the difference is significant: `varloss-bench compare`.
 
-    Trials run in worker processes, which do not import the calling script: no `if __name__ == "__main__"` is needed, and
-    a notebook will do. Results are kept trial by trial; the same call again runs only what is missing.
+    Trials run in worker processes, which do not import the calling script. Scripts need no `if __name__ == "__main__"`, and
+    notebooks work. The result of each trial is stored; the same call again runs only the missing trials.
 
     Args:
-        trial: What all trials share: data, backbone, length, device. By default digits, on a GPU where there is one.
+        trial: The options that all trials share: data, backbone, length, device. By default digits, on a GPU if there is one.
         grid: Methods, batch sizes, temperatures, weights and seeds.
         selection: Choose temperature and weight on the validation split first; by default the whole grid is tested.
         running: Number of processes, folder of the results.
-        quiet: Print nothing. Otherwise progress, table and verdict are printed as the command prints them.
+        quiet: Print nothing. Otherwise progress, table and verdict are printed as by the command.
 
     Raises:
-        ValueError: An option is out of range or does not go with another; its text names the option.
-        OSError: Results cannot be written; what is finished by then is kept.
+        ValueError: An option is out of range or conflicts with another; the message names the option.
+        OSError: Results cannot be written; finished trials are kept.
 
     Example::
 

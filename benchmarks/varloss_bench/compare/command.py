@@ -50,7 +50,7 @@ def compare(
     Without arguments: scikit-learn's digits, SimCLR and MoCo v2, batch size 16, temperature 0.5, VRN weights 0 and 3, a
     control at temperature 0.2, raw pixels and a random net, 4 paired seeds. No network access is needed.
 
-    Each trial's result is kept. **Run the same command again to resume**; add seeds, weights or batch sizes, and only the
+    Each trial's result is kept. **Run the same command again to resume.** After adding seeds, weights or batch sizes, only the
     missing trials run.
 
     Exit status: 0; 1 when a trial has no result; 2 for bad input; 130 after Ctrl-C.

@@ -1,4 +1,4 @@
-"""What a sweep costs, from a few steps that are timed before it runs."""
+"""The cost of a sweep, estimated from a few steps that are timed before it runs."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from varloss_bench.config import TrialConfig
 from varloss_bench.training import estimates
 from varloss_bench.training.trial import quieten
 
-# Seconds to the first step, of a step, and of the loss in it where that is known; by method, batch size, with or without VRN.
+# Seconds until the first step, per step, and of the loss in a step if known; by method, batch size, and with or without VRN.
 Measured = dict[tuple[str, int, bool], tuple[float, float, float | None]]
 
 
@@ -25,23 +25,23 @@ def show_cost(
     note: str = "Nothing was run.",
     measured: Measured | None = None,
 ) -> None:
-    """List what would run and estimate its time from a few measured steps per method and batch size.
+    """List the trials that would run, and estimate their time from a few measured steps per method and batch size.
 
-    Where this machine lacks the trials' device, as a cluster's login node does, steps are listed and no time.
-    `measured` is what was measured before, and is added to.
+    If this machine lacks the trials' device, like a cluster's login node, the list has steps and no times. `measured` holds
+    earlier measurements; new ones are added to it.
     """
     if any(trial.device == "cuda" for trial in missing) and not torch.cuda.is_available():
         _list_steps(missing, console, title=title, note=note)
         return
     quieten()
     torch.set_num_threads(1)
-    # Names of trials whole, within 80 columns: the others wrap.
+    # Names of trials are not wrapped; the other columns wrap within 80 columns.
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("trial", no_wrap=True)
     for heading in ("seeds", "length", "images\nper s", "loss's\nshare", "estimated\ns per run"):
         table.add_column(heading)
     measured = {} if measured is None else measured
-    # Of a trained trial where there is one: it has the backbone that matters.
+    # A trained trial if there is one, because its backbone determines the time.
     sample = next((trial for trial in missing if trial.arm.trained), missing[0] if missing else None)
     total, evaluation = 0.0, estimates.measure_evaluation_seconds(sample) if sample else 0.0
     with warnings.catch_warnings():
@@ -60,7 +60,7 @@ def show_cost(
                     )
                 start, step, loss = measured[kind]
                 seconds += start + step * estimates.number_of_steps(of_arm[0])
-                if step > 0:  # a busy machine can time the long run shorter than the short one
+                if step > 0:  # on a busy machine the long run can take less time than the short one
                     speed = f"{arm.batch_size / step:.0f}"
                     share = "not measured" if loss is None else f"{min(1.0, loss / step):.0%}"
             total += seconds * len(of_arm)
@@ -68,7 +68,7 @@ def show_cost(
     console.print(table)
     if any(trial.ranks > 1 for trial in missing):
         console.print(
-            "Timed in one process; several that share a batch take less where each has a core or GPU of its own."
+            "Timed in one process. Several processes that share a batch take less time if each has its own core or GPU."
         )
     wall = total / workers + (10 if missing else 0)
     console.print(
@@ -79,7 +79,7 @@ def show_cost(
 
 
 def _list_steps(missing: Sequence[TrialConfig], console: Console, *, title: str, note: str) -> None:
-    """What would run, with everything that is known of it where the device that runs it is not at hand."""
+    """List the trials that would run, without times, because this machine lacks their device."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("trial", no_wrap=True)
     for heading in ("seeds", "length", "steps\nper run"):

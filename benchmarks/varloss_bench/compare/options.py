@@ -1,4 +1,4 @@
-"""What `compare` compares, and how it chooses first."""
+"""The options of `compare`: the grid, and the selection on the validation split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SEEDS = Range(least=0, below=10**10)
 @documented
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is compared: each method at each batch size, temperature and weight, with the same seeds for all of them."""
+    """The grid: each method at each batch size, temperature and weight, all with the same seeds."""
 
     methods: Sequence[str] = setting(
         ("simclr", "moco"), Option("Methods, comma-separated.", _COMPARED, name="method", choices=trained_methods)
@@ -28,7 +28,7 @@ class Grid:
     weights: Sequence[float] = setting(
         (0, 3),
         Option(
-            "VRN weights, comma-separated; 0 is always among them. About 1 to 10 for a thousand images, 30 for fifty thousand.",
+            "VRN weights, comma-separated; 0 is always included. Typical: 1 to 10 for a thousand images, 30 for fifty thousand.",
             _COMPARED,
             name="weight",
         ),
@@ -39,18 +39,20 @@ class Grid:
     control_temperatures: Sequence[float] = setting(
         (0.2,),
         Option(
-            "Temperatures that run at weight 0 only, comma-separated: a lower temperature alone gives part of what VRN gives. "
-            "An empty string for none.",
+            "Temperatures that run at weight 0 only, comma-separated: a lower temperature alone gives part of VRN's effect. "
+            "Use an empty string for none.",
             _COMPARED,
             name="control_temperature",
             may_be_empty=True,
         ),
     )
-    seeds: int = setting(4, Option("Paired seeds. An interval needs 2, a few-label gain needs 4 to 10.", _COMPARED))
+    seeds: int = setting(
+        4, Option("Number of paired seeds. An interval needs 2, a few-label gain needs 4 to 10.", _COMPARED)
+    )
     interval: bool = setting(
         True, Option("Require intervals. --no-interval accepts a single seed, which settles nothing.", _COMPARED)
     )
-    first_seed: int = setting(0, Option("First of the seeds.", _COMPARED, within=SEEDS))
+    first_seed: int = setting(0, Option("First seed.", _COMPARED, within=SEEDS))
     effect: float = setting(
         0.5,
         Option(
@@ -63,11 +65,11 @@ class Grid:
 
     @property
     def test_seeds(self) -> range:
-        """The seeds that the arms are compared with."""
+        """The seeds of the comparison."""
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def trials(self, base: TrialConfig) -> list[TrialConfig]:
-        """All trials; `base` is what they share."""
+        """All trials; `base` has the options that they share."""
         return grid(
             base,
             methods=self.methods,
@@ -90,12 +92,17 @@ class Selection:
     )
     seeds: int = setting(
         3,
-        Option("Validation seeds that a score is the mean of.", _SELECTION, name="select_seeds", within=Range(least=1)),
+        Option(
+            "Number of validation seeds. A score is the mean over them.",
+            _SELECTION,
+            name="select_seeds",
+            within=Range(least=1),
+        ),
     )
     first_seed: int = setting(
         10000,
         Option(
-            "First validation seed; must not overlap the test seeds (--first-seed). Results that the folder holds are used, "
+            "First validation seed; must not overlap the test seeds (--first-seed). Results in the folder are reused, "
             "also those of `--evaluate-on val`.",
             _SELECTION,
             name="select_first_seed",

@@ -1,4 +1,4 @@
-"""Table, verdict and figure of a sweep: printed, and stored in its folder."""
+"""Print table, verdict and figure of a sweep, and store them in its folder."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ from varloss_bench.report.text import plain_text, render
 from varloss_bench.statistics import summary
 from varloss_bench.training import timing
 
-# The page takes about 1.5 s of a processor for 32 trials and 5 s for 210; with more than this it is made on request.
+# The page takes about 1.5 s of processor time for 32 trials and 5 s for 210; for more trials than this it is made on request.
 _REPORTED_AT_ONCE = 100
 
 
@@ -41,8 +41,8 @@ def present(
 ) -> Comparison:
     """Print and store the summary.
 
-    `selection` says how the arms were chosen, where they were, and goes into `summary.json`; `preface` says the same in
-    words, above the table. `chosen_on` are the trials that they were chosen by, which must have read the same images.
+    `selection` describes how the arms were chosen, if they were, and is stored in `summary.json`. `preface` is its text above
+    the table. `chosen_on` are the trials by which they were chosen; these must have used the same images.
     """
     loaded = store.load(trials)
     trained = next(trial for trial in trials if trial.arm.trained)
@@ -77,7 +77,7 @@ def present(
     if content["environments_differ"]:
         console.print(
             "[yellow]These rows were not all made by the same versions on the same machine[/yellow] (see each trial's "
-            "record); another --name makes them anew."
+            "record); another --name runs all of them again."
         )
     messages.say(
         console, f"{messages.counted(ran, 'trial')} run in {seconds:.0f} s. Table, figure and records: {store.folder}/"
@@ -87,7 +87,7 @@ def present(
 
 
 def _report(store: Store, command: list[str]) -> str:
-    """Write the page about the whole folder, or name the command that does: many trials take more than three seconds."""
+    """Write the page about the whole folder. For many trials, which take more than three seconds, name the command instead."""
     number = sum(1 for _ in store.trials.glob("*.json"))
     if not 0 < number <= _REPORTED_AT_ONCE:
         return f"One page with every figure: varloss-bench report {shlex.quote(str(store.folder))}"
@@ -96,15 +96,15 @@ def _report(store: Store, command: list[str]) -> str:
 
 
 def _environments_differ(loaded: Loaded) -> bool:
-    """Whether the records come from different versions, source or machines; commits differ for lesser reasons.
+    """Whether the records come from different versions, sources or machines; different commits alone do not matter.
 
-    What an older record does not tell is unknown: the same as in other such records, not the same as in newer ones.
+    A value that an older record lacks counts as equal to other missing values and different from known ones.
     """
     parts = ("versions", "varloss_source", "varloss_bench_source", "machine")
     seen = {
         json.dumps([record["environment"].get(part, "unknown") for part in parts], sort_keys=True)
         for record in loaded.records.values()
     }
-    # Of trials that solo-learn trains only, so that the rows beside them lack it.
+    # Only trials that solo-learn trains have it; the untrained rows lack it.
     of_solo = {record["environment"].get("varloss_solo_source") for record in loaded.records.values()} - {None}
     return len(seen) > 1 or len(of_solo) > 1

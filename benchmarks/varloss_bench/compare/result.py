@@ -1,4 +1,4 @@
-"""What `compare` found."""
+"""The result of `compare`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        folder: Records, table, figure and page.
+        folder: Folder of records, table, figure and page.
         summary: Rows and comparisons as objects, with every seed's value.
     """
 
@@ -42,7 +42,7 @@ class Comparison:
 
     @property
     def figure(self) -> Path:
-        """The picture of the sweep, a PNG file."""
+        """The figure of the sweep, a PNG file."""
         return self.folder / "figure.png"
 
     @property

@@ -1,4 +1,4 @@
-"""A comparison from its options: checked, priced, run."""
+"""Make a comparison from its options: check it, estimate its cost, run it."""
 
 from dataclasses import dataclass
 
@@ -24,8 +24,8 @@ class Prepared:
 
     Attributes:
         trials: The grid on the test split.
-        plan: Of the selection, where there is one; it decides which trials run.
-        grid: What was asked for.
+        plan: The plan of the selection, if there is one; it determines which trials run.
+        grid: The requested grid.
         where: Workers and folder.
     """
 
@@ -47,20 +47,20 @@ def prepare(
     """Check everything that can fail before a trial runs.
 
     Args:
-        trial: As those of `compare`, like the next three.
-        grid: See there.
-        selection: See there.
-        running: See there.
-        command: What the user typed; by default the command that does the same.
-        writes: Whether the folder of the results is made.
+        trial: As in `compare`, like the next three.
+        grid: As in `compare`.
+        selection: As in `compare`.
+        running: As in `compare`.
+        command: The user's command line; by default the equivalent command.
+        writes: Whether to make the folder of the results.
 
     Raises:
-        ValueError: An option is out of range or does not go with another; its text names the option.
+        ValueError: An option is out of range or conflicts with another; the message names the option.
     """
     checks.check_installed()
     trial, grid, running = as_typed(trial), as_typed(grid), as_typed(running)
     selection = selection and as_typed(selection)
-    checks.check_unused(trial, ARM_AND_SEED, "the grid says what is compared")
+    checks.check_unused(trial, ARM_AND_SEED, "set it in the grid")
     for asked in (grid, trial, running, *([selection] if selection else [])):
         check(asked)
     base = arguments.resolve(trial, elsewhere=running.cluster == "slurm")
@@ -102,7 +102,7 @@ def _plan(base: TrialConfig, grid: Grid, selection: Selection) -> Plan:
 
 
 def show_cost(prepared: Prepared, console: Console) -> None:
-    """Print what would run and how long it would take."""
+    """Print the trials that would run and their estimated time."""
     where = prepared.where
     if prepared.plan:
         select.earlier_choices(where.folder)
@@ -112,10 +112,10 @@ def show_cost(prepared: Prepared, console: Console) -> None:
 
 
 def run(prepared: Prepared, console: Console) -> Comparison:
-    """Run what is missing, print and store table, verdict and figure.
+    """Run the missing trials; print and store table, verdict and figure.
 
     Raises:
-        NothingChosenError: The validation split chose nothing.
+        NothingChosenError: Nothing was chosen on the validation split.
     """
     grid, where, trials = prepared.grid, prepared.where, prepared.trials
     if prepared.plan:

@@ -1,4 +1,4 @@
-"""`varloss-bench compare --select`: the grid on a validation split, then only what it chose on the test split."""
+"""`varloss-bench compare --select`: run the grid on a validation split, then only the chosen arms on the test split."""
 
 import json
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ FILE = "selection.json"
 
 
 class NothingChosenError(RuntimeError):
-    """The validation split chose nothing, so the test split is not read."""
+    """Nothing was chosen on the validation split, so the test split is not read."""
 
 
 def run_select(plan: Plan, where: Execution, console: Console, *, effect_points: float) -> Comparison:
-    """Print what both phases cost, run what is missing of the first, choose, run what is missing of the second, compare.
+    """Print the cost of both phases, run the missing trials of the first, choose, run those of the second, compare.
 
-    The trials of both phases are in one folder and are found by key, so both resume. The choice is made anew from the
-    validation records each time and kept with everything that led to it; if it differs from an earlier one that the test
-    split was read for, a warning says so, in the table too.
+    The trials of both phases are in one folder and are found by key, so both phases resume. Each call chooses again from the
+    validation records and stores the choice with its inputs. If the test split was read before for another choice, a warning
+    is printed and written to the table.
 
     Raises:
         NothingChosenError: A validation trial has no result, or every candidate failed.
-        ValueError: As `earlier_choices`.
+        ValueError: As in `earlier_choices`.
     """
     before = earlier_choices(where.folder)
     show_costs(plan, where, console)
@@ -54,7 +54,7 @@ def run_select(plan: Plan, where: Execution, console: Console, *, effect_points:
         raise NothingChosenError("nothing to confirm on the test split")
     stored = select_cells.to_dict(plan, selection, validation)
     stored["earlier"] = _others(before, stored)
-    # Written before test is read: a choice whose phase 2 was interrupted has seen results.
+    # Written before test is read, so that a choice whose phase 2 is interrupted is known to have seen results.
     write_atomically(where.folder / FILE, json.dumps(stored, indent=1, sort_keys=True, allow_nan=False) + "\n")
     console.print("\n[bold]Phase 2 of 2: what was chosen, on the test split[/bold]")
     trials, pairs = plan.test_trials(selection.chosen), selection.pairs()
@@ -75,7 +75,7 @@ def run_select(plan: Plan, where: Execution, console: Console, *, effect_points:
 
 
 def show_costs(plan: Plan, where: Execution, console: Console, *, note: str = "") -> None:
-    """Print what is still to run of both phases, and for how long; of the second at most how much, before the first is done."""
+    """Print the missing trials of both phases and their time; for the second an upper limit until the first is complete."""
     validation, store = plan.validation_trials(), Store(where.folder)
     loaded = store.load(validation)
     missing = [trial for trial in validation if not loaded.done(trial)]
@@ -98,7 +98,7 @@ def show_costs(plan: Plan, where: Execution, console: Console, *, note: str = ""
 
 
 def _show_validation(selection: Selection, alarm: Sequence[str], console: Console) -> None:
-    """The validation scores, a line for each cell, and the cells that have no result."""
+    """Print the validation scores with a line for each cell, and the cells without a result."""
     if alarm:
         messages.say(console, "\n".join(alarm), "bold red")
     console.print(Text(_scores(selection)))
@@ -107,7 +107,7 @@ def _show_validation(selection: Selection, alarm: Sequence[str], console: Consol
             if row.crashed:
                 console.print(
                     f"{row.arm.label()}: no result for seeds {', '.join(map(str, row.crashed))}. Run the command again, or "
-                    "leave this cell out: test is not read before the choice is complete.",
+                    "remove this cell from the grid: test is not read before the choice is complete.",
                     highlight=False,
                 )
 
@@ -125,10 +125,10 @@ def _scores(selection: Selection) -> str:
 
 
 def earlier_choices(folder: Path) -> list[dict[str, Any]]:
-    """The choices that this folder's test split was read for, the last one last.
+    """The choices for which this folder's test split was read, in order.
 
     Raises:
-        ValueError: The file is there and cannot be read: what was seen before would be forgotten.
+        ValueError: The file exists and cannot be read, so earlier choices are unknown.
     """
     path = folder / FILE
     try:
@@ -139,13 +139,13 @@ def earlier_choices(folder: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). It says for which choices the test split was read; "
-            "move it away to go on without."
+            f"{path} cannot be read ({type(error).__name__}: {error}). It lists the choices for which the test split was read; "
+            "move it away to continue without it."
         ) from None
 
 
 def _others(before: Sequence[dict[str, Any]], stored: dict[str, Any]) -> list[dict[str, Any]]:
-    """Earlier choices that are not the present one."""
+    """Earlier choices that differ from the current one."""
     now = select_cells.what_was_chosen(stored)
     return [choice for choice in before if {name: choice[name] for name in now} != now]
 
@@ -161,8 +161,8 @@ def _warning(stored: dict[str, Any]) -> str:
     return (
         f"\nWARNING: the test split was read before for {len(earlier)} other choice{'s' if len(earlier) > 1 else ''}, the last "
         f"made with validation seeds {', '.join(map(str, earlier[-1]['validation_seeds']))} ({cells}). More validation seeds, "
-        "another grid or another metric may choose otherwise; what is shown is the present choice only, and its test is no "
-        "longer the first look. Fresh test seeds (--first-seed) make it one."
+        "another grid or another metric can change the choice. Only the current choice is shown, and its test is not the first "
+        "look at the test split. New test seeds (--first-seed) give a first look."
     )
 
 

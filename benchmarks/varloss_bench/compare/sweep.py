@@ -1,4 +1,4 @@
-"""Run what is missing of a sweep."""
+"""Run the missing trials of a sweep."""
 
 import time
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where trials run and where their results go.
+    """How trials run, and the folder of their results.
 
     Attributes:
-        folder: Of the results.
-        command: For the records: what reproduces them.
-        workers: Processes side by side, or jobs of the cluster.
-        cluster: Where jobs go; None for worker processes.
-        options: Kept as `config.yaml`.
+        folder: Folder of the results.
+        command: The command that reproduces the results, for the records.
+        workers: Number of parallel processes, or of jobs on the cluster.
+        cluster: The queue for jobs; None for worker processes.
+        options: Content of `config.yaml`.
     """
 
     folder: Path
@@ -40,14 +40,14 @@ class Execution:
 
 
 class Ran(NamedTuple):
-    """How many trials ran, and for how long."""
+    """Number of trials that ran, and their time."""
 
     number: int
     seconds: float
 
 
 def missing_of(trials: Sequence[TrialConfig], folder: Path, console: Console) -> list[TrialConfig]:
-    """Trials without a result; corrupt ones are announced."""
+    """Trials without a result; corrupt results are printed."""
     loaded = Store(folder).load(trials)
     for path, reason in loaded.corrupt.items():
         messages.announce(console, "corrupt result, will be run again:", f"{path}: {reason}", "yellow")
@@ -69,8 +69,8 @@ def run_missing(
 ) -> Ran:
     """Run the trials that have no result yet.
 
-    The pairs that are compared are kept as `plan.json` before anything runs: a sweep that is interrupted has seen results.
-    After Ctrl-C it says how to go on, and raises `KeyboardInterrupt` again.
+    The pairs to compare are written to `plan.json` before anything runs, because an interrupted sweep has already seen results.
+    After Ctrl-C it prints how to continue and raises `KeyboardInterrupt` again.
     """
     missing = missing_of(trials, where.folder, console)
     started = time.monotonic()
@@ -89,8 +89,8 @@ def run_missing(
         if where.cluster and (pending := where.cluster.pending(missing, where.folder)):
             messages.say(
                 console,
-                f"{messages.counted(len(pending), 'job')} still queued or running; the same command waits for what is left, "
-                f"and this ends it: scancel {' '.join(pending)}",
+                f"{messages.counted(len(pending), 'job')} still queued or running; the same command waits for the rest, "
+                f"and this cancels it: scancel {' '.join(pending)}",
             )
         raise
     return Ran(len(missing), time.monotonic() - started)

@@ -21,18 +21,18 @@ def tune(
 ) -> Tuning:
     """Find a VRN weight and a temperature on the validation split: `varloss-bench tune`.
 
-    Searches run in worker processes, as the trials of `varloss_bench.compare` do. The same call again resumes.
+    Searches run in worker processes, like the trials of `varloss_bench.compare`. The same call again resumes.
 
     Args:
-        trial: What is tuned: data, method, batch size, backbone, epochs. By default SimCLR on digits.
+        trial: The trial to tune: data, method, batch size, backbone, epochs. By default SimCLR on digits.
         search: Ranges, budget, validation seeds.
         running: Number of processes, folder of the results.
         quiet: Print nothing.
 
     Raises:
-        ValueError: An option is out of range or does not go with another; its text names the option.
-        SearchCrashedError: A search failed; what was trained by then is kept.
-        OSError: Results cannot be written; what was trained by then is kept.
+        ValueError: An option is out of range or conflicts with another; the message names the option.
+        SearchCrashedError: A search failed; finished trainings are kept.
+        OSError: Results cannot be written; finished trainings are kept.
 
     Example::
 

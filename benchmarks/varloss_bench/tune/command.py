@@ -1,4 +1,4 @@
-"""`varloss-bench tune`: a VRN weight and a temperature for a data set, found on validation seeds."""
+"""`varloss-bench tune`: find a VRN weight and a temperature for a data set on validation seeds."""
 
 from typing import Annotated
 
@@ -24,13 +24,13 @@ def tune(
 ) -> None:
     """Find a VRN weight and a temperature on the validation split, and the best temperature without VRN.
 
-    Two searches have the same budget, one with VRN and one without: a tuned method against an untuned one would measure
-    the tuning. Optuna proposes candidates (TPE, on logarithmic scales). Asynchronous successive halving stops the worse
+    Two searches have the same budget, one with VRN and one without, because comparing a tuned method with an untuned one would
+    measure the tuning. Optuna proposes candidates (TPE, on logarithmic scales). Asynchronous successive halving stops the worse
     half at each rung. A second seed is trained only for candidates that passed all rungs of the first. The test split is
     not used.
 
-    The cost is printed first. **Run the same command again to resume**: nothing is trained twice, and the result is that
-    of an undisturbed run. With a larger `--budget` the same search goes on.
+    The cost is printed first. **Run the same command again to resume**: nothing is trained twice, and the result is the same
+    as without the interruption. With a larger `--budget` the same search continues.
 
     It ends with the `varloss-bench compare` command that tests the choice on fresh seeds. Exit status: 0; 1 when no
     candidate finished or a search crashed; 2 for bad input; 130 after Ctrl-C.
@@ -47,10 +47,10 @@ def tune(
         console.print("Nothing was run.")
         return
     try:
-        with shell.interrupted(console, f"What was trained until now is in {prepared.folder}."):
+        with shell.interrupted(console, f"Finished trainings are in {prepared.folder}."):
             found = run.run(prepared, console)
     except SearchCrashedError as error:
-        messages.error(console, f"{error}\nWhat was trained is in {prepared.folder}; the same command resumes.")
+        messages.error(console, f"{error}\nFinished trainings are in {prepared.folder}; the same command resumes.")
         raise typer.Exit(1) from None
     if found.test_with is None:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""What `tune` searches, and how long."""
+"""The options of `tune`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from varloss_bench.measures import SELECTABLE
 from varloss_bench.options import Option, Range, documented, setting
 
 _PANEL = "Search"
-# Rungs look at features only.
+# Rungs only score features.
 METRICS = tuple(metric for metric in SELECTABLE if metric != "projection_knn")
 
-# Temperature, weight, seed and split are the search's own; rungs are epochs; one process of this machine trains.
+# The search sets temperature, weight, seed and split; rungs are epochs; one process on this machine trains.
 NOT_TUNED = frozenset(
     {"temperature", "weight", "seed", "evaluate_on", "steps", "framework", "devices", "nodes", "strategy"}
 )
@@ -20,19 +20,20 @@ NOT_TUNED = frozenset(
 @documented
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched, and how long."""
+    """The search space, the budget and the scores."""
 
     weight_range: Sequence[float] = setting((0.3, 30), Option("Lowest and highest VRN weight.", _PANEL))
     temperature_range: Sequence[float] = setting((0.05, 1), Option("Lowest and highest temperature.", _PANEL))
     budget: int = setting(
         12,
         Option(
-            "Epochs of each of the two searches, in full trainings. Both may spend as much, so that the comparison is fair.",
+            "Epochs of each of the two searches, in full trainings. Both have the same budget, so the comparison is fair.",
             _PANEL,
         ),
     )
     seeds: int = setting(
-        2, Option("Validation seeds that a candidate's score is the mean of.", _PANEL, within=Range(least=1))
+        2,
+        Option("Number of validation seeds. A candidate's score is the mean over them.", _PANEL, within=Range(least=1)),
     )
     first_seed: int = setting(100, Option("First validation seed.", _PANEL, within=SEEDS))
     rungs: Sequence[int] = setting(

@@ -1,4 +1,4 @@
-"""Both searches side by side, each in a process with one thread: two workers change the time and not a number."""
+"""Run both searches in parallel, each in a process with one thread. The number of workers changes no result."""
 
 import traceback
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of a search: epochs trained, a candidate decided, or the end."""
+    """Progress of a search: epochs trained, a finished candidate, or the end."""
 
     search: str
     epochs: int = 0
@@ -33,11 +33,11 @@ class Event:
 
 
 class SearchCrashedError(RuntimeError):
-    """A search's process raised, or died."""
+    """The process of a search failed or died."""
 
 
 def run(task: Task, folder: Path, command: list[str], tell: Any) -> None:
-    """One search in this process; `tell` takes the fields of an `Event` by name."""
+    """Run one search in this process; `tell` takes the fields of an `Event` by name."""
     trainings = Trainings(task.plan, folder, command, lambda epochs: tell(epochs=epochs))
     search(
         task.space, task.plan.costs, task.budget, trainings.evaluate, seed=task.seed, report=lambda o: tell(outcome=o)
@@ -46,11 +46,11 @@ def run(task: Task, folder: Path, command: list[str], tell: Any) -> None:
 
 
 def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers: int) -> Iterator[Event]:
-    """Run all searches, at most `workers` at a time, and yield what happens. Closing the iterator ends them.
+    """Run all searches, at most `workers` at a time, and yield events. Closing the iterator ends the searches.
 
     Raises:
-        SearchCrashedError: One failed; what was trained until then is on disk.
-        OSError: One could not keep what it found, or not read its data; likewise.
+        SearchCrashedError: A search failed; finished trainings are on disk.
+        OSError: A search could not write its results or read its data; finished trainings are on disk.
     """
     waiting = list(tasks.items())
     running: dict[Connection, tuple[str, Any]] = {}
@@ -91,7 +91,7 @@ def _work(connection: Connection, task: Task, folder: Path, command: list[str]) 
     try:
         run(task, folder, command, lambda **fields: send(connection, fields))
     except OSError as error:
-        # The error itself may lose its file's name on the way, or not be picklable.
+        # The error itself may not be picklable, or may lose its file name when it is pickled.
         text = str(error)
         plain = OSError(error.errno, text.removeprefix(f"[Errno {error.errno}] ")) if error.errno else OSError(text)
         send(connection, plain)

@@ -1,4 +1,4 @@
-"""What a pair of searches found, in words: the choice, the baseline beside it, and the command that would test it."""
+"""The result of a pair of searches in words: the choice, the baseline, and the command that tests the choice."""
 
 import dataclasses
 import math
@@ -46,7 +46,7 @@ def table(title: str, outcomes: Sequence[Outcome], costs: Sequence[int]) -> Tabl
 
 
 def words(outcomes: Mapping[str, Sequence[Outcome]], plan: Plan, budget: int) -> list[str]:
-    """The result, claiming no more than a search on a few validation seeds can."""
+    """The result, without claims that a search on a few validation seeds cannot support."""
     lines = []
     chosen = {name: best(found) for name, found in outcomes.items()}
     for name, outcome in chosen.items():
@@ -64,7 +64,7 @@ def words(outcomes: Mapping[str, Sequence[Outcome]], plan: Plan, budget: int) ->
         numbers = [sum(o.state == "finished" for o in outcomes[name]) for name in (WITH_VRN, BASELINE)]
         lines.append(
             f"Difference {treated.score - plain.score:+.2f} points: the best of {numbers[0]} finished candidates against the "
-            f"best of {numbers[1]} on the seeds that chose them. That is no test."
+            f"best of {numbers[1]} on the seeds that chose them. This is not a test."
         )
     spent = ", ".join(f"{name} {sum(o.epochs for o in found)}" for name, found in outcomes.items())
     lines.append(f"Epochs spent of {budget} each: {spent}.")
@@ -72,7 +72,7 @@ def words(outcomes: Mapping[str, Sequence[Outcome]], plan: Plan, budget: int) ->
 
 
 def compare_command(base: TrialConfig, treated: Outcome, plain: Outcome, seeds: int) -> list[str]:
-    """The command that tests the choice on fresh seeds: against its own temperature and against the tuned one, without VRN."""
+    """The command that tests the choice on new seeds, against its own and the tuned temperature without VRN."""
     grid = Grid(
         methods=[base.method],
         batch_sizes=[base.batch_size],
@@ -82,7 +82,7 @@ def compare_command(base: TrialConfig, treated: Outcome, plain: Outcome, seeds: 
         seeds=TEST_SEEDS,
         first_seed=0 if base.seed >= TEST_SEEDS else base.seed + seeds,
     )
-    # The device is always an option here: by default `compare` uses a GPU if there is one, even if the search did not.
+    # The device is always given, because by default `compare` uses a GPU if there is one, even if the search did not.
     trial = dataclasses.replace(base, evaluate_on="test")
     name = f"{base.data.partition(':')[0]}-tuned"
     return ["varloss-bench", "compare", *command_words(grid, trial, Running(name=name))]

@@ -1,4 +1,4 @@
-"""What `tune` found."""
+"""The result of `tune`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` found.
+    """The result of `tune`.
 
     Attributes:
-        folder: Trials, tune.txt and tune.json.
+        folder: Folder of trials, tune.txt and tune.json.
         outcomes: All candidates of both searches.
         plan: How they were trained.
         budget: Epochs of each search.
@@ -33,17 +33,17 @@ class Tuning:
 
     @property
     def rows(self) -> "DataFrame":
-        """One row per candidate: search, weight, temperature, score (the last rung's, of those that finished), state."""
+        """One row per candidate: search, weight, temperature, score (of the last rung, if it finished), state."""
         searches = report.to_dict(self.outcomes, self.plan, self.budget)["searches"]
         return pd.DataFrame([{"search": name, **row} for name, rows in searches.items() for row in rows])
 
     @property
     def verdict(self) -> str:
-        """The choice and the baseline beside it, in a few sentences."""
+        """The choice and the baseline in a few sentences."""
         return "\n".join(report.words(self.outcomes, self.plan, self.budget))
 
     @property
     def test_with(self) -> str | None:
-        """The command that tests the choice on fresh seeds; None where nothing was chosen."""
+        """The command that tests the choice on new seeds; None if nothing was chosen."""
         found: str | None = report.to_dict(self.outcomes, self.plan, self.budget)["test_with"]
         return found

@@ -1,4 +1,4 @@
-"""A pair of searches from its options: checked, priced, run."""
+"""Make a pair of searches from its options: check it, estimate its cost, run it."""
 
 import dataclasses
 import io
@@ -30,7 +30,7 @@ from varloss_bench.tune.result import Tuning
 from varloss_bench.tune.search import Candidate, Outcome, Space
 from varloss_bench.tune.train import Plan
 
-# What a grid on the same seeds would train, for the cost to be seen against: 4 weights x 4 temperatures, as usual.
+# Number of arms of a usual grid, 4 weights x 4 temperatures; the printed cost is compared with it.
 GRID_ARMS = 16
 
 
@@ -45,7 +45,7 @@ class Prepared:
 
     @property
     def task(self) -> processes.Task:
-        """The search with VRN; the other has the same plan and budget."""
+        """The search with VRN; the search without VRN has the same plan and budget."""
         return self.tasks[WITH_VRN]
 
 
@@ -55,18 +55,18 @@ def prepare(
     """Check everything that can fail before a net is trained.
 
     Args:
-        trial: As those of `tune`, like the next two.
-        search: See there.
-        running: See there.
-        command: What the user typed; by default the command that does the same.
-        writes: Whether the folder of the results is made.
+        trial: As in `tune`, like the next two.
+        search: As in `tune`.
+        running: As in `tune`.
+        command: The user's command line; by default the equivalent command.
+        writes: Whether to make the folder of the results.
 
     Raises:
-        ValueError: An option is out of range or does not go with another; its text names the option.
+        ValueError: An option is out of range or conflicts with another; the message names the option.
     """
     checks.check_installed("optuna")
     trial, search, running = as_typed(trial), as_typed(search), as_typed(running)
-    checks.check_unused(trial, NOT_TUNED, "tune does not take them")
+    checks.check_unused(trial, NOT_TUNED, "tune does not accept them")
     base = dataclasses.replace(arguments.resolve(trial), seed=search.first_seed, evaluate_on="val")
     for asked in (base, search, running):
         check(asked)
@@ -80,14 +80,14 @@ def prepare(
 
 
 def make_tasks(base: TrialConfig, search: Search) -> dict[str, processes.Task]:
-    """Both searches, which differ in nothing but VRN.
+    """Both searches, which differ only in VRN.
 
     Raises:
-        ValueError: Rungs, ranges or budget make no search.
+        ValueError: Rungs, ranges or budget are invalid.
     """
     rungs = list(search.rungs) or sorted({epochs for epochs in (base.epochs // 4, base.epochs // 2) if epochs >= 1})
     if rungs != sorted(set(rungs)) or not all(1 <= rung < base.epochs for rung in rungs):
-        raise ValueError(f"--rungs must rise and lie from 1 to below the {base.epochs} epochs, got {rungs}")
+        raise ValueError(f"--rungs must increase and lie from 1 to below the {base.epochs} epochs, got {rungs}")
     if search.budget < search.seeds:
         raise ValueError(
             f"--budget must be at least the {search.seeds} full trainings of one candidate, got {search.budget}"
@@ -104,7 +104,7 @@ def make_tasks(base: TrialConfig, search: Search) -> dict[str, processes.Task]:
             and (not c.weight or weights[0] <= c.weight <= weights[1])
         )
 
-    # What small studies found good, first: a search that ends early has then tried it.
+    # Good values from small studies come first, so that a search that ends early has tried them.
     with_vrn = Space(weights, temperatures, first(Candidate(3.0, 0.5), Candidate(3.0, 0.2)))
     without = Space(None, temperatures, first(Candidate(0.0, 0.5), Candidate(0.0, 0.2)))
     epochs = search.budget * base.epochs
@@ -116,12 +116,12 @@ def make_tasks(base: TrialConfig, search: Search) -> dict[str, processes.Task]:
 
 def _range(option: str, values: Sequence[float]) -> tuple[float, float]:
     if len(values) != 2 or not 0 < values[0] < values[1] < float("inf"):
-        raise ValueError(f"{option} must be two rising numbers greater than 0, got {as_text(values)!r}")
+        raise ValueError(f"{option} must be two increasing numbers greater than 0, got {as_text(values)!r}")
     return values[0], values[1]
 
 
 def show_cost(prepared: Prepared, console: Console) -> None:
-    """Print epochs, candidates, and minutes from steps and an evaluation timed just now."""
+    """Print epochs, candidates, and an estimate of the minutes from steps and an evaluation that are timed now."""
     quieten()
     torch.set_num_threads(1)
     task, side_by_side = prepared.task, min(prepared.workers, 2)
@@ -141,13 +141,13 @@ def show_cost(prepared: Prepared, console: Console) -> None:
     seconds = sum(task.budget * per_epoch * step + task.budget / costs[0] * evaluation for step in steps)
     console.print(
         f"About {(seconds / side_by_side + 10) / 60:.1f} minutes with {side_by_side} worker(s) on as many free cores "
-        "(steps and evaluation timed just now, start-up counted as 10 s); less where results are there already.",
+        "(steps and evaluation timed just now, start-up counted as 10 s); less if some results exist already.",
         highlight=False,
     )
 
 
 def run(prepared: Prepared, console: Console) -> Tuning:
-    """Print the cost, search, print and store what was found.
+    """Print the cost, search, print and store the result.
 
     Raises:
         SearchCrashedError: A search failed.
@@ -162,7 +162,7 @@ def run(prepared: Prepared, console: Console) -> Tuning:
 
 
 def _search(prepared: Prepared, console: Console) -> dict[str, list[Outcome]]:
-    """Both searches with a bar each, or a line per candidate where there is no terminal."""
+    """Run both searches with a progress bar each, or with a line per candidate outside a terminal."""
     tasks = prepared.tasks
     found: dict[str, list[Outcome]] = {search: [] for search in tasks}
     bar = Progress(
@@ -188,7 +188,7 @@ def _search(prepared: Prepared, console: Console) -> dict[str, list[Outcome]]:
                 if not console.is_terminal:
                     messages.say(console, f"{event.search}: {_line(event.outcome)}")
     except KeyboardInterrupt:
-        messages.say(console, f"Interrupted; what was trained is in {prepared.folder}. The same command resumes.")
+        messages.say(console, f"Interrupted; finished trainings are in {prepared.folder}. The same command resumes.")
         raise
     return found
 
@@ -201,7 +201,7 @@ def _line(outcome: Outcome) -> str:
 
 
 def _present(found: Tuning, command: list[str], console: Console, *, seconds: float) -> None:
-    """Tables, words and the next command, on the terminal and as tune.txt and tune.json."""
+    """Write tables, verdict and the next command to the terminal, tune.txt and tune.json."""
     text = io.StringIO()
     for target in (console, Console(width=100, color_system=None, file=text, force_terminal=False)):
         for search, outcomes in found.outcomes.items():

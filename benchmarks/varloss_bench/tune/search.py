@@ -1,8 +1,8 @@
-"""The search: Optuna proposes candidates, successive halving stops them, a budget of epochs ends it. It knows no network.
+"""The search: Optuna proposes candidates, successive halving stops them, and a budget of epochs ends the search.
 
-One search is sequential and its order of proposals is fixed by the seed, so that replaying stored scores through it gives
-the same search again: a run that was killed resumes by starting anew and finding the scores of what was trained already.
-Optuna's own storages would resume neither the sampler's random state nor a candidate that was under way.
+This module does not depend on networks. A search is sequential, and the seed fixes its order of proposals, so replaying stored
+scores gives the same search. A killed run therefore resumes by starting again and reading the stored scores. Optuna's own
+storages would restore neither the sampler's random state nor an unfinished candidate.
 """
 
 import logging
@@ -14,15 +14,15 @@ from typing import Any, Literal
 import optuna
 
 State = Literal["finished", "halved", "collapsed", "diverged", "budget spent"]
-# At each rung the better half goes on. With the few candidates of a small budget a sharper cut would be one by noise.
+# At each rung the better half continues. With few candidates a smaller fraction would select by noise.
 REDUCTION = 2
-# TPE draws this many candidates at random, the given ones among them, before it models anything.
+# TPE draws this many candidates at random before it fits a model; the given candidates count among them.
 STARTUP_TRIALS = 5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point of the search; weight 0 is without VRN."""
+    """A point of the search; at weight 0 there is no VRN."""
 
     weight: float
     temperature: float
@@ -30,10 +30,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: ranges on a logarithmic scale, and candidates that are tried first.
+    """The search space: ranges on a logarithmic scale, and candidates that are tried first.
 
     Attributes:
-        weight: None for the baseline, which has no VRN.
+        weight: Range of weights; None for the baseline, which has no VRN.
     """
 
     weight: tuple[float, float] | None
@@ -43,11 +43,11 @@ class Space:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a candidate.
+    """The outcome of a candidate.
 
     Attributes:
-        scores: One per rung that it reached.
-        epochs: Nominal ones, whether they were trained now or are known from an earlier run.
+        scores: One score per rung that it reached.
+        epochs: Nominal number of epochs, including those that an earlier run trained.
     """
 
     candidate: Candidate
@@ -58,19 +58,19 @@ class Outcome:
 
     @property
     def score(self) -> float:
-        """The score at the last rung, for candidates that finished; other scores are not comparable, so NaN."""
+        """The score at the last rung; NaN for candidates that did not finish, because other scores are not comparable."""
         return self.scores[-1] if self.state == "finished" else math.nan
 
 
 class CandidateFailedError(Exception):
-    """A candidate collapsed or diverged: the search goes on without it."""
+    """A candidate collapsed or diverged; the search continues without it."""
 
     def __init__(self, state: Literal["collapsed", "diverged"], reason: str) -> None:
         super().__init__(reason)
         self.state: Literal["collapsed", "diverged"] = state
 
 
-# Trains a candidate and hands over the score at each rung; stops as soon as the answer is False.
+# Trains a candidate and passes the score at each rung to the callback; stops as soon as the callback returns False.
 Evaluate = Callable[[Candidate, Callable[[float], bool]], None]
 
 
@@ -86,12 +86,12 @@ def search(
     """Search until no candidate can be started within the budget.
 
     Args:
-        space: What is searched.
-        rungs: Epochs after which a candidate is scored, rising; the last is its full length. At every one but the last the
-            lower half of the scores seen there so far is stopped (asynchronous successive halving, Li et al. 2020).
-        budget: Epochs of all candidates together; never exceeded. A candidate that could not be paid up to its next rung
-            stops where it is.
-        evaluate: Raises `CandidateFailedError` for one that failed.
+        space: The search space.
+        rungs: Epochs after which a candidate is scored, in increasing order; the last is its full length. At every rung but
+            the last, a candidate stops if its score is in the lower half of the scores so far at this rung (asynchronous
+            successive halving, Li et al. 2020).
+        budget: Maximum total epochs of all candidates. A candidate stops if the remaining budget does not reach its next rung.
+        evaluate: Raises `CandidateFailedError` if the candidate failed.
         seed: Random seed of the sampler.
         report: Called after each candidate.
 
@@ -102,7 +102,7 @@ def search(
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
-        # Rungs are numbered by powers of the reduction, whatever epochs they stand for: that is how the pruner counts them.
+        # The pruner numbers rungs by powers of the reduction factor, independent of their epochs.
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
     )
     for candidate in space.first:
@@ -126,7 +126,7 @@ def search(
 
 
 def _propose(trial: Any, space: Space) -> Candidate:
-    """A candidate with two significant digits, which is as precise as a search can be and easy to type."""
+    """A candidate with two significant digits, which are easy to type and as precise as a search can be."""
     temperature = trial.suggest_float("temperature", *space.temperature, log=True)
     weight = trial.suggest_float("weight", *space.weight, log=True) if space.weight else 0.0
     return Candidate(float(f"{weight:.2g}"), float(f"{temperature:.2g}"))
@@ -154,12 +154,12 @@ def _climb(trial: Any, candidate: Candidate, rungs: Sequence[int], left: int, ev
         evaluate(candidate, decide)
     except CandidateFailedError as error:
         stopped, reason = error.state, str(error)
-    # One that failed on its way to a rung has been trained for it: at worst all of the way.
+    # A candidate that failed before a rung counts as trained up to this rung, which is the worst case.
     reached = len(scores) if stopped in ("collapsed", "diverged") else len(scores) - 1
     return Outcome(candidate, tuple(scores), rungs[min(reached, len(rungs) - 1)], stopped, reason)
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The finished candidate with the highest score; of equal scores the smaller weight, then the first."""
+    """The finished candidate with the highest score; ties go to the smaller weight, then to the first candidate."""
     finished = [outcome for outcome in outcomes if outcome.state == "finished"]
     return max(finished, key=lambda outcome: (outcome.score, -outcome.candidate.weight), default=None)

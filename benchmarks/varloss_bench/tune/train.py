@@ -1,4 +1,4 @@
-"""Train a candidate of the search on validation seeds, and keep its scores at the rungs on disk."""
+"""Train a candidate of the search on validation seeds, and store its scores at the rungs on disk."""
 
 import dataclasses
 import json
@@ -34,9 +34,9 @@ class Look:
 
 
 class Looks:
-    """Looks at rungs, one small JSON file per trial: `rungs/NAME.json` beside `trials/NAME.json`.
+    """Scores at rungs, in one small JSON file per trial: `rungs/NAME.json` beside `trials/NAME.json`.
 
-    A trial that was stopped has no record, and one that finished tells nothing of its rungs.
+    A stopped trial has no record, and the record of a finished trial does not contain its scores at rungs.
     """
 
     def __init__(self, folder: Path, metric: str) -> None:
@@ -44,7 +44,7 @@ class Looks:
         self._metric = metric
 
     def read(self, config: TrialConfig) -> dict[int, Look]:
-        """Looks by epoch. An incomplete file, or one of another trial or metric, counts as absent and is made again."""
+        """Scores by epoch. A file that is incomplete, or of another trial or metric, counts as missing and is made again."""
         try:
             content = json.loads(self._path(config).read_text())
             if content["schema"] != RUNGS_SCHEMA or content["key"] != config.key() or content["metric"] != self._metric:
@@ -55,7 +55,7 @@ class Looks:
         return found if all(math.isfinite(v) for look in found.values() for v in dataclasses.astuple(look)) else {}
 
     def write(self, config: TrialConfig, looks: Mapping[int, Look]) -> None:
-        """Store all looks at a trial so far."""
+        """Store all scores of a trial so far."""
         content = {
             "schema": RUNGS_SCHEMA,
             "key": config.key(),
@@ -70,7 +70,7 @@ class Looks:
 
 
 class _Rungs(Callback):
-    """Looks at the net after certain epochs. It draws no random number, so the training is the same without it."""
+    """Scores the net after certain epochs. It draws no random numbers, so it does not change the training."""
 
     def __init__(
         self, config: TrialConfig, metric: str, epochs: Sequence[int], seen: Callable[[int, Look], None]
@@ -96,20 +96,20 @@ class _Rungs(Callback):
             features.cpu(), held_out_features.cpu(), self._splits.train, self._splits.val, self._seed
         )
         number = len(projections)
-        # The sum over all pairs is the squared length of the sum; the n pairs of an image with itself are 1 each.
+        # The sum over all pairs is the squared length of the sum of the rows; each of the n pairs of an image with itself gives 1.
         mean = float(projections.double().sum(0).square().sum() - number) / (number * (number - 1))
         return Look(scores[self._metric], mean)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How candidates are trained.
+    """The plan for training candidates.
 
     Attributes:
-        base: All that candidates have in common; its seed is the first validation seed.
-        seeds: Number of validation seeds. A candidate is trained on the second only when it has climbed all rungs of the
-            first: a seed is one more rung, of twice the epochs.
-        rungs: Epochs of the first seed after which to look, the full length not among them.
+        base: The options that candidates share; its seed is the first validation seed.
+        seeds: Number of validation seeds. A candidate is trained on the second seed only after it has passed all rungs of the
+            first. Each further seed is another rung.
+        rungs: Epochs of the first seed after which candidates are scored, without the full length.
     """
 
     base: TrialConfig
@@ -119,22 +119,22 @@ class Plan:
 
     @property
     def costs(self) -> tuple[int, ...]:
-        """Epochs, over seeds, up to each rung."""
+        """Total epochs, over seeds, up to each rung."""
         return (*self.rungs, *(self.base.epochs * count for count in range(1, self.seeds + 1)))
 
     def trial(self, candidate: Candidate, number: int) -> TrialConfig:
-        """The trial of a candidate on one of the seeds; `compare` would run the same trial."""
+        """The trial of a candidate for one of the seeds; `compare` runs the same trial."""
         return dataclasses.replace(
             self.base, weight=candidate.weight, temperature=candidate.temperature, seed=self.base.seed + number
         ).canonical()
 
 
 class Trainings:
-    """Evaluates candidates for `search`: from disk where a score is known, by training where it is not.
+    """Evaluates candidates for `search`: reads a score from disk if it is known, trains otherwise.
 
     Args:
-        plan: How.
-        folder: Finished trials go to `trials`, as those of `compare` do, looks at rungs to `rungs`.
+        plan: The plan for training.
+        folder: Finished trials are stored in `trials`, as by `compare`, and scores at rungs in `rungs`.
         command: Recorded with every trial.
         report: Called with the epochs trained since the last call.
     """
@@ -146,7 +146,7 @@ class Trainings:
         self._store, self._looks = Store(folder), Looks(folder, plan.metric)
 
     def evaluate(self, candidate: Candidate, decide: Callable[[float], bool]) -> None:
-        """All rungs of the first seed, then the mean over seeds after each further one."""
+        """Score all rungs of the first seed, then the mean over seeds after each further seed."""
         finals: list[float] = []
         for number in range(self._plan.seeds):
             config = self._plan.trial(candidate, number)
@@ -158,7 +158,7 @@ class Trainings:
                 return
 
     def _climb(self, config: TrialConfig, rungs: Sequence[int], decide: Callable[[float], bool]) -> float | None:
-        """The final score of a trial, or None when it was stopped at a rung."""
+        """The final score of a trial; None if it was stopped at a rung."""
         looks = self._looks.read(config)
         record: Mapping[str, Any] | None = self._store.load([config]).records.get(config.key())
         decided: list[int] = []
@@ -166,7 +166,7 @@ class Trainings:
         def seen(epoch: int, look: Look) -> bool:
             before = looks[decided[-1]].mean_similarity if decided else math.inf
             decided.append(epoch)
-            # A slow start is collinear too, and falls; a net that gathers in one point rises.
+            # After a slow start the similarity is also high, but falls; in a net that collapses it rises.
             if look.mean_similarity > COLLAPSE_MEAN and look.mean_similarity > before:
                 raise CandidateFailedError(
                     "collapsed", f"mean similarity {look.mean_similarity:.3f} and rising, epoch {epoch}"
@@ -178,7 +178,7 @@ class Trainings:
                 break
             if not seen(epoch, looks[epoch]):
                 return None
-        diverged = record is not None and record["status"] == "diverged"  # so its later rungs can never be looked at
+        diverged = record is not None and record["status"] == "diverged"  # so its later rungs cannot be scored any more
         if record is None or record["status"] == "crashed" or (len(decided) < len(rungs) and not diverged):
             left = [epoch for epoch in rungs if epoch not in decided]
             record = self._train(config, left, looks, seen)
@@ -194,7 +194,7 @@ class Trainings:
     def _train(
         self, config: TrialConfig, rungs: Sequence[int], looks: dict[int, Look], seen: Callable[[int, Look], bool]
     ) -> Mapping[str, Any] | None:
-        """Train from the start; None when stopped at a rung. Each look is stored before anything is decided."""
+        """Train from the start; None if stopped at a rung. Each score is stored before any decision."""
         done = 0
 
         def look(epoch: int, look: Look) -> None:

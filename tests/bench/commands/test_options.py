@@ -202,14 +202,14 @@ def test_ranks_end_with_the_process_that_started_them():
         (["--epochs", 3, "--steps", 10], "--epochs and --steps exclude each other, got 3 and 10"),
         (["--steps", 0], "--steps must be at least 1, got 0"),
         (["--negatives", "all"], "--negatives must be one of cross, within, both, got 'all'"),
-        (["--negatives", "cross"], "--negatives cross does not go with moco: its negatives come from the queue"),
+        (["--negatives", "cross"], "--negatives cross is not possible for moco: its negatives come from the queue"),
         (["--method", "dhel", "--negatives", "cross"], "within-view negatives define it. It is for simclr, dcl"),
-        (["--vrn-against", "queue"], "--vrn-against queue goes with --method moco only"),
+        (["--vrn-against", "queue"], "--vrn-against queue is only for --method moco"),
         (["--vrn-against", "keys"], "--vrn-against must be one of queries, queue, got 'keys'"),
         (["--precision", "16-mixed", "--device", "cpu"], "--precision 16-mixed needs a CUDA device"),
         (["--precision", "64"], "--precision must be one of 32, bf16-mixed, 16-mixed, got '64'"),
         (["--devices", 0], "--devices must be at least 1, got 0"),
-        (["--devices", 3], "--batch-size is that of all 3 ranks and must be a multiple of 3"),
+        (["--devices", 3], "--batch-size is over all 3 ranks and must be a multiple of 3"),
         (["--devices", 16], "with at least 2 samples for each, got 16"),
         (["--nodes", 2], "--nodes 2 needs --cluster slurm"),
         (["--strategy", "ddp"], "--strategy ddp is for several ranks"),
@@ -217,7 +217,7 @@ def test_ranks_end_with_the_process_that_started_them():
             ["--devices", 2, "--strategy", "fsdp"],
             "--strategy must be one of auto, ddp, ddp_find_unused_parameters_true",
         ),
-        (["--slurm", "time=5"], "--slurm goes with --cluster slurm"),
+        (["--slurm", "time=5"], "--slurm requires --cluster slurm"),
         (["--first-seed", 10**10], "--first-seed must be from 0 to below 1e+10, got 1e+10"),
         (["--cluster", "k8s"], "--cluster must be one of local, slurm, got 'k8s'"),
         # What rich would take for markup or an emoji is shown as it was typed.
@@ -285,7 +285,7 @@ def test_a_gpu_that_is_asked_for_by_name_may_be_that_of_a_job(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("cuda", elsewhere=True) == "cuda"
     assert resolve_device("auto", elsewhere=True) == "cpu"
-    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+    with pytest.raises(ValueError, match="--device cuda needs a CUDA device, but torch finds none"):
         resolve_device("cuda", elsewhere=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="--devices 2: this machine has 1 CUDA devices"):
@@ -298,7 +298,7 @@ def test_fresh_refuses_a_folder_with_results(tmp_path):
     record.write_text("{}")
     result = compare("--fresh", "--output", tmp_path)
     assert result.exit_code == 2
-    assert "holds 1 trial already" in result.output.replace("\n", " ")
+    assert "already has 1 trial" in result.output.replace("\n", " ")
     assert record.exists()
     checks.check_fresh(tmp_path / "empty")
 
@@ -360,7 +360,7 @@ def test_what_is_dumped_is_read_back(tmp_path):
     ("content", "message"),
     [
         ("batch-sise: 16\n", "unknown option 'batch-sise'; close to it: batch-size"),
-        ("batch-size: 16\nbatch_size: 32\n", "batch-size is there twice"),
+        ("batch-size: 16\nbatch_size: 32\n", "batch-size appears twice"),
         ("- 3\n", "must be a table of options"),
         ("", "must be a table of options"),
         ("seeds: {a: 1}\n", "seeds must be a number, a text, true, false or a list of these"),

@@ -291,7 +291,7 @@ def test_where_every_cell_of_a_side_failed_test_is_not_read(tmp_path):
 def test_a_selection_file_that_cannot_be_read_is_not_overwritten(tmp_path, content):
     fill(tmp_path, plan(), SCORES)
     (tmp_path / "selection.json").write_text(content)
-    with pytest.raises(ValueError, match=r"selection.json cannot be read .* move it away to go on without"):
+    with pytest.raises(ValueError, match=r"selection.json cannot be read .* move it away to continue without it"):
         run_planted(plan(), tmp_path)
     assert (tmp_path / "selection.json").read_text() == content
 
@@ -303,7 +303,10 @@ def test_a_selection_file_that_cannot_be_read_is_not_overwritten(tmp_path, conte
         (["--select-seeds", "0"], "--select-seeds must be at least 1, got 0"),
         (["--select-by", "uniformity"], "--select-by must be one of few_label_probe, "),
         (["--weight", "0"], "--select needs a --weight above 0 to choose from"),
-        (["--evaluate-on", "val"], "--select chooses on val and then reads test by itself; --evaluate-on val leaves"),
+        (
+            ["--evaluate-on", "val"],
+            "--select chooses on val and then evaluates on test; with --evaluate-on val there is no",
+        ),
         (["--effect", "0"], "--effect must be greater than 0, got 0"),
         (["--num-val", "0"], "there is nothing to evaluate on: the val split has fewer than 2 samples, got 0"),
     ],

@@ -280,7 +280,9 @@ def test_seeds_of_augmentations_never_meet_within_what_is_allowed():
     checks.check_trials([dataclasses.replace(trial, epochs=MAX_EPOCHS)])
     checks.check_trials([dataclasses.replace(trial, epochs=0, steps=7 * MAX_EPOCHS)])
     for length in ({"epochs": 10000}, {"epochs": 0, "steps": 7 * MAX_EPOCHS + 1}):
-        with pytest.raises(ValueError, match=r"--epochs, or those that --steps make, must be at most 9999, got 10000"):
+        with pytest.raises(
+            ValueError, match=r"--epochs, or the epochs that --steps needs, must be at most 9999, got 10000"
+        ):
             checks.check_trials([dataclasses.replace(trial, **length)])
 
 

@@ -117,7 +117,7 @@ def test_tune_on_a_full_disk_says_what_to_do(when, small_disk, monkeypatch):
     text = " ".join(result.output.split())
     assert "error: " in text
     assert "No space left on device" in text
-    assert f"What was trained until now is in {small_disk}. Free disk space there" in text
+    assert f"Finished trainings are in {small_disk}. Free disk space there" in text
     assert not list(small_disk.glob("tune*"))
     if when == "presenting":
         filler.unlink()

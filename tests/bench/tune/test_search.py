@@ -180,7 +180,7 @@ def test_words_claim_no_test():
         tune_report.BASELINE: run(temperature_only, space=BASELINE),
     }
     text = " ".join(tune_report.words(found, plan, 160))
-    for phrase in ("mean of 2 validation seeds", "That is no test", "Epochs spent of 160 each"):
+    for phrase in ("mean of 2 validation seeds", "This is not a test", "Epochs spent of 160 each"):
         assert phrase in text
     content = tune_report.to_dict(found, plan, 160)
     assert content["test_with"].startswith("varloss-bench compare --method simclr")

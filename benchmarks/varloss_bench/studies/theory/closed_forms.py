@@ -23,7 +23,7 @@ def _sigmoid(x: float) -> float:
 
 
 def _increasing_root(f: Callable[[float], float], low: float, high: float) -> float:
-    """The root of an increasing function, by bisection to the last bit; the nearer end if there is none."""
+    """The root of an increasing function, by bisection to the last bit; the nearer end of the interval if there is none."""
     if f(low) >= 0:
         return low
     if f(high) <= 0:
@@ -149,7 +149,7 @@ def fixed_batch_variance_bounds(*, num_samples: int, batch_size: int) -> Varianc
     .. math:: \frac{n-m}{(m-1)(n-1)^2} \le \mathrm{Var} \le n\,\frac{n-m}{(m-1)(n-1)^2}
 
     At that optimum positives are 1, in-batch negatives -1/(m-1), and the mean over all pairs is -1/(n-1). With dim = m - 1
-    the variance IS the upper bound. Reshuffled batches have no such optimum: what variance they leave is optimisation
+    the variance equals the upper bound. Reshuffled batches have no such optimum; their remaining variance is optimisation
     noise.
 
     Args:
@@ -263,7 +263,7 @@ def siglip_optimum(
 
 
 class VRNEquilibrium(NamedTuple):
-    """Where the contrastive loss and VRN balance; see :func:`vrn_equilibrium`."""
+    """The point at which the contrastive loss and VRN balance; see :func:`vrn_equilibrium`."""
 
     negative: float
     threshold_weight: float
@@ -285,11 +285,11 @@ def vrn_equilibrium(
 
     .. math:: \frac1t \frac{x}{1+x} + 2\lambda\Big(a + \frac{1}{n-1}\Big) = 0
 
-    (decoupled: 1/t in place of the first term), clipped below at -1/(m-1), the least possible value. Below the threshold weight
+    (decoupled: 1/t instead of the first term), clipped below at -1/(m-1), the least possible value. Below the threshold weight
 
     .. math:: \lambda_0 = \frac{\frac1t \frac{x_0}{1+x_0}}{2\left(\frac{1}{m-1} - \frac{1}{n-1}\right)}, \qquad x_0 = k e^{(-1/(m-1) - 1)/t}
 
-    VRN changes nothing for free vectors and fixed batches. It is no advice for training a network: at t = 0.5, n = 997 and
+    VRN changes nothing for free vectors and fixed batches. This is not advice for training a network: at t = 0.5, n = 997 and
     negatives of both views the threshold is 12, 63 and 338 for m = 16, 64 and 256, while weight 3 nearly halves the variance
     in a network (its batches are reshuffled and its vectors are not free).
 

@@ -42,7 +42,7 @@ def simplex(n: int, dim: int | None = None, *, dtype: torch.dtype = torch.float6
         (n, dim), on the CPU.
 
     Raises:
-        ValueError: for n < 2 or dim < n - 1: that many vectors cannot be so far apart.
+        ValueError: for n < 2 or dim < n - 1, because that many vectors cannot be so far apart.
 
     Source: Lee et al. 2025 (arXiv 2506.09781) Thm 5.1.
     """
@@ -75,7 +75,7 @@ def equiangular(n: int, similarity: float, dim: int | None = None, *, dtype: tor
     vertices = simplex(n)
     width = _width(dim, n, f"{n} vectors of one similarity")
     least = -1 / (n - 1)
-    # One ulp of room: callers compute -1/(n-1) in ways that round differently.
+    # One ulp of tolerance, because callers compute -1/(n-1) with different rounding.
     if not least - 1e-12 <= similarity <= 1:
         raise ValueError(f"{n} unit vectors can have one similarity between {least:.6g} and 1; got {similarity}.")
     share = min((1 - similarity) * (n - 1) / n, 1.0)
@@ -129,18 +129,18 @@ def batch_simplices(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    r"""The optimum of FIXED mini-batches: every batch a simplex of its own, batch k in rows k m ... (k+1) m - 1.
+    r"""The optimum of FIXED mini-batches: every batch is a separate simplex, with batch k in rows k m ... (k+1) m - 1.
 
-    Both views coincide. How the simplices lie to each other is free, and decides the variance of the negative similarities
-    between the bounds of :func:`fixed_batch_variance_bounds`: ``"orthogonal"`` subspaces attain the lower bound,
-    ``"aligned"`` copies of one simplex the upper, ``"random"`` rotations in R^dim lie between
+    Both views coincide. The relative orientation of the simplices is free. It determines the variance of the negative
+    similarities between the bounds of :func:`fixed_batch_variance_bounds`: ``"orthogonal"`` subspaces attain the lower bound,
+    ``"aligned"`` copies of one simplex attain the upper bound, and ``"random"`` rotations in R^dim lie between
     (:func:`rotated_batch_variance` in expectation).
 
     Args:
         num_samples: n, a multiple of the batch size.
         batch_size: m, at least 2.
         dim: width of the rows. At least (n/m)(m - 1) for ``"orthogonal"``, m - 1 otherwise; these are the defaults.
-        arrangement: how the batches lie to each other.
+        arrangement: relative orientation of the batches.
         generator: of the random rotations.
         dtype: of the result.
 
@@ -148,7 +148,7 @@ def batch_simplices(
         (n, dim), on the CPU.
 
     Raises:
-        ValueError: for n that is no multiple of m, m < 2, or dim too small.
+        ValueError: for n that is not a multiple of m, m < 2, or dim too small.
 
     Source: Lee et al. 2025 (arXiv 2506.09781) Thm 5.5.
     """

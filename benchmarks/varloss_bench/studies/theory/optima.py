@@ -1,4 +1,4 @@
-"""Rows about the optima of free vectors: full batch, fixed batches, reshuffled batches, few dimensions."""
+"""Rows about the optima of free vectors for full, fixed and reshuffled batches, and in few dimensions."""
 
 import itertools
 from functools import partial
@@ -13,7 +13,7 @@ from varloss_bench.studies.theory.rows import Curve, Group, Loss, Row, number, o
 
 
 def _full_batch_losses(n: int) -> dict[str, tuple[Loss, float]]:
-    """Loss and its predicted minimum, for the members that the full-batch theorem covers."""
+    """Losses that the full-batch theorem covers, with their predicted minima."""
     a, t = -1 / (n - 1), 0.5
     names: dict[tuple[Pairs, bool], str] = {
         ("cross", False): "InfoNCE",
@@ -93,7 +93,7 @@ def fixed_batches() -> Group:
     for size in (2, 3, 4, 6, 8, 12, 24):
         bounds = closed_forms.fixed_batch_variance_bounds(num_samples=n, batch_size=size)
         expected = closed_forms.rotated_batch_variance(num_samples=n, batch_size=size, dim=24)
-        # Independent Gaussian starts leave every batch rotated independently: the optimiser prefers no direction.
+        # With independent Gaussian starts every batch is rotated independently, because the optimiser prefers no direction.
         variances = torch.stack(
             [
                 optimum(info_nce, n, 24, batches=partition(n, size), seed=seed, steps=80)[0].cross_var
@@ -111,7 +111,7 @@ def fixed_batches() -> Group:
 
 
 def reshuffled_batches() -> Group:
-    """Prediction 4: no theorem, optimisation noise that goes with the learning rate."""
+    """Prediction 4: not a theorem, but optimisation noise that grows with the learning rate."""
     n, dim = 32, 31
     curves: dict[str, Curve] = {}
 
@@ -119,12 +119,12 @@ def reshuffled_batches() -> Group:
         generator = seeded(0)
         z0, z1 = (torch.randn(n, dim, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
         optimizer = torch.optim.SGD([z0, z1], lr=lr)
-        # The same distance travelled at every rate; 60 leaves a full batch a variance of 1e-10.
+        # The number of passes times the learning rate is the same for all rates; with 60 a full batch reaches a variance of 1e-10.
         for _ in range(round(60 / lr)):
             for batch in torch.randperm(n, generator=generator).view(-1, m):
                 optimizer.zero_grad()
                 u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
-                # Each vector is met once a pass: the sum over the batch keeps its step alike for all m.
+                # Each vector is used once per pass; with the sum over the batch its step is the same for all m.
                 (m * functional.nt_xent(u[batch], v[batch], temperature=0.5)).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             with torch.no_grad():
@@ -154,7 +154,7 @@ def rank_floor() -> Group:
     curves: dict[str, Curve] = {"floor n(n-1-d)/(d(n-1)²)": [], "smallest VRN found": []}
     for dim in (2, 4, 8, 16, 24, 31):
         floor = closed_forms.vrn_rank_floor(num_samples=n, dim=dim)
-        # The second view is not used: both views coincide, which is what "all positives are 1" means.
+        # The second view is not used: all positives are 1, so both views coincide.
         loss: Loss = lambda z0, _: functional.vrn(z0, z0, num_samples=n)  # noqa: E731
         u = free_vectors.optimize_free_vectors(loss, num_samples=n, dim=dim, generator=seeded(0))[0]
         found = number(functional.vrn(u, u, num_samples=n))
@@ -164,7 +164,7 @@ def rank_floor() -> Group:
     rows.append(Row("d = 128, n = 50000", 0.0078, closed_forms.vrn_rank_floor(num_samples=50_000, dim=128), 5e-5))
     collapsed = torch.ones(n, 4, dtype=torch.float64)
     variance = number(similarity_statistics(collapsed, collapsed).cross_var)
-    rows.append(Row("full collapse is under the floor in variance", 0.0, variance, 1e-12))
+    rows.append(Row("full collapse has a variance below the floor", 0.0, variance, 1e-12))
     return Group(
         "rank-floor", f"Rank floor: aligned views in few dimensions cannot reach VRN = 0 (n = {n})", rows, curves
     )

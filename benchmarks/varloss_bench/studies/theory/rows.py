@@ -38,7 +38,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the measurement keeps to the tolerance. NaN never does."""
+        """Whether the measurement is within the tolerance; False for NaN."""
         excess = {
             "=": abs(self.measured - self.predicted),
             "<=": self.measured - self.predicted,
