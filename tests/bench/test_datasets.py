@@ -77,6 +77,6 @@ def test_help_shows_a_new_data_set_and_compare_takes_it():
 def test_a_worker_process_knows_a_new_data_set(monkeypatch):
     monkeypatch.setitem(DATASETS, "toy", toy_dataset.ROW)
     ours, theirs = SPAWN.Pipe()
-    process = spawn(toy_dataset.send_size, theirs)
+    process = spawn("support.toy_dataset:send_size", theirs)
     assert ours.recv() == 200
     process.join()

@@ -13,7 +13,7 @@ from support import toy_method
 import varloss
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
-from varloss_bench.execution import workers
+from varloss_bench.execution.execute import execute
 from varloss_bench.methods import METHODS, display_name, load, trained_methods, untrained_methods
 from varloss_bench.records.provenance import confounds
 from varloss_bench.records.store import Store
@@ -83,7 +83,7 @@ def test_the_losses_are_the_three_cells_they_are_named_after():
 def test_a_row_is_all_that_a_new_method_needs_to_be_trained_and_recorded(monkeypatch, tmp_path):
     monkeypatch.setitem(METHODS, "toy", toy_method.ROW)
     config = TrialConfig(method="toy", weight=3.0, epochs=1, batch_size=128).canonical()
-    assert workers.execute(config, tmp_path, ["varloss-bench", "compare", "--method", "toy"]) == ("finished", None)
+    assert execute(config, tmp_path, ["varloss-bench", "compare", "--method", "toy"]) == ("finished", None)
     record = Store(tmp_path).load([config]).records[config.key()]
     assert record["confounds"]["head_batch_norm"] is True
     assert 10 < record["metrics"]["knn"] <= 100

@@ -8,7 +8,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from varloss_bench.compare.sweep import Execution
 from varloss_bench.config import TrialConfig
+from varloss_bench.records.store import Store
+from varloss_bench.statistics.selection import Plan, choose
 from varloss_bench.training import estimates
 from varloss_bench.training.trial import quieten
 
@@ -76,6 +79,29 @@ def show_cost(
         f"on this machine just now, the evaluation on a few images and scaled up; start-up counted as 10 s). {note}",
         highlight=False,
     )
+
+
+def show_phases(plan: Plan, where: Execution, console: Console, *, note: str = "") -> None:
+    """Print the missing trials of both phases and their time; for the second an upper limit until the first is complete."""
+    validation, store = plan.validation_trials(), Store(where.folder)
+    loaded = store.load(validation)
+    missing = [trial for trial in validation if not loaded.done(trial)]
+    if missing:
+        test, title = plan.most_test_trials(), "phase 2, test split, at most (stand-ins for what will be chosen)"
+    else:
+        chosen = choose(validation, loaded.records, plan.metric).chosen
+        test, title = plan.test_trials(chosen), "phase 2, test split"
+        done = store.load(test)
+        test = [trial for trial in test if not done.done(trial)]
+    console.print(
+        f"Phase 1: {len(validation)} trials on val, {len(missing)} to run. Phase 2: {'at most ' if missing else ''}{len(test)} "
+        "to run.",
+        highlight=False,
+    )
+    measured: Measured = {}
+    for trials, name in ((missing, "phase 1, validation split"), (test, title)):
+        if trials:
+            show_cost(trials, where.workers, console, title=name, note=note, measured=measured)
 
 
 def _list_steps(missing: Sequence[TrialConfig], console: Console, *, title: str, note: str) -> None:

@@ -14,12 +14,11 @@ from varloss_bench.compare.result import Comparison
 from varloss_bench.config import TrialConfig
 from varloss_bench.records import provenance, same_data
 from varloss_bench.records.store import Loaded, Store, write_atomically
-from varloss_bench.report import groups
+from varloss_bench.report import groups, speed
 from varloss_bench.report.figures.sweep import sweep_png
 from varloss_bench.report.files import write
 from varloss_bench.report.text import plain_text, render
 from varloss_bench.statistics import summary
-from varloss_bench.training import timing
 
 # The page takes about 1.5 s of processor time for 32 trials and 5 s for 210; for more trials than this it is made on request.
 _REPORTED_AT_ONCE = 100
@@ -60,8 +59,8 @@ def present(
         **summary.to_dict(result),
     }
     write_atomically(store.folder / "summary.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
-    speed = "\n".join(timing.in_words(trials, loaded.records))
-    text = plain_text(result, trained) + (f"\n{speed}\n" if speed else "")
+    timings = "\n".join(speed.in_words(trials, loaded.records))
+    text = plain_text(result, trained) + (f"\n{timings}\n" if timings else "")
     alarm = same_data.in_words(data_differ, command)
     lines = [*alarm, *([""] if alarm else []), *([*preface.splitlines(), ""] if preface else [])]
     above = [textwrap.fill(line, 100, subsequent_indent="    ", break_on_hyphens=False) for line in lines]
@@ -72,8 +71,8 @@ def present(
     if preface:
         console.print(Text(preface))
     console.print(render(result, trained))
-    if speed:
-        messages.say(console, speed, "dim")
+    if timings:
+        messages.say(console, timings, "dim")
     if content["environments_differ"]:
         console.print(
             "[yellow]These rows were not all made by the same versions on the same machine[/yellow] (see each trial's "

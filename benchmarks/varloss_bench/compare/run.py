@@ -1,12 +1,13 @@
 """Make a comparison from its options: check it, estimate its cost, run it."""
 
 from dataclasses import dataclass
+from importlib import import_module
 
 from rich.console import Console
 
 from varloss_bench.commands import arguments, checks, config_file
 from varloss_bench.commands.running import Running
-from varloss_bench.compare import cost, select
+from varloss_bench.compare import select
 from varloss_bench.compare.options import Grid, Selection
 from varloss_bench.compare.present import present
 from varloss_bench.compare.result import Comparison
@@ -101,24 +102,27 @@ def _plan(base: TrialConfig, grid: Grid, selection: Selection) -> Plan:
     )
 
 
-def show_cost(prepared: Prepared, console: Console) -> None:
+def show_cost(prepared: Prepared, console: Console, *, note: str = "Nothing was run.") -> None:
     """Print the trials that would run and their estimated time."""
+    # Imported here: a measurement needs Lightning, and the process of a sweep needs it for nothing else.
+    cost = import_module("varloss_bench.compare.cost")
     where = prepared.where
     if prepared.plan:
         select.earlier_choices(where.folder)
-        select.show_costs(prepared.plan, where, console, note="Nothing was run.")
+        cost.show_phases(prepared.plan, where, console, note=note)
     else:
-        cost.show_cost(missing_of(prepared.trials, where.folder, console), where.workers, console)
+        cost.show_cost(missing_of(prepared.trials, where.folder, console), where.workers, console, note=note)
 
 
 def run(prepared: Prepared, console: Console) -> Comparison:
-    """Run the missing trials; print and store table, verdict and figure.
+    """Run the missing trials; print and store table, verdict and figure. With a selection, print its cost first.
 
     Raises:
         NothingChosenError: Nothing was chosen on the validation split.
     """
     grid, where, trials = prepared.grid, prepared.where, prepared.trials
     if prepared.plan:
+        show_cost(prepared, console, note="")
         return select.run_select(prepared.plan, where, console, effect_points=grid.effect)
     pairs = summary.grid_pairs(trials, grid.control_temperatures)
     ran = run_missing(trials, where, console, pairs=pairs, effect_points=grid.effect)

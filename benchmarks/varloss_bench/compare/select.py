@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.text import Text
 
 from varloss_bench import messages
-from varloss_bench.compare import cost
 from varloss_bench.compare.present import present
 from varloss_bench.compare.result import Comparison
 from varloss_bench.compare.sweep import Execution, run_missing
@@ -29,7 +28,7 @@ class NothingChosenError(RuntimeError):
 
 
 def run_select(plan: Plan, where: Execution, console: Console, *, effect_points: float) -> Comparison:
-    """Print the cost of both phases, run the missing trials of the first, choose, run those of the second, compare.
+    """Run the missing trials of the first phase, choose, run those of the second, compare.
 
     The trials of both phases are in one folder and are found by key, so both phases resume. Each call chooses again from the
     validation records and stores the choice with its inputs. If the test split was read before for another choice, a warning
@@ -40,7 +39,6 @@ def run_select(plan: Plan, where: Execution, console: Console, *, effect_points:
         ValueError: As in `earlier_choices`.
     """
     before = earlier_choices(where.folder)
-    show_costs(plan, where, console)
     validation = plan.validation_trials()
     console.print("\n[bold]Phase 1 of 2: the grid on the validation split[/bold]")
     run_missing(validation, where, console)
@@ -72,29 +70,6 @@ def run_select(plan: Plan, where: Execution, console: Console, *, effect_points:
         preface=in_words(selection, plan.test_seeds) + _warning(stored),
         chosen_on=validation,
     )
-
-
-def show_costs(plan: Plan, where: Execution, console: Console, *, note: str = "") -> None:
-    """Print the missing trials of both phases and their time; for the second an upper limit until the first is complete."""
-    validation, store = plan.validation_trials(), Store(where.folder)
-    loaded = store.load(validation)
-    missing = [trial for trial in validation if not loaded.done(trial)]
-    if missing:
-        test, title = plan.most_test_trials(), "phase 2, test split, at most (stand-ins for what will be chosen)"
-    else:
-        chosen = select_cells.choose(validation, loaded.records, plan.metric).chosen
-        test, title = plan.test_trials(chosen), "phase 2, test split"
-        done = store.load(test)
-        test = [trial for trial in test if not done.done(trial)]
-    console.print(
-        f"Phase 1: {len(validation)} trials on val, {len(missing)} to run. Phase 2: {'at most ' if missing else ''}{len(test)} "
-        "to run.",
-        highlight=False,
-    )
-    measured: cost.Measured = {}
-    for trials, name in ((missing, "phase 1, validation split"), (test, title)):
-        if trials:
-            cost.show_cost(trials, where.workers, console, title=name, note=note, measured=measured)
 
 
 def _show_validation(selection: Selection, alarm: Sequence[str], console: Console) -> None:

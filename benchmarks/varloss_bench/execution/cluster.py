@@ -1,6 +1,6 @@
 """Run trials in parallel as jobs of submitit, on this machine or in the queue of a Slurm cluster.
 
-A job runs `workers.execute`, like a worker, and writes its result to the sweep's folder. submitit pickles what it submits into
+A job runs `execute`, like a worker, and writes its result to the sweep's folder. submitit pickles what it submits into
 `jobs/` and unpickles it in the job, as the same user. This process unpickles nothing; it reads results as JSON.
 """
 
@@ -18,7 +18,8 @@ import torch
 from submitit.slurm.slurm import _get_default_parameters  # the names that update_parameters accepts
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.execution.workers import THREAD_VARIABLES, Event, execute, one_thread_each
+from varloss_bench.execution.execute import execute
+from varloss_bench.execution.workers import THREAD_VARIABLES, Event, one_thread_each
 from varloss_bench.records.store import DONE, Store, write_atomically
 from varloss_bench.training import ranks, trial
 

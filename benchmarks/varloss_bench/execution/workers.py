@@ -1,4 +1,7 @@
-"""Run trials in parallel in worker processes with one thread each. If a worker dies, no finished trial is lost."""
+"""Run trials in parallel in worker processes with one thread each. If a worker dies, no finished trial is lost.
+
+This process names what the workers run and does not import it: it needs none of the packages that train.
+"""
 
 import multiprocessing
 import os
@@ -6,12 +9,10 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -22,18 +23,13 @@ import torch
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.datasets import DATASETS, Dataset
-from varloss_bench.methods import METHODS, Method
-from varloss_bench.records import claims, provenance
-from varloss_bench.records.store import Store
-from varloss_bench.training import ranks, trial
-from varloss_bench.training.errors import TrainingDivergedError
+from varloss_bench.methods import METHODS, Method, load
+from varloss_bench.records.claims import ELSEWHERE
 
 # A trial whose worker died is tried once more (the machine may have been short of memory) and then given up.
 MAX_ATTEMPTS = 2
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SPAWN = multiprocessing.get_context("spawn")
-# Status of a trial that another process is running and that has no record yet.
-ELSEWHERE = "elsewhere"
 # Interval at which to check whether that process has finished or died.
 _LOOK_AGAIN_SECONDS = 1.0
 
@@ -48,74 +44,12 @@ class Event:
     reason: str | None = None
 
 
-def execute(
-    config: TrialConfig,
-    folder: Path,
-    command: list[str],
-    report: Callable[[float], None] = lambda _: None,
-    *,
-    wait_for_others: bool = False,
-    rendezvous: tuple[str, int] | None = None,
-) -> tuple[str, str | None]:
-    """Run one trial in this process and store its record, also for a failure. Returns status and reason.
-
-    This is the only function that executors call. A trial that another process is running is not run again: the status is
-    then `ELSEWHERE` or, with `wait_for_others`, the status from the other process.
-
-    Args:
-        config: What to run.
-        folder: Folder of the results.
-        command: The user's command line, for the record.
-        report: Called with the fraction done.
-        wait_for_others: Return only when there is a record.
-        rendezvous: Address and port of rank 0, if several nodes share the trial and this is the first node.
-    """
-    kept = Store(folder)
-    try:
-        with claims.claim(kept.path(config), wait=wait_for_others) as ours:
-            if not ours:
-                return ELSEWHERE, None
-            loaded = kept.load([config])
-            if loaded.done(config):  # another process has finished it
-                record = loaded.records[config.key()]
-                return record["status"], record["reason"]
-            record = _run(config, kept, command, report, rendezvous)
-            kept.write(config, record)
-            return record["status"], record["reason"]
-    except (OSError, ValueError) as error:  # disk full, or a metric that is NaN
-        return "crashed", f"the result could not be stored: {type(error).__name__}: {error}"
-
-
-def _run(
-    config: TrialConfig,
-    kept: Store,
-    command: list[str],
-    report: Callable[[float], None],
-    rendezvous: tuple[str, int] | None,
-) -> dict[str, Any]:
-    """Run a trial and return its record; it runs in this process or, if several ranks share it, in new processes."""
-    outcome: dict[str, Any] = {}
-    try:
-        if config.ranks > 1:
-            address, port = rendezvous or (ranks.LOCALHOST, None)
-            outcome = ranks.run_trial(config, report, address=address, port=port)
-        else:
-            outcome = trial.run_trial(config, report, log=kept.path(config).with_suffix(".log"))
-        status, reason = "finished", None
-    except TrainingDivergedError as error:
-        status, reason = "diverged", str(error)
-    except Exception as error:
-        status, reason = "crashed", f"{type(error).__name__}: {error}"
-        outcome = {"traceback": traceback.format_exc()}
-    return {**provenance.record_of(config, command), "status": status, "reason": reason, **outcome}
-
-
 class Worker:
     """A process that runs the trials that it receives."""
 
     def __init__(self, folder: Path, command: list[str]) -> None:
         self.connection, theirs = SPAWN.Pipe()
-        self.process = spawn(_work, theirs, folder, command)
+        self.process = spawn("varloss_bench.execution.execute:work", theirs, folder, command)
         theirs.close()
         self.config: TrialConfig | None = None
 
@@ -194,17 +128,6 @@ def _due(elsewhere: dict[TrialConfig, float]) -> list[TrialConfig]:
     return [config for config, at in elsewhere.items() if at <= time.monotonic()]
 
 
-def _work(connection: Connection, folder: Path, command: list[str]) -> None:
-    """Body of a worker process."""
-    tell = partial(send, connection)
-    while True:
-        try:
-            config: TrialConfig = connection.recv()
-        except (EOFError, OSError):
-            return
-        tell(execute(config, folder, command, tell))
-
-
 def send(connection: Connection, message: object) -> None:
     """Send to the parent. Without a parent this process ends: an exception would become the record of its trial."""
     try:
@@ -213,8 +136,8 @@ def send(connection: Connection, message: object) -> None:
         os._exit(1)
 
 
-def spawn(body: Callable[..., None], *arguments: Any) -> SpawnProcess:
-    """Start a process that runs `body`, a function of this package, with one thread, and ends with this process."""
+def spawn(body: str, *arguments: Any) -> SpawnProcess:
+    """Start a process that runs `body`, named as `"package.module:function"`, with one thread, and ends with this process."""
     rows = dict(METHODS), dict(DATASETS)
     process = SPAWN.Process(target=_prepared, args=(*rows, body, arguments), daemon=True, name="varloss-bench")
     with one_thread_each(), ignore_sigint(), unimported_main():
@@ -222,15 +145,12 @@ def spawn(body: Callable[..., None], *arguments: Any) -> SpawnProcess:
     return process
 
 
-def _prepared(
-    methods: dict[str, Method], datasets: dict[str, Dataset], body: Callable[..., None], arguments: tuple[Any, ...]
-) -> None:
+def _prepared(methods: dict[str, Method], datasets: dict[str, Dataset], body: str, arguments: tuple[Any, ...]) -> None:
     die_with_parent()
     METHODS.update(methods)  # including the rows that the calling script has added
     DATASETS.update(datasets)
     torch.set_num_threads(1)
-    trial.quieten()
-    body(*arguments)
+    load(body)(*arguments)
 
 
 def die_with_parent() -> None:

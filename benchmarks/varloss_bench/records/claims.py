@@ -11,6 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+# Status of a trial that another process is running and that has no record yet.
+ELSEWHERE = "elsewhere"
+
 
 @contextmanager
 def claim(record: Path, *, wait: bool = False) -> Iterator[bool]:

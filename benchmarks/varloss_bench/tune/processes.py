@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varloss_bench.execution.workers import SPAWN, send, spawn
+from varloss_bench.training.trial import quieten
 from varloss_bench.tune.search import Outcome, Space, search
 from varloss_bench.tune.train import Plan, Trainings
 
@@ -59,7 +60,7 @@ def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers
             while waiting and len(running) < workers:
                 name, task = waiting.pop(0)
                 ours, theirs = SPAWN.Pipe(duplex=False)
-                process = spawn(_work, theirs, task, folder, command)
+                process = spawn("varloss_bench.tune.processes:work", theirs, task, folder, command)
                 theirs.close()
                 running[ours] = name, process
             for connection in [c for c in wait(list(running)) if isinstance(c, Connection)]:
@@ -86,8 +87,9 @@ def run_all(tasks: Mapping[str, Task], folder: Path, command: list[str], workers
             connection.close()
 
 
-def _work(connection: Connection, task: Task, folder: Path, command: list[str]) -> None:
+def work(connection: Connection, task: Task, folder: Path, command: list[str]) -> None:
     """Body of a process."""
+    quieten()
     try:
         run(task, folder, command, lambda **fields: send(connection, fields))
     except OSError as error:

@@ -22,6 +22,7 @@ from varloss_bench.commands.arguments import resolve_device
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
 from varloss_bench.execution import workers as runner
+from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid
 from varloss_bench.records.store import Store
 from varloss_bench.report.text import plain_text, render
@@ -258,7 +259,7 @@ def test_a_crash_with_brackets_in_its_reason_does_not_end_the_sweep(tmp_path, mo
 
     def at_once(trials, folder, command, workers):
         for trial in trials:
-            yield runner.Event(trial, 1.0, *runner.execute(trial, folder, command))
+            yield runner.Event(trial, 1.0, *execute(trial, folder, command))
 
     monkeypatch.setattr(train, "run_trial", cannot_be_read)
     monkeypatch.setattr(runner, "run_trials", at_once)
@@ -389,7 +390,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_options_in_effect_lie_beside_the_results(tmp_path, monkeypatch):
     def at_once(trials, folder, command, workers):
         for trial in trials:
-            yield runner.Event(trial, 1.0, *runner.execute(trial, folder, command))
+            yield runner.Event(trial, 1.0, *execute(trial, folder, command))
 
     monkeypatch.setattr(runner, "run_trials", at_once)
     options = ["--method", "simclr", "--batch-size", 128, "--seeds", 2, "--steps", 3, "--control-temperature", ""]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from varloss_bench.cli import app
 from varloss_bench.execution import workers as runner
+from varloss_bench.execution.execute import execute
 from varloss_bench.training import backbones
 from varloss_bench.training import trial as train
 
@@ -87,7 +88,7 @@ def in_this_process(monkeypatch):
 
     def run_trials(configs, folder, command, workers):
         for config in configs:
-            yield runner.Event(config, 1.0, *runner.execute(config, folder, command))
+            yield runner.Event(config, 1.0, *execute(config, folder, command))
 
     monkeypatch.setattr(runner, "run_trials", run_trials)
 

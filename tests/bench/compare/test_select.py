@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from varloss_bench.cli import app
+from varloss_bench.compare import cost
 from varloss_bench.compare import select as select_run
 from varloss_bench.compare.sweep import Execution
 from varloss_bench.config import Arm, TrialConfig
@@ -147,8 +148,9 @@ def fill(folder, of_plan, scores):
 
 def run_planted(of_plan, folder):
     """The whole of it on records that are there already; returns what is printed and the stored summary."""
-    console = Console(width=400, file=io.StringIO(), color_system=None)
-    select_run.run_select(of_plan, Execution(folder=folder, command=["x"]), console, effect_points=0.5)
+    console, where = Console(width=400, file=io.StringIO(), color_system=None), Execution(folder=folder, command=["x"])
+    cost.show_phases(of_plan, where, console)
+    select_run.run_select(of_plan, where, console, effect_points=0.5)
     return console.file.getvalue(), json.loads((folder / "summary.json").read_text())
 
 
@@ -262,7 +264,6 @@ def test_test_waits_for_a_cell_without_a_result(tmp_path, monkeypatch):
     store.write(crashed, record(crashed, status="crashed", metrics={}))
     tried = []
     monkeypatch.setattr(runner, "run_trials", lambda trials, *_: tried.extend(trials) or iter(()))
-    monkeypatch.setattr(select_run.cost, "show_cost", lambda *_, **__: None)
     console = Console(width=400, file=io.StringIO(), color_system=None)
     with pytest.raises(select_run.NothingChosenError):
         select_run.run_select(plan(), Execution(folder=tmp_path, command=["x"]), console, effect_points=0.5)

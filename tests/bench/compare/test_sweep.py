@@ -345,6 +345,14 @@ def test_help_is_quick_and_imports_no_torch(words):
     subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=60)
 
 
+def test_the_process_of_a_sweep_needs_nothing_of_what_trains():
+    code = (
+        "import sys, varloss_bench; from varloss_bench.compare import run; from varloss_bench.execution import workers\n"
+        "assert not {'pytorch_lightning', 'lightly', 'kornia', 'sklearn', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_help_names_what_a_user_needs_and_keeps_the_studies_behind_one_word():
     listed = CliRunner().invoke(app, ["--help"]).output
     assert all(re.search(rf"^│ {name} ", listed, re.MULTILINE) for name in (*COMMANDS, "study"))

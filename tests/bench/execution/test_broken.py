@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 from varloss_bench.cli import app
 from varloss_bench.config import TrialConfig
 from varloss_bench.execution import workers as runner
+from varloss_bench.execution.execute import execute
 from varloss_bench.records import claims
+from varloss_bench.records.claims import ELSEWHERE
 from varloss_bench.records.store import Store
 from varloss_bench.tune import processes
 from varloss_bench.tune import run as tune
@@ -63,10 +65,10 @@ def fill(folder: Path) -> Path:
 
 def test_a_full_disk_is_a_reason_and_what_is_there_stays(small_disk):
     first, second = RAW, dataclasses.replace(RAW, seed=1)
-    assert runner.execute(first, small_disk, [])[0] == "finished"
+    assert execute(first, small_disk, [])[0] == "finished"
     kept = Store(small_disk).path(first).read_bytes()
     filler = fill(small_disk)
-    status, reason = runner.execute(second, small_disk, [])
+    status, reason = execute(second, small_disk, [])
     assert status == "crashed"
     assert "could not be stored: OSError: [Errno 28] No space left on device" in reason
     assert Store(small_disk).path(first).read_bytes() == kept
@@ -74,7 +76,7 @@ def test_a_full_disk_is_a_reason_and_what_is_there_stays(small_disk):
     loaded = Store(small_disk).load([first, second])
     assert (loaded.done(first), loaded.done(second), loaded.corrupt) == (True, False, {})
     filler.unlink()
-    assert runner.execute(second, small_disk, []) == ("finished", None)
+    assert execute(second, small_disk, []) == ("finished", None)
 
 
 def test_a_sweep_on_a_full_disk_says_what_to_do(small_disk, monkeypatch):
@@ -161,11 +163,11 @@ def test_a_trial_that_is_claimed_is_left_alone_and_then_not_run_again(tmp_path):
     with claims.claim(path) as ours:
         assert ours
         # Locks are of open files, not of processes, so this process can play both parts.
-        assert runner.execute(RAW, tmp_path, []) == (runner.ELSEWHERE, None)
+        assert execute(RAW, tmp_path, []) == (ELSEWHERE, None)
         assert not path.exists()
-    assert runner.execute(RAW, tmp_path, ["first"]) == ("finished", None)
+    assert execute(RAW, tmp_path, ["first"]) == ("finished", None)
     written = path.stat().st_mtime_ns
-    assert runner.execute(RAW, tmp_path, ["second"]) == ("finished", None)
+    assert execute(RAW, tmp_path, ["second"]) == ("finished", None)
     assert path.stat().st_mtime_ns == written
     assert json.loads(path.read_text())["command"] == ["first"]
     assert [found.name for found in path.parent.iterdir()] == [path.name]
@@ -200,7 +202,7 @@ def test_results_of_another_process_are_taken(tmp_path):
     assert {event.config for event in told} == set(held)
     assert {event.reason for event in told} == {"another process is running it; its result will be used"}
     elsewhere = tmp_path / "elsewhere"
-    runner.execute(theirs, elsewhere, ["theirs"])
+    execute(theirs, elsewhere, ["theirs"])
     os.replace(Store(elsewhere).path(theirs), Store(tmp_path).path(theirs))
     for claim in held.values():
         claim.__exit__(None, None, None)
@@ -238,7 +240,7 @@ def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
 def test_a_worker_that_nobody_listens_to_ends_without_a_record(tmp_path):
     """As between the end of a sweep and that of its workers: what it cannot send is no failure of the trial."""
     ours, theirs = runner.SPAWN.Pipe()
-    process = runner.spawn(runner._work, theirs, tmp_path, ["varloss-bench"])
+    process = runner.spawn("varloss_bench.execution.execute:work", theirs, tmp_path, ["varloss-bench"])
     theirs.close()
     ours.send(TrialConfig(epochs=1, batch_size=128))
     ours.close()
@@ -315,7 +317,7 @@ def test_results_of_jobs_are_not_unpickled():
 
 def test_a_foreign_file_among_the_results_is_left_alone(tmp_path):
     store = Store(tmp_path)
-    runner.execute(RAW, tmp_path, [])
+    execute(RAW, tmp_path, [])
     for number, content in enumerate((b"\x80\x04\x95", b"PK\x03\x04", b"not ours")):
         (store.trials / f"foreign{number}.json").write_bytes(content)
     loaded = store.load([RAW])

@@ -14,7 +14,7 @@ from varloss_bench.compare import select
 from varloss_bench.compare.present import present
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
-from varloss_bench.execution import workers as runner
+from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid, untrained
 from varloss_bench.records import same_data
 from varloss_bench.records.store import Store
@@ -48,7 +48,7 @@ def run(folder, results, weights):
     train._load.cache_clear()
     trials, store = trials_of(folder, weights), Store(results)
     for trial in trials:
-        assert runner.execute(trial, results, COMMAND)[0] == "finished"
+        assert execute(trial, results, COMMAND)[0] == "finished"
     console = Console(file=io.StringIO(), width=100)
     present(trials, store, console, pairs=grid_pairs(trials, []), command=COMMAND, ran=0, seconds=0.0)
     summary = json.loads((results / "summary.json").read_text())

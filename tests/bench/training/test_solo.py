@@ -24,7 +24,7 @@ from varloss_bench.cli import app
 from varloss_bench.compare import cost
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import sets as data
-from varloss_bench.execution import workers as runner
+from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid
 from varloss_bench.records import provenance
 from varloss_bench.training import augment, estimates
@@ -296,7 +296,7 @@ def checkout(tmp_path, monkeypatch):
 
 def test_a_failing_run_is_a_crashed_trial_with_its_last_lines_and_its_log(checkout, tmp_path):
     checkout("import sys; print('loading'); sys.exit('RuntimeError: out of disk')")
-    status, reason = runner.execute(CONFIG, tmp_path / "results", ["varloss-bench"])
+    status, reason = execute(CONFIG, tmp_path / "results", ["varloss-bench"])
     assert status == "crashed"
     assert "exit status 1" in reason
     assert reason.endswith("RuntimeError: out of disk")
@@ -325,7 +325,7 @@ def test_a_trial_that_found_no_solo_learn_has_a_record(monkeypatch):
 
 def test_a_run_that_leaves_nothing_is_a_crashed_trial(checkout, tmp_path):
     checkout("")
-    status, reason = runner.execute(CONFIG, tmp_path / "results", ["varloss-bench"])
+    status, reason = execute(CONFIG, tmp_path / "results", ["varloss-bench"])
     assert (status, "solo-learn left no args.json" in reason) == ("crashed", True)
 
 

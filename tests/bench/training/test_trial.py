@@ -11,7 +11,7 @@ import torch
 from varloss_bench import measures
 from varloss_bench.config import TrialConfig, queue_length
 from varloss_bench.data import sets as data
-from varloss_bench.execution import workers as runner
+from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid
 from varloss_bench.records import provenance, store
 from varloss_bench.training import evaluate, fit, modules
@@ -135,7 +135,7 @@ def test_weight_warm_up_rises_to_the_weight(monkeypatch):
 
 def test_diverged_training_is_recorded_and_raises_nothing(tmp_path):
     config = dataclasses.replace(TINY, base_lr=1e30)
-    status, reason = runner.execute(config, tmp_path, ["varloss-bench"])
+    status, reason = execute(config, tmp_path, ["varloss-bench"])
     assert status == "diverged"
     assert "epoch 1 is nan" in reason or "epoch 1 is inf" in reason
     record = json.loads(store.Store(tmp_path).path(config).read_text())
@@ -154,7 +154,7 @@ def test_a_last_step_that_ruins_the_weights_is_divergence_and_no_crash(tmp_path,
             next(getattr(self, part).parameters()).fill_(float("inf"))
 
     monkeypatch.setattr(modules.ContrastiveModule, "on_train_epoch_end", ruin)
-    status, reason = runner.execute(TINY, tmp_path, [])
+    status, reason = execute(TINY, tmp_path, [])
     assert (status, reason) == ("diverged", f"{outputs} after the last step are not finite")
     assert store.Store(tmp_path).load([TINY]).done(TINY)
 
@@ -165,7 +165,7 @@ def test_a_failing_trial_is_recorded_with_its_traceback(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "feature_metrics", broken)
     config = dataclasses.replace(TINY, method="raw-pixels")
-    assert runner.execute(config, tmp_path, []) == ("crashed", "RuntimeError: out of luck")
+    assert execute(config, tmp_path, []) == ("crashed", "RuntimeError: out of luck")
     record = json.loads(store.Store(tmp_path).path(config).read_text())
     assert "out of luck" in record["traceback"]
     assert not store.Store(tmp_path).load([config]).done(config)
@@ -176,7 +176,7 @@ def test_a_full_disk_is_a_reason_and_not_the_end(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store, "write_atomically", full)
-    status, reason = runner.execute(dataclasses.replace(TINY, method="raw-pixels"), tmp_path, [])
+    status, reason = execute(dataclasses.replace(TINY, method="raw-pixels"), tmp_path, [])
     assert status == "crashed"
     assert "could not be stored" in reason
     assert "No space left on device" in reason
@@ -184,7 +184,7 @@ def test_a_full_disk_is_a_reason_and_not_the_end(tmp_path, monkeypatch):
 
 def test_record_says_what_made_the_row(tmp_path):
     config = dataclasses.replace(TINY, weight=3.0)
-    runner.execute(config, tmp_path, ["varloss-bench", "compare"])
+    execute(config, tmp_path, ["varloss-bench", "compare"])
     record = json.loads(store.Store(tmp_path).path(config).read_text())
     assert record["config"] == config.to_dict()
     assert record["command"] == ["varloss-bench", "compare"]
