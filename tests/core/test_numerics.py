@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
+import numpy as np
 import pytest
 import torch
 from support import numerics, oracles
@@ -9,6 +13,7 @@ from support import numerics, oracles
 import varloss
 from varloss import functional as vf
 from varloss._core.numerics import unit
+from varloss.distributed import Gathered, GatheredRows
 
 
 def test_table_is_what_is_measured():
@@ -31,6 +36,65 @@ def test_rows_of_any_length_keep_their_direction_and_gradient(dtype, exponents):
     (grad,) = torch.autograd.grad((u * upstream.to(dtype)).sum(), z)
     expected = upstream - (upstream * directions).sum(1, keepdim=True) * directions
     torch.testing.assert_close(grad.double() * lengths, expected, rtol=0, atol=20 * eps)
+
+
+def against_queue(z0, z1, t, kind):
+    del kind
+    return vf.queue_info_nce(z0, z1, unit(z1[:1]), temperature=t)
+
+
+def by_index(z0, z1, t, kind, gathered=False, positives="inside"):
+    z, index, views = torch.cat([z0, z1]), torch.arange(2).repeat(2), torch.arange(2).repeat_interleave(2)
+    rows = GatheredRows(z, index, views, 0) if gathered else None
+    return vf.nt_xent_indexed(z, index, views=views, temperature=t, negatives=kind, positives=positives, gathered=rows)
+
+
+def two_views(form, gathered=False, learned=False):
+    def loss(z0, z1, t, kind):
+        rows = Gathered((z0, z1), 0) if gathered else None
+        t = torch.tensor(t) if learned else t
+        return vf.nt_xent(z0, z1, temperature=t, negatives=kind, gathered=rows, form=form)
+
+    return loss
+
+
+KINDS = {"cross": 1, "within": 1, "both": 2}
+ROUTES = {
+    "dense": two_views("dense"),
+    "learned temperature": two_views("dense", learned=True),
+    "whole": two_views("auto"),
+    "tiles": two_views("linear"),
+    "gathered": two_views("auto", gathered=True),
+    "gathered, dense": two_views("dense", gathered=True),
+    "by index": by_index,
+    "by index, gathered": functools.partial(by_index, gathered=True),
+    "by index, outside": functools.partial(by_index, positives="outside"),
+}
+
+
+# A product of matrices and the sum of one row add up in different orders. In dimensions 2 and 3 that makes at most one
+# rounding, so that what remains is how the two kinds of logits are scaled.
+@pytest.mark.parametrize(("dim", "roundings"), [(2, 1), (3, 1), (16, 6), (128, 6)])
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        pytest.param(against_queue, "cross", id="queue"),
+        *(pytest.param(loss, kind, id=f"{name}, {kind}") for name, loss in ROUTES.items() for kind in KINDS),
+    ],
+)
+def test_a_negative_equal_to_the_positive_counts_as_much(loss, kind, dim, roundings):
+    """log 2 where there is one, log 3 where there are two, to the last digit of so many ``roundings`` of a logit 1/t."""
+    negatives = KINDS[kind]
+    expected = math.log(1 + negatives)
+    for seed in range(40):
+        anchor, other = (row[:1] for row in oracles.views(1, dim, torch.float32, seed, grad=False))
+        key = anchor + other / 2
+        z0, z1 = (anchor if kind == "cross" else key).repeat(2, 1), key.repeat(2, 1)
+        for t in (0.02, 0.05, 0.1, 0.2):
+            error = abs(loss(z0, z1, t, kind).item() - expected)
+            # The loss's slope by the difference of the logits is the negatives' share of the denominator.
+            of_logits = roundings * np.spacing(np.float32(1 / t)) * negatives / (1 + negatives)
+            assert error <= of_logits + 2 * np.spacing(np.float32(expected)), f"seed {seed}, temperature {t}"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0])

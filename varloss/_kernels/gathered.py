@@ -30,7 +30,7 @@ def value_and_gradient(
     n, m, t = views[0].shape[0], keys[0].shape[0], problem.temperature
     z, length = unit_rows(*views)
     k, key_length = unit_rows(*keys)
-    positive = (z[:n] * z[n:]).sum(1).div_(t)
+    positive = (z[:n] * z[n:]).sum(1).mul_(1 / t)
     shifted = not problem.fits_without_shift(z.dtype)
     gradient, key_gradient = torch.zeros_like(z), torch.zeros_like(k)
     log_sums = z.new_empty(2, n)

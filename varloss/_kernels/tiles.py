@@ -91,7 +91,7 @@ def value_and_gradient(
     closed = problem.has_vrn and gram.costs_less_than_tiles(*z0.shape)
     in_tiles = problem._replace(vrn_weight=0.0) if closed else problem
     parts = tiles(n, in_tiles, tile or (CPU_TILE if z.device.type == "cpu" else GPU_TILE))
-    positive = (u * v).sum(1).div_(t)
+    positive = (u * v).sum(1).mul_(1 / t)
     log_sums, squared_gaps, gradient = _both_passes(z, positive, in_tiles, parts, need_gradient)
     value = anchor_losses(log_sums, positive, problem.decoupled).mean()
     if closed:

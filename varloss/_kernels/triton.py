@@ -150,7 +150,7 @@ def _value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient:
         z, scale, sums, squares, n, problem.target, 1 / t, **sizes, **kinds, **OPTIONS, num_warps=WARPS[_sums_kernel]
     )
     unit = wide(z) * scale.unsqueeze(1)
-    positive = (unit[:n] * unit[n:]).sum(1).div_(t)
+    positive = (unit[:n] * unit[n:]).sum(1).mul_(1 / t)
     log_sums = sums.log().view(2, n)
     value = anchor_losses(log_sums, positive, problem.decoupled).mean()
     slope = problem.slope(n) if problem.has_vrn else 0.0

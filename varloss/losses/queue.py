@@ -60,9 +60,10 @@ def queue_info_nce(
     keep = valid_slots(valid, queue)
     if check:
         checks.rows_are_sound(query=query, key=key)
-    q, k = unit(query), unit(key)
-    positive = (q * k).sum(dim=1) / temperature
-    logits = products(q / temperature, wide(queue.detach()).to(q.dtype))
+    # Both kinds of logits from one scaled query, so that a negative equal to the key gets the positive's logit.
+    q, k = unit(query) / temperature, unit(key)
+    positive = (q * k).sum(dim=1)
+    logits = products(q, wide(queue.detach()).to(q.dtype))
     log_negatives, some = masked_logsumexp(logits, keep.expand_as(logits))
     return dense.excess(log_negatives, positive, decoupled=False).masked_fill(~some, 0).mean()
 
