@@ -1,17 +1,17 @@
-"""What holds for the whole suite: one thread a process, which tests run, on which worker, and what the end of a run says."""
+"""Configuration of the suite: one thread per process, selection of tests, their workers, and the summary after a run."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 
-# Before torch is imported, here and in every process that a test starts: pytest-xdist runs a worker a core.
+# Set before torch is imported, here and in every process that a test starts, because pytest-xdist runs one worker per core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from support import exhaustive
 
-# Marker of tests that need a checkout of somebody else's repository -> what makes them run.
+# Marker of tests that need a checkout of another repository -> how to run them.
 CHECKOUTS = {
     "lightly_root": "lightly's own tests: set LIGHTLY_ROOT to a checkout of lightly",
     "solo_root": "tests against the real solo-learn: set SOLO_LEARN_ROOT and SOLO_LEARN_PYTHON, see docs/solo-learn.md",
@@ -20,7 +20,7 @@ _outcomes: Counter[tuple[str, str]] = Counter()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before a test module is imported: it asks for the number of examples."""
+    """Runs before test modules are imported, because they read the number of examples."""
     exhaustive.WANTED = "exhaustive" in config.option.markexpr
 
 
@@ -30,7 +30,7 @@ def pytest_report_header() -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect exhaustive tests unless asked for, and tell pytest-xdist what belongs together and what takes long."""
+    """Deselect exhaustive tests by default, group tests that share fixtures for pytest-xdist, and start slow tests first."""
     for item in items:
         if exhaustive.WANTED and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("exhaustive")  # the same test, with more examples
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     if hasattr(config, "workerinput"):
-        # A slow test that starts last keeps one worker busy alone.
+        # If a slow test starts last, the other workers wait for it.
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
@@ -55,7 +55,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _group(item: pytest.Item) -> str | None:
-    """Tests that share a fixture of their module or session run on one worker, or each worker would make it."""
+    """Tests that share a fixture of their module or session run on one worker, so that the fixture is made once."""
     if item.get_closest_marker("xdist_group") or not isinstance(item, pytest.Function):
         return None
     definitions = item._fixtureinfo.name2fixturedefs
@@ -64,7 +64,7 @@ def _group(item: pytest.Item) -> str | None:
     }
     if not shared:
         return None
-    # A fixture with parameters is made anew for each.
+    # A fixture with parameters is made once for each parameter.
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return "-".join([item.path.stem, *(str(parameters[name]) for name in sorted(shared & parameters.keys()))])
 
@@ -79,7 +79,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Say at the very end, after pytest's own last line, what did not run: a skip must not go unnoticed."""
+    """Print the tests that did not run after pytest's own last line, so that skips are noticed."""
     if hasattr(config, "workerinput"):
         return
     for marker, remedy in CHECKOUTS.items():

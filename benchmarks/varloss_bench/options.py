@@ -60,7 +60,7 @@ class Option:
         default_by: Another option and, for each of its values, the default of this option; for commands that have both.
         excludes: Another option; one of the two must be 0. For commands that have both.
         may_be_empty: Whether a list of values may be empty.
-        metavar: What `--help` shows in place of the value.
+        metavar: Text that `--help` shows instead of the value.
         of_the_call: Whether the option is about a single call and is not written to a file of options.
     """
 

@@ -40,12 +40,12 @@ def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Nothing on stderr."""
+        """A server that writes nothing to stderr."""
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address under which a server on this machine hands its files out."""
+    """A folder, and the address of a local server for its files."""
     folder = tmp_path / "served"
     folder.mkdir()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:

@@ -1,4 +1,4 @@
-"""What a command does, a function does: from a script without a guard, from stdin, from a notebook."""
+"""Functions do the same as commands: in a script without a guard, from stdin, and in a notebook."""
 
 import subprocess
 import sys

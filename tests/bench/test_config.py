@@ -54,7 +54,7 @@ def test_from_dict_names_what_is_missing():
 
 
 def test_a_field_added_later_counts_once_it_is_set(monkeypatch):
-    """What was run before the field existed keeps its name and can still be read."""
+    """Trials from before the field existed keep their names and can still be read."""
     before = TrialConfig()
     monkeypatch.setattr(config, "_added_later", lambda: {"fused": True})
     values = before.to_dict()

@@ -1,4 +1,4 @@
-"""The registry of data sets: what its rows say is true, and a row is all that a new data set needs."""
+"""The table of data sets: its rows are correct, and a new data set needs only a row."""
 
 import os
 import subprocess

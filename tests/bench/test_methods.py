@@ -1,4 +1,4 @@
-"""The registry of methods: what its rows say is true, and a row is all that a new method needs."""
+"""The table of methods: its rows are correct, and a new method needs only a row."""
 
 import dataclasses
 import os

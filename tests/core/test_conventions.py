@@ -1,4 +1,4 @@
-"""What holds for every loss: precision, autocast, gradients, symmetries, compilation, no host synchronisation, errors."""
+"""Conventions of every loss: precision, autocast, gradients, symmetries, compilation, no host synchronisation, errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_gradients_are_right_once_and_twice(name):
     queue = "queue" in name
     inputs = z[:1] if queue else z
     function = (lambda a: CASES[name](a, z[1].detach())) if queue else CASES[name]
-    # DCLW's weights are constants by definition, finite differences would move them.
+    # DCLW's weights are constants by definition; finite differences would change them.
     if name != "dclw_weights":
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)
@@ -68,7 +68,7 @@ def test_autocast_changes_nothing(name, dtype):
 
 @each_loss
 def test_lowered_matmul_precision_is_not_used(name):
-    """TF32 on GPUs, bf16 on CPUs that have it: the switches are put back as they were."""
+    """TF32 on GPUs, bf16 on CPUs that have it; the previous settings are restored."""
     z = [z.detach().requires_grad_() for z in oracles.views(64, 96, torch.float32)]
     plain = CASES[name](*z)
     gradient = torch.autograd.grad(plain, z[0])[0]
@@ -288,7 +288,7 @@ def test_bad_ids_are_named(function, index, options, error, message):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_default_form_agrees_for_numpy_like_integers(kind):
-    """Sizes of data sets come as NumPy integers as often as not."""
+    """Sizes of data sets are often NumPy integers."""
 
     class Count:
         def __index__(self):

@@ -1,4 +1,4 @@
-"""Several ranks with different rows, and different numbers of them, are one process with all of them."""
+"""Several ranks with different rows, and different numbers of rows, give the same results as one process with all rows."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LABELS = torch.arange(ROWS) % 3
 
 @pytest.fixture(scope="module", params=SPLITS)
 def processes(request, tmp_path_factory):
-    """The number of ranks, what each of them found, and what they were told when rank 1 died in the end."""
+    """The number of ranks, the results of each rank, and the errors on the other ranks after rank 1 died."""
     world = request.param
     folder = tmp_path_factory.mktemp("ranks")
     finale = ranks.rank_1_dies if world > 1 else None
     results = ranks.run(world, folder, ranks.everything, *BATCH, LABELS, SPLITS[world], finale=finale)
-    return world, results, ranks.told(folder)
+    return world, results, ranks.errors_of_others(folder)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def assert_is_one_process(world, results, truth):
             whole = torch.cat([result[key] for result in results])
             torch.testing.assert_close(whole, world * expected, rtol=1e-10, atol=1e-13)
         elif key.startswith("parameter"):
-            # Learned in fp32. DistributedDataParallel averages it.
+            # Learned in fp32; DistributedDataParallel averages it.
             mean = torch.stack([result[key] for result in results]).mean(dim=0)
             torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-7)
     for result in results:
@@ -80,13 +80,13 @@ def test_collectives_differentiate_twice(found):
     whole = BATCH[0].clone().requires_grad_()
     (grad,) = torch.autograd.grad(world * (whole.pow(3).sum() + whole.sum().pow(3)), whole, create_graph=True)
     expected = torch.autograd.grad(grad.sum(), whole)[0]
-    # In one process nothing is summed over ranks: no factor on the second derivative either.
+    # One process sums nothing over ranks, so the second derivative has no factor either.
     torch.testing.assert_close(torch.cat([r["second order"] for r in results]), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_of_half_precision_rows_are_summed_in_fp32(dtype, found):
-    """One ulp, whatever the number of ranks."""
+    """One ulp, for any number of ranks."""
     world, results = found
     exact = [z.to(dtype).double().requires_grad_() for z in BATCH]
     value = varloss.WithVRN(varloss.NTXentLoss(), weight=2, num_samples=50)(*exact)
@@ -115,26 +115,26 @@ def test_metrics_are_those_of_all_samples(found):
             torch.testing.assert_close(result["metrics"][name], value, rtol=1e-10, atol=1e-13)
 
 
-def test_ranks_that_do_not_fit_together_are_told(found):
+def test_ranks_whose_rows_do_not_match_raise(found):
     world, results = found
     for result in results:
-        told = result["errors"]
-        assert told["views"] == "z0 and z1 must have the same shape; got (3, 4) and (2, 4)."
-        assert told["none"] == ""
-        if world == 1:  # nobody to disagree with
-            assert told["empty"].startswith("z0 and z1 are empty")
-            assert told["width"] == told["dtype"] == told["half"] == ""
+        errors = result["errors"]
+        assert errors["views"] == "z0 and z1 must have the same shape; got (3, 4) and (2, 4)."
+        assert errors["none"] == ""
+        if world == 1:  # there is no other rank
+            assert errors["empty"].startswith("z0 and z1 are empty")
+            assert errors["width"] == errors["dtype"] == errors["half"] == ""
             continue
         sizes = ", ".join(["0"] + ["3"] * (world - 1))
-        assert told["empty"] == f"every rank needs at least one sample; got, in rank order, batches of {sizes}."
+        assert errors["empty"] == f"every rank needs at least one sample; got, in rank order, batches of {sizes}."
         widths, dtypes = (", ".join(each) for each in (map(str, range(4, 4 + world)), ["torch.float32"] * world))
-        assert told["width"].endswith(f"one dtype; got, in rank order, {widths} numbers a row of {dtypes}.")
+        assert errors["width"].endswith(f"one dtype; got, in rank order, {widths} numbers a row of {dtypes}.")
         for key, first, others in (("dtype", "float32", "float64"), ("half", "float16", "bfloat16")):
             dtypes = ", ".join([f"torch.{first}"] + [f"torch.{others}"] * (world - 1))
-            assert told[key].endswith(f" numbers a row of {dtypes}.")
+            assert errors[key].endswith(f" numbers a row of {dtypes}.")
 
 
-def test_promise_of_equal_batches_saves_the_exchange_of_sizes(found):
+def test_assuming_equal_batches_saves_the_exchange_of_sizes(found):
     world, results = found
     for result in results:
         seen = result["without sizes"]
@@ -143,14 +143,14 @@ def test_promise_of_equal_batches_saves_the_exchange_of_sizes(found):
         assert names == ([["allgather_"] * 2, ["allgather_"]] if world > 1 else [[], []])
 
 
-def test_sizes_cross_between_hosts_where_the_group_takes_no_cpu_tensors(found):
+def test_sizes_are_exchanged_on_hosts_if_the_group_takes_no_cpu_tensors(found):
     world, results = found
     for result in results:
         assert result["group of hosts"] == [[2 + rank for rank in range(world)]] * 2
 
 
-def test_gram_matrices_are_what_crosses_the_wire(found):
-    """2 D² + 2 D + 7 numbers whatever the batch, forwards and backwards; rows of both views otherwise."""
+def test_vrn_exchanges_gram_matrices_instead_of_rows(found):
+    """2 D² + 2 D + 7 numbers for any batch size, forward and backward; otherwise the rows of both views."""
     world, results = found
     n, d = ranks.PAYLOAD_ROWS, ranks.PAYLOAD_DIM
     gram, rows = 4 * (2 * d * d + 2 * d + 7), 4 * 2 * n * d
@@ -164,8 +164,8 @@ def test_gram_matrices_are_what_crosses_the_wire(found):
         assert of_rows == [("allgather_", rows), ("allreduce_", world * rows)]
 
 
-def test_queue_that_is_evaluated_waits_for_nobody(found):
-    """A rank may evaluate by itself."""
+def test_evaluating_a_queue_uses_no_collectives(found):
+    """A single rank can evaluate."""
     for result in found[1]:
         assert result["payload"]["queue"] == result["payload"]["lightly-queue"] == []
 
@@ -179,24 +179,24 @@ def test_collectives_are_part_of_a_compiled_graph(found):
             torch.testing.assert_close(graph, eager)
 
 
-def assert_all_were_told(told, others, least, most):
-    assert sorted(told) == others
-    for text in told.values():
+def assert_all_raised(errors, others, least, most):
+    assert sorted(errors) == others
+    for text in errors.values():
         seconds, reason = text.split("\n", 1)
         assert least <= float(seconds) < most
         assert reason
 
 
-def test_others_are_told_at_once_when_a_rank_dies(processes):
-    """Long before the process group's timeout of three minutes: the connection breaks."""
-    world, _, told = processes
-    assert_all_were_told(told, [rank for rank in range(world) if rank != 1 and world > 1], 0, 60)
+def test_other_ranks_raise_at_once_if_a_rank_dies(processes):
+    """The connection breaks, so this takes much less than the process group's timeout of three minutes."""
+    world, _, errors = processes
+    assert_all_raised(errors, [rank for rank in range(world) if rank != 1 and world > 1], 0, 60)
 
 
-def test_others_are_told_after_the_timeout_when_a_rank_hangs(tmp_path):
-    """Five seconds here."""
+def test_other_ranks_raise_after_the_timeout_if_a_rank_hangs(tmp_path):
+    """The timeout is five seconds."""
     ranks.rank_1_hangs(2, tmp_path)
-    assert_all_were_told(ranks.told(tmp_path), [0], 4, 60)
+    assert_all_raised(ranks.errors_of_others(tmp_path), [0], 4, 60)
 
 
 def test_without_a_process_group_gathering_is_the_identity():

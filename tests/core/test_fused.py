@@ -212,7 +212,7 @@ class TestGatheredRowsUnder:
 
 
 class TestRouting:
-    """What decides between the forms, told apart by what autograd calls the last step."""
+    """The choice between the forms, recognised by the name of autograd's last step."""
 
     @staticmethod
     def step(loss):
@@ -229,7 +229,7 @@ class TestRouting:
         assert not tiled
         vf.nt_xent(*large, negatives=kind)
         assert len(tiled) == 1
-        # A temperature whose exponentials overflow fp32 needs the tiles' running maximum.
+        # If the exponentials of a temperature overflow fp32, the tiles' running maximum is needed.
         vf.nt_xent(*small, negatives=kind, temperature=0.01)
         assert len(tiled) == 2
         for form in ("auto", "linear"):
@@ -418,7 +418,7 @@ class _Operations(TorchDispatchMode):
     ids=["nt_xent", "with_vrn", "vrn"],
 )
 def test_small_batches_take_few_operations(loss, most):
-    """At N = 32 operations are what a step costs. lightly's NT-Xent with a mask for VRN takes 177."""
+    """At N = 32 the number of operations determines the time of a step. lightly's NT-Xent with a mask for VRN takes 177."""
     z = oracles.views(32, 16, torch.float32)
     with _Operations() as operations:
         loss(*z).backward()

@@ -1,4 +1,4 @@
-"""Precision and hostile input: the table of docs/numerics.md is what is measured, and what stands around it."""
+"""Precision and hostile input: the table and the figures of docs/numerics.md equal the measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for any batch, any shape, any dtype and any option: hypothesis looks for the one for which it does not."""
+"""Properties that hold for any batch, shape, dtype and option; hypothesis searches for counterexamples."""
 
 import math
 from collections import deque
@@ -114,7 +114,7 @@ def test_losses_know_neither_lengths_nor_order_nor_axes(batch, options, seed):
 @SETTINGS
 @given(batch=batches(dtypes=(torch.float64,)), options=options)
 def test_gradients_stand_at_right_angles_to_their_rows(batch, options):
-    """No loss changes along a row, as its length plays no part."""
+    """No loss changes along a row, because the length of a row does not matter."""
     criterion = varloss.WithVRN(varloss.NTXentLoss(**options), weight=2.0, num_samples=50)
     for gradient, row in zip(gradients(criterion(*batch), batch), batch, strict=True):
         along = (gradient * row).sum(1) / row.norm(dim=1)
@@ -139,7 +139,7 @@ def test_with_vrn_is_the_sum(batch, options, weight, samples):
     seed=st.integers(0, 2**31),
 )
 def test_a_memory_bank_holds_the_newest_keys(size, counts, seed):
-    """Against a deque: whatever comes in, of any number, what is valid is the last `size` keys."""
+    """Against a deque: for any keys in any numbers, the last `size` keys are valid."""
     generator = torch.Generator().manual_seed(seed)
     bank, kept = varloss.MemoryBank(size, 3), deque(maxlen=size)
     for count in counts:

@@ -1,4 +1,4 @@
-"""Every loss, gradient included, gives what it gave at commit 52e175e.
+"""The value and gradient of every loss equal those at commit 52e175e.
 
 ``recorded_values.json`` was written by running this table of cases on the code of that commit in float64, with that
 code's names for the arguments. Each entry holds the value, then for each input of the case the norm of its gradient and

@@ -1,4 +1,4 @@
-"""What a checkpoint must bring back: modules by every way of copying them, and a run that goes on bit by bit."""
+"""Checkpoints restore modules with every way of copying them, and a resumed run continues bit by bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUEUE = (9, 4)
 
 
 def modules():
-    """Every loss, with what it can keep: learned numbers, banks, weights. Built anew by each call."""
+    """Every loss with its state: learned numbers, banks, weights. Each call builds new ones."""
     vrn = {"weight": 2, "num_samples": 50}
     return {
         "NTXentLoss": lambda: varloss.NTXentLoss(negatives="within", learnable_temperature=True),
@@ -58,7 +58,7 @@ def views(seed):
 
 
 def step(loss_fn, seed):
-    """Value, gradients of views and of what is learned, as one list of tensors. Moves banks and learned numbers."""
+    """Value, and gradients of views and learned numbers, as one list of tensors. Updates banks and learned numbers."""
     z0, z1 = views(seed)
     if hasattr(loss_fn, "memory_bank") and loss_fn.memory_bank is not None:
         z1 = z1.detach()
@@ -113,7 +113,7 @@ def test_a_copy_goes_on_as_the_original_and_apart_from_it(name, how):
             assert torch.equal(ours, theirs)
     for key, value in original.state_dict().items():
         assert torch.equal(twin.state_dict()[key], value)
-    # Another step of one leaves the other alone.
+    # Another step of one does not change the other.
     before = copy.deepcopy(twin.state_dict())
     step(original, 6)
     for key, value in twin.state_dict().items():
@@ -121,7 +121,7 @@ def test_a_copy_goes_on_as_the_original_and_apart_from_it(name, how):
 
 
 class MoCo:
-    """A run as small as can be with everything a checkpoint has to hold: two encoders, dropout, momentum, bank, data order."""
+    """A minimal run with everything that a checkpoint contains: two encoders, dropout, momentum, bank, data order."""
 
     def __init__(self, build):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The recipes' losses against the losses of the libraries they are for, in value and gradient."""
+"""The recipes' losses against the losses of their libraries, in value and gradient."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TestOpenClip:
 
 
 class Encoder(nn.Module):
-    """What a loss of sentence-transformers sees of a model: features to a dictionary with sentence embeddings."""
+    """The part of a model that a loss of sentence-transformers uses: features to a dictionary with sentence embeddings."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which module imports which, read from the source: every import counts, also one inside a function or for types only."""
+"""Imports between modules, read from the source. Every import counts, also inside a function or for types only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _imports(name: str, path: Path, files: Mapping[str, Path]) -> Iterator[str]:
 
 
 def circles(modules: Graph) -> list[list[str]]:
-    """Groups of modules that reach each other, each sorted."""
+    """Groups of modules that import each other in a circle, each sorted."""
     reached = {name: _reach(modules, name) for name in modules}
     groups = {
         tuple(sorted(other for other in reached[name] if name in reached[other]))

@@ -1,4 +1,4 @@
-"""What every loss gives in every precision for hostile input: the table of docs/numerics.md, measured.
+"""The results of every loss in every precision for hostile input, which are the table of docs/numerics.md.
 
 ``PYTHONPATH=tests python -m support.numerics`` writes it; a test measures it again. The reference is the naive formula in
 float64 on the same rounded rows; it shares no code with varloss.
@@ -50,7 +50,7 @@ def pairs(u: Tensor, v: Tensor, kind: str) -> list[Tensor]:
 
 
 def hard(negatives: Tensor, kept: float) -> Tensor:
-    """1 for an anchor's upper share of negatives and what ties with the last of them, 0 for the others."""
+    """1 for an anchor's hardest negatives, including ties with the last of them, and 0 for the others."""
     count = math.ceil(kept * negatives.shape[1])
     return (negatives >= negatives.detach().sort(1, descending=True).values[:, count - 1 : count] - 1e-12).double()
 
@@ -72,7 +72,7 @@ def simple(u: Tensor, v: Tensor, kind: str, kept: float = 1) -> Tensor:
 
 
 def vrn(u: Tensor, v: Tensor, kind: str, p: float = 2) -> Tensor:
-    """``"both"`` is the mean over both kinds, which are as many."""
+    """``"both"`` is the mean over both kinds, which have equal numbers."""
     return torch.stack([(s - DELTA).abs().pow(p).mean() for s in pairs(u, v, kind)]).mean()
 
 
@@ -248,7 +248,7 @@ def all_equal(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def scaled(scale: float, in_fp16: float) -> Callable[[torch.dtype], tuple[Tensor, Tensor]]:
-    """Ordinary rows times a factor: their largest entry is 4.5, which 1.4e4 takes to 6.3e4, just inside fp16."""
+    """Ordinary rows times a factor. Their largest entry is 4.5; times 1.4e4 it is 6.3e4, just inside fp16."""
 
     def build(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         z0, z1 = batch()
@@ -276,7 +276,7 @@ CONDITIONS: dict[str, tuple[Callable[[torch.dtype], tuple[Tensor, Tensor]], floa
 
 
 def outcome(ours: Loss, naive: Loss, condition: str, precision: str) -> str:
-    """One word for what a loss gives: ``right``, or what is there in its place."""
+    """A short description of a loss's result: ``right``, or what it is instead."""
     dtype, cast = PRECISIONS[precision]
     build, t = CONDITIONS[condition]
     rounded = [z.to(dtype) for z in build(dtype)]
@@ -300,7 +300,7 @@ def outcome(ours: Loss, naive: Loss, condition: str, precision: str) -> str:
         return f"value {value.item()} for {truth.item()}"
     largest = torch.finfo(dtype).max
     lengths = torch.cat(exact).detach().norm(dim=1)
-    # Where a gradient is small because terms of this size cancel, their rounding is left.
+    # If a gradient is small because terms of this size cancel, their rounding errors remain.
     one = 1 / (t * lengths[lengths > 0].min().item())
     for g, expected in zip(grads, truths, strict=True):
         inside = expected.abs() < largest
@@ -316,11 +316,11 @@ def outcome(ours: Loss, naive: Loss, condition: str, precision: str) -> str:
 
 
 def cell(losses: list[tuple[Loss, Loss]], condition: str) -> str:
-    """One word where all precisions give the same, else those that differ from fp32."""
+    """One description if all precisions agree, otherwise also those that differ from fp32."""
     precisions: dict[str, list[str]] = {}
     for precision in ("fp32", *(name for name in PRECISIONS if name != "fp32")):
         found = {outcome(ours, naive, condition, precision) for ours, naive in losses}
-        # Of a family some gradients are just inside the range.
+        # Within a family some gradients are just inside the range.
         precisions.setdefault(" / ".join(sorted(found - {"right"} or found)), []).append(precision)
     usual, *others = precisions
     return "; ".join([usual, *(f"{', '.join(precisions[found])}: {found}" for found in others)])

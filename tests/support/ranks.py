@@ -1,6 +1,6 @@
-"""Workers for several ranks on one machine: real process groups over gloo, a process a rank.
+"""Workers for several ranks on one machine: real process groups over gloo, one process per rank.
 
-They live outside the test modules because these processes import them by name.
+They are not in the test modules, because these processes import them by name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def free_port() -> int:
 def _start(rank: int, world: int, port: int, timeout: datetime.timedelta = TIMEOUT) -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, world, rank == 0, TIMEOUT)
-    # A short timeout must not count the time that processes take to start.
+    # A short timeout must not include the time that processes take to start.
     store.set(f"started/{rank}", "")
     store.wait([f"started/{other}" for other in range(world)])
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timeout)
@@ -71,7 +71,7 @@ def run(
     *arguments: Any,
     finale: Callable[[Path], None] | None = None,
 ) -> list[Any]:
-    """What ``worker(*arguments)`` returns on each of ``world`` ranks, in rank order. ``finale`` may leave ranks dead."""
+    """The results of ``worker(*arguments)`` on each of ``world`` ranks, in rank order. ``finale`` may end ranks."""
     forked.context()
     arguments = (world, free_port(), str(folder), worker, arguments, finale)
     mp.start_processes(_enter, arguments, nprocs=world, start_method="forkserver")
@@ -87,7 +87,7 @@ ON = {"gather_distributed": True}
 
 
 class ByHand(nn.Module):
-    """A function of gathered rows, called as somebody calls it who gathers for himself."""
+    """A function of gathered rows, called with rows that the caller has gathered."""
 
     def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
         super().__init__()
@@ -98,9 +98,9 @@ class ByHand(nn.Module):
 
 
 class ByIndex(nn.Module):
-    """A function of rows by index, gathered as solo-learn does: rows, indices and views of all ranks.
+    """A function of rows by index, gathered as in solo-learn: rows, indices and views of all ranks.
 
-    Sample 3 is sample 0 once more, sample 4 has one view only: ranks differ in how many anchors and pairs they have.
+    Sample 3 repeats sample 0, and sample 4 has only one view, so ranks have different numbers of anchors and pairs.
     """
 
     def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
@@ -122,7 +122,7 @@ class ByIndex(nn.Module):
 
 
 def _queue(build: Callable[[], nn.Module]) -> nn.Module:
-    """A loss with a bank that holds the same keys on all ranks from the start, as after DistributedDataParallel's broadcast."""
+    """A loss with a bank that starts with the same keys on all ranks, as after DistributedDataParallel's broadcast."""
     torch.manual_seed(5)
     loss_fn = build()
     loss_fn.memory_bank.double()
@@ -131,7 +131,7 @@ def _queue(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def losses() -> dict[str, Callable[[], nn.Module]]:
-    """Every loss that looks across ranks, ready to be built inside a process group."""
+    """Every loss that uses the rows of other ranks; each is built inside a process group."""
     import varloss_lightly
 
     vrn = {"vrn_weight": 3, "num_samples": 50}
@@ -183,7 +183,7 @@ def losses() -> dict[str, Callable[[], nn.Module]]:
 
 @functools.cache
 def _model(replicated: bool) -> nn.Module:
-    """The encoder. Made once: it costs a replicated one more than a step does."""
+    """The encoder. It is made once, because wrapping it costs more than a step."""
     torch.manual_seed(3)
     encoder = nn.Linear(5, 4, dtype=torch.float64)
     return nn.parallel.DistributedDataParallel(encoder) if replicated else encoder
@@ -192,7 +192,7 @@ def _model(replicated: bool) -> nn.Module:
 def one_step(name: str, x0: Tensor, x1: Tensor, sizes: list[int] | None) -> dict[str, Tensor]:
     """Value, input gradient through a bare loss, and parameter gradient through DistributedDataParallel.
 
-    Without ``sizes`` on the whole batch, in one process.
+    Without ``sizes`` it runs on the whole batch in one process.
     """
     loss_fn = losses()[name]()
     mine = [x if sizes is None else shares(x, sizes) for x in (x0, x1)]
@@ -215,7 +215,7 @@ def every_loss(x0: Tensor, x1: Tensor, splits: dict[str, list[int]]) -> dict[str
 
 
 def everything(x0: Tensor, x1: Tensor, labels: Tensor, splits: dict[str, list[int]]) -> dict[str, Any]:
-    """All that the tests want to know of one number of ranks, so that its processes are started once."""
+    """All results that the tests need for one number of ranks, so that its processes start only once."""
     uneven = splits["uneven"]
     metrics = {}
     if find_spec("torchmetrics"):
@@ -232,7 +232,7 @@ def everything(x0: Tensor, x1: Tensor, labels: Tensor, splits: dict[str, list[in
         "without sizes": without_sizes(x0, x1, splits["even"]),
         "group of hosts": group_of_hosts(),
         "payload": payload(),
-        # Dynamo takes as long as all the rest: once is enough.
+        # Dynamo takes as long as everything else, so this runs once.
         "compiled": compiled(x0.float(), x1.float()) if dist.get_world_size() == 2 else {},
     }
 
@@ -247,7 +247,7 @@ def bank_after_steps(name: str, x: Tensor, sizes: list[int]) -> dict[str, Tensor
 
 
 def second_order(x: Tensor, sizes: list[int]) -> Tensor:
-    """The gradient's gradient through both collectives."""
+    """The second derivative through both collectives."""
     z = shares(x, sizes).clone().requires_grad_()
     loss = distributed.gather(z).pow(3).sum() + distributed.all_reduce_sum(z.sum()).pow(3)
     (grad,) = torch.autograd.grad(loss, z, create_graph=True)
@@ -266,7 +266,7 @@ def half_precision(x0: Tensor, x1: Tensor, sizes: list[int]) -> dict[str, Tensor
 
 
 def message(call: Callable[[], Any]) -> str:
-    """What the ValueError of ``call`` says; nothing where it raises none."""
+    """The message of the ValueError of ``call``; empty if it raises none."""
     try:
         call()
     except ValueError as error:
@@ -275,7 +275,7 @@ def message(call: Callable[[], Any]) -> str:
 
 
 def errors() -> dict[str, str]:
-    """What ranks that do not fit together are told: each of them, and none waits for the others."""
+    """The errors on ranks whose rows do not match. Every rank raises, and none waits for the others."""
     me = dist.get_rank()
     loss_fn = varloss.NTXentLoss(**ON)
     z = torch.ones(3, 4, requires_grad=True)
@@ -285,16 +285,16 @@ def errors() -> dict[str, str]:
         "empty": message(lambda: loss_fn(z[: 3 * min(me, 1)], z[: 3 * min(me, 1)])),
         "width": message(lambda: loss_fn(wide, wide)),
         "dtype": message(lambda: loss_fn(double, double)),
-        # Of one size in bytes: the collective itself would take each for the other.
+        # Both have the same size in bytes, so the collective itself would not notice.
         "half": message(lambda: loss_fn(half, half)),
         "views": message(lambda: loss_fn(z, z[:2])),
-        # They are in step after all that.
+        # After all errors the ranks are still synchronised.
         "none": message(lambda: loss_fn(z, z).backward()),
     }
 
 
 class Collectives(TorchDispatchMode):
-    """Names of the collectives, and bytes that this rank hands to them."""
+    """Names of the collectives, and the bytes that this rank passes to them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,7 +315,7 @@ def collectives(call: Callable[[], Any]) -> list[tuple[str, int]]:
 
 
 def without_sizes(x0: Tensor, x1: Tensor, sizes: list[int]) -> dict[str, Any]:
-    """With the promise of equal batches: the same value, and no exchange of sizes."""
+    """With `assume_equal_batches`: the same value, and no exchange of sizes."""
     loss_fn = varloss.NTXentLoss(**ON)
     z = [shares(x, sizes) for x in (x0, x1)]
     usual = {"usual": collectives(lambda: loss_fn(*z)), "usual value": loss_fn(*z)}
@@ -327,7 +327,7 @@ def without_sizes(x0: Tensor, x1: Tensor, sizes: list[int]) -> dict[str, Any]:
 
 
 def group_of_hosts() -> list[list[int]]:
-    """Sizes of rows on a device whose process group takes no CPU tensors, twice: over a gloo group made for them."""
+    """Sizes of rows on a device whose process group takes no CPU tensors, twice; they use a separate gloo group."""
     rows = torch.empty(2 + dist.get_rank(), 3, device="meta")
     with mock.patch.object(dist, "get_backend_config", return_value="cuda:nccl"):
         found = [list(distributed.sizes(rows)) for _ in range(2)]
@@ -342,7 +342,7 @@ PAYLOAD_ROWS, PAYLOAD_DIM = 64, 16
 
 
 def payload() -> dict[str, list[tuple[str, int]]]:
-    """What each way to VRN hands to the collectives in a step: forward, then backward; and queues in an evaluation."""
+    """What each form of VRN passes to the collectives in a step (forward, then backward), and queues in an evaluation."""
     z = [torch.randn(PAYLOAD_ROWS, PAYLOAD_DIM, requires_grad=True) for _ in range(2)]
     ways = {
         "gram": varloss.VRNRegularizer(weight=1, num_samples=50, **ON),
@@ -356,11 +356,11 @@ def payload() -> dict[str, list[tuple[str, int]]]:
 
 
 def compiled(x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
-    """One graph with the collectives inside it, for two batch sizes."""
+    """A single graph that includes the collectives, for two batch sizes."""
     loss_fn = varloss.WithVRN(varloss.NTXentLoss(**ON), weight=2, num_samples=50, **ON)
     graph = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")
     results = {}
-    # The second size is the first that dynamo takes for a symbol.
+    # The second size is the first one that dynamo treats as a symbol.
     for rows in (len(x0), len(x0) - 1):
         z = [(x[:rows] + dist.get_rank()).requires_grad_() for x in (x0, x1)]
         for name, function in (("graph", graph), ("eager", loss_fn)):
@@ -372,9 +372,9 @@ def compiled(x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
 
 
 def step_with_a_casualty(folder: Path, fate: Callable[[], Any]) -> None:
-    """A step that all take, and one in which rank 1 meets its fate between the forward and the backward pass.
+    """A normal step, then one in which rank 1 calls ``fate`` between the forward and the backward pass.
 
-    What the others are told, and after how many seconds, goes into a file for each.
+    Each other rank writes its error, and after how many seconds it was raised, to a file.
     """
     loss_fn = varloss.WithVRN(varloss.NTXentLoss(**ON), weight=2, num_samples=50, **ON)
     z = [torch.randn(4, 3, requires_grad=True) for _ in range(2)]
@@ -386,11 +386,11 @@ def step_with_a_casualty(folder: Path, fate: Callable[[], Any]) -> None:
     try:
         loss.backward()
     except RuntimeError as error:
-        Path(folder, f"told-{dist.get_rank()}").write_text(f"{time.monotonic() - started}\n{error}")
+        Path(folder, f"error-{dist.get_rank()}").write_text(f"{time.monotonic() - started}\n{error}")
 
 
 def rank_1_dies(folder: Path) -> None:
-    # With success, or the others would be stopped by their parent before they notice.
+    # Exit status 0, because otherwise the parent would stop the others before they notice.
     step_with_a_casualty(folder, lambda: os._exit(0))
 
 
@@ -413,6 +413,6 @@ def rank_1_hangs(world: int, folder: Path) -> None:
         process.join()
 
 
-def told(folder: Path) -> dict[int, str]:
-    """What the others were told when rank 1 was gone."""
-    return {int(path.name.removeprefix("told-")): path.read_text() for path in folder.glob("told-*")}
+def errors_of_others(folder: Path) -> dict[int, str]:
+    """The errors on the other ranks after rank 1 was gone."""
+    return {int(path.name.removeprefix("error-")): path.read_text() for path in folder.glob("error-*")}

@@ -70,7 +70,7 @@ def summarise(trials, records, **options):
 
 
 def record_of(config, rng, **changes):
-    """A whole record of a trial; weight 3 is two points better."""
+    """A complete record of a trial; weight 3 is two points better."""
     metrics = {name: value + 0.1 * rng.normal() for name, value in BASE.items()}
     metrics["few_label_probe"] += 2.0 * (config.weight == 3)
     trained = config.arm.trained
@@ -99,7 +99,7 @@ def write_sweep(into, base=None, *, changes=lambda config: {}, **axes):
 
 
 def present(path, trials, pairs, effect_points=0.5):
-    """Present the trials in a folder with a plan, as a sweep does when all that could run has run."""
+    """Present the trials in a folder with a plan, as a sweep does after its trials have run."""
     planned.write(path, trials, pairs, effect_points)
     console = Console(file=io.StringIO())
     how = {"pairs": pairs, "command": ["x"], "ran": 0, "seconds": 0.0, "effect_points": effect_points}

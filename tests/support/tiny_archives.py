@@ -30,7 +30,7 @@ def write_cifar(folder, dataset, label_name, train_labels, test_labels):
 
 
 def accept(monkeypatch, dataset, base):
-    """torchvision compares checksums with those of the published files: of our files it is told theirs, and nothing else."""
+    """Replace torchvision's checksum of a file, so that it accepts our files in place of the published ones."""
     for name in ("train_list", "test_list"):
         monkeypatch.setattr(dataset, name, [[file, md5(base / file)] for file, _ in getattr(dataset, name)])
     if hasattr(dataset, "meta"):

@@ -1,4 +1,4 @@
-"""A method that a contributor would add: a loss of two views and a row. Run as a script, the harness with it."""
+"""An example of an added method: a loss of two views and a row. As a script it runs the harness with this method."""
 
 import sys
 

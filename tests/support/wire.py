@@ -1,7 +1,7 @@
 """Bytes that VRN sends over the network in a step, by Gram matrices and by gathered rows: the table of docs/distributed.md.
 
-Linux, without privileges: ``PYTHONPATH=tests unshare -rn python -m support.wire``. In a network namespace of its own the loopback device
-carries these processes' bytes and nobody else's; they are counted with TCP's headers and acknowledgements.
+Linux, without privileges: ``PYTHONPATH=tests unshare -rn python -m support.wire``. In a separate network namespace the loopback
+device carries only the bytes of these processes. They are counted with TCP's headers and acknowledgements.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def sent() -> int:
 
 
 def worker(rows: int) -> dict[str, float]:
-    """Bytes a step and rank, forward and backward."""
+    """Bytes per step and rank, forward and backward."""
     z = [torch.randn(rows, DIM, requires_grad=True) for _ in range(2)]
     found = {}
     for way, build in WAYS.items():
         loss_fn = build()
         dist.barrier()
         before = sent()
-        # Nobody starts before all have looked.
+        # No rank starts before all have read the counter.
         dist.barrier()
         for _ in range(STEPS):
             loss_fn(*z).backward()

@@ -16,7 +16,7 @@ _Select = Annotated[
     bool,
     typer.Option(
         "--select",
-        help="Choose temperature and weight first: run the grid on the validation split with seeds of its own, then only the "
+        help="Choose temperature and weight first: run the grid on the validation split with separate seeds, then only the "
         "best baseline and the best VRN of each method and batch size on the test split.",
         rich_help_panel="Choosing on validation",
         show_default=False,

@@ -42,7 +42,7 @@ class Group:
     Attributes:
         trials: The trials that have a record.
         plan: The plan of the folder's last sweep if these are exactly its trials (some may be missing), else None.
-        beyond_plan: Whether the last sweep is a part of these trials; it has a group of its own.
+        beyond_plan: Whether the last sweep is a part of these trials; it has its own group.
     """
 
     protocol: int
@@ -131,7 +131,7 @@ def read(folder: Path) -> Found:
 def _why_alone(config: TrialConfig) -> str:
     """Why an untrained row belongs to no trained one."""
     if config.raw_pixels_side != untrained(config, config.method, config.seed).raw_pixels_side:
-        return "made before large images were averaged for the raw-pixels row; run the sweep's command again to make it anew"
+        return "made before large images were averaged for the raw-pixels row; run the sweep's command again to make a new one"
     return "an untrained row, and no trained row has its data, split, backbone and protocol"
 
 

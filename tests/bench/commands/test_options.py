@@ -65,7 +65,7 @@ def test_equal_steps_are_counted_in_steps(batch_size, monkeypatch):
     assert fractions[-1] == 1.0
     assert len(outcome["epoch_losses"]) == {64: 1, 128: 2}[batch_size]  # 15 or 7 steps make an epoch
     assert outcome["timing"]["seconds_per_step"] * 10 < outcome["seconds"]["train"]
-    # Training waits for the augmentation among others, which alone is hence faster.
+    # Training includes the augmentation, so the augmentation alone is faster.
     assert outcome["timing"]["augmented_images_per_second"] > outcome["timing"]["images_per_second"]
 
 
@@ -74,7 +74,7 @@ def test_choices_that_change_nothing_do_not_change_the_key():
     assert own.canonical().key() == TINY.key()
     other = dataclasses.replace(TINY, negatives="cross", head_batch_norm=False)
     assert other.canonical() == other
-    # Without VRN it is no matter what VRN would be taken against: both sweeps share their baselines.
+    # Without VRN the option has no effect, so both sweeps share their baselines.
     trials = {
         against: grid(
             TrialConfig(vrn_against=against), methods=["moco"], batch_sizes=[16], weights=[3.0], temperatures=[0.5],
@@ -132,7 +132,7 @@ def test_precision_is_lightnings_and_evaluation_is_not(monkeypatch):
 @pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("method", ["simclr", "moco"])
 def test_two_processes_train_as_one(method):
-    """A net without BatchNorm, whose statistics each process would take of its own rows on a CPU."""
+    """A net without BatchNorm; on a CPU each process would use the statistics of its own rows."""
     alone = TrialConfig(
         method=method,
         backbone="test_efficientnet_gn",
@@ -194,7 +194,7 @@ def test_ranks_end_with_the_process_that_started_them():
         time.sleep(0.1)
 
 
-# ---- what is asked for
+# ---- bad input
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_ranks_end_with_the_process_that_started_them():
         (["--slurm", "time=5"], "--slurm requires --cluster slurm"),
         (["--first-seed", 10**10], "--first-seed must be from 0 to below 1e+10, got 1e+10"),
         (["--cluster", "k8s"], "--cluster must be one of local, slurm, got 'k8s'"),
-        # What rich would take for markup or an emoji is shown as it was typed.
+        # Text that rich would treat as markup or an emoji is shown as typed.
         (["--batch-size", "[/b]"], "error: --batch-size takes int values separated by commas, got '[/b]'"),
         (["--data", "imagefolder:/nowhere/my[old]:x:set"], "/nowhere/my[old]:x:set"),
         (["--precision", "[red]64"], "--precision must be one of 32, bf16-mixed, 16-mixed, got '[red]64'"),
@@ -376,7 +376,7 @@ def test_a_file_that_is_wrong_is_an_error_that_says_where(content, message, tmp_
     path.write_text(content)
     result = compare("--config", path)
     assert result.exit_code == 2
-    # Boxes break lines wherever they are full.
+    # Boxes wrap lines.
     assert message.replace(" ", "") in "".join(result.output.replace("│", "").split()), result.output
 
 

@@ -1,4 +1,4 @@
-"""Options are described once, beside the field; help, checks, YAML and the words of a command follow from that."""
+"""Options are described once, beside the field. Help, checks, YAML and the words of a command are made from this."""
 
 import dataclasses
 import inspect
@@ -74,7 +74,7 @@ class Toy:
 
 
 def paint(*words, kind=Toy):
-    """What the command gets, and the result of its call."""
+    """The arguments that the command receives, and the result of its call."""
     got = []
 
     @from_fields

@@ -1,4 +1,4 @@
-"""The committed recipes: options that exist, data that is asked for clearly, a grid that is what their README says, training."""
+"""The committed recipes: their options exist, missing data gives a clear error, the grids match their README, and they train."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from varloss_bench.training import backbones
 from varloss_bench.training import trial as train
 
 RECIPES = Path(__file__).parents[3] / "benchmarks" / "recipes"
-# What a machine without a GPU changes; --dump-config checks everything and runs nothing.
+# Changes for a machine without a GPU; --dump-config checks everything and runs nothing.
 HERE = ["--device", "cpu", "--precision", "32", "--dump-config"]
 
 
@@ -58,7 +58,7 @@ def test_cifar_recipe_is_the_papers(tmp_path, monkeypatch):
 
 
 def write_imagenet(path):
-    """The layout that the recipe wants, of two classes."""
+    """The folder layout of the recipe, with two classes."""
     random = np.random.default_rng(0)
     for part, count in (("train", 12), ("val", 3)):
         for name, colour in (("cat", 60), ("dog", 180)):
@@ -84,7 +84,7 @@ no_extent = pytest.mark.filterwarnings("ignore:Attempting to set identical low a
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Trials run here and not in workers, which would not know of the tiny archives."""
+    """Trials run in this process, because workers would not use the tiny archives."""
 
     def run_trials(configs, folder, command, workers):
         for config in configs:
@@ -114,7 +114,7 @@ def trained(name, results, *options):
 @pytest.mark.usefixtures("trains", "in_this_process")
 @pytest.mark.parametrize(
     ("name", "label_name", "classes", "backbone"),
-    # 100 classes want 1000 images for the probes, for which a ResNet-18 is too slow here.
+    # 100 classes need 1000 images for the probes, for which a ResNet-18 is too slow here.
     [("cifar10", "labels", 10, "resnet18"), ("cifar100", "fine_labels", 100, "small")],
 )
 def test_cifar_recipes_train(name, label_name, classes, backbone, tmp_path, monkeypatch):

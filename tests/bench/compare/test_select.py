@@ -1,4 +1,4 @@
-"""`compare --select`: what is chosen on validation, what is then compared on test, and what is said when that changes."""
+"""`compare --select`: the choice on validation, the comparison on test, and the warning if the choice changes."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def plan(**changes):
     return select_cells.Plan(**{**values, **changes})
 
 
-# Means 93 (t=.1) and 94 (t=.5, weight 1) win.
+# Means 93 (t=0.1) and 94 (t=0.5, weight 1) are the highest.
 SCORES = {
     arm(0.5, 0.0): (90, 92), arm(0.5, 1.0): (94, 94), arm(0.5, 3.0): (97, 90), arm(0.1, 0.0): (92, 94),
     arm(0.1, 1.0): (92, 92), arm(0.1, 3.0): (91, 91), arm(0.2, 0.0): (92, 93),
@@ -132,7 +132,7 @@ def test_validation_trials_are_those_of_compare_on_val():
 
 
 def fill(folder, of_plan, scores):
-    """Records of validation by score, and of every test trial that could be asked for, VRN a point better."""
+    """Records of validation trials by score, and of every possible test trial, in which VRN is a point better."""
     store = Store(folder)
     for key, content in validation_records(of_plan, scores).items():
         trial = TrialConfig.from_dict(content["config"])
@@ -147,7 +147,7 @@ def fill(folder, of_plan, scores):
 
 
 def run_planted(of_plan, folder):
-    """The whole of it on records that are there already; returns what is printed and the stored summary."""
+    """Run both phases on existing records; returns the printed text and the stored summary."""
     console, where = Console(width=400, file=io.StringIO(), color_system=None), Execution(folder=folder, command=["x"])
     cost.show_phases(of_plan, where, console)
     select_run.run_select(of_plan, where, console, effect_points=0.5)
@@ -161,7 +161,7 @@ def nothing_runs(monkeypatch):
 
 @pytest.mark.usefixtures("nothing_runs")
 def test_images_that_changed_between_choice_and_test_are_announced(tmp_path):
-    """Neither phase contradicts itself: what was chosen was chosen by other images."""
+    """Each phase is consistent in itself, but the choice was made with different images."""
     fill(tmp_path, plan(), SCORES)
     printed, summary = run_planted(plan(), tmp_path)
     assert "NOT THE SAME IMAGES" not in printed
@@ -196,7 +196,7 @@ def test_the_test_table_has_the_chosen_and_compares_them_with_the_tuned_baseline
         assert "WARNING" not in flat
     assert "t=0.5 + VRN 1      94.00±0.00  <- chosen" in output
     assert "Phase 1: 14 trials on val, 0 to run. Phase 2: 0 to run." in output
-    # The same again says the same.
+    # A repeated call prints the same.
     again, stored_again = run_planted(plan(), tmp_path)
     assert stored_again["selection"] == stored["selection"]
     assert "WARNING" not in again
@@ -207,9 +207,9 @@ def test_a_choice_that_changed_after_test_was_read_is_announced_and_never_mixed(
     fill(tmp_path, plan(), SCORES)
     run_planted(plan(), tmp_path)
     more = plan(validation_seeds=[100, 101, 102])
-    # A third seed on which weight 3 at t=.5 shines.
+    # A third seed for which weight 3 at t=0.5 is best.
     fill(tmp_path, more, {cell: (*scores, 99 if cell.weight == 3 else 91) for cell, scores in SCORES.items()})
-    for _ in range(2):  # the second time is no third choice
+    for _ in range(2):  # a repeated call is not a third choice
         _, stored = run_planted(more, tmp_path)
         assert {c["treated"]["weight"] for c in stored["comparisons"]} == {3.0}
         assert stored["comparisons_in_family"] == 10

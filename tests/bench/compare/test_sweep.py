@@ -30,7 +30,7 @@ NUM_TRIALS = 2 * (2 + 3)
 
 
 def start(*arguments, folder: Path, **options) -> "subprocess.Popen[str]":
-    # A process group of its own, so that a signal to all of it reaches the workers and not the tests.
+    # A separate process group, so that a signal to the group reaches the workers and not the tests.
     return subprocess.Popen(
         [sys.executable, "-m", "varloss_bench", *arguments, "--output", str(folder)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -39,7 +39,7 @@ def start(*arguments, folder: Path, **options) -> "subprocess.Popen[str]":
 
 
 def run_here(*arguments, folder: Path) -> tuple[int, str]:
-    """The same in this process, which has imported everything; workers are processes all the same."""
+    """The same in this process, which has imported everything; workers are still processes."""
     result = CliRunner().invoke(app, [*arguments, "--output", str(folder)], env={"COLUMNS": "200"})
     return result.exit_code, result.output
 
@@ -51,7 +51,7 @@ def results(folder: Path) -> dict[str, object]:
 
 
 def table(folder: Path) -> str:
-    """What was printed of a sweep, without the command, which names the folder, and the speeds."""
+    """The printed text of a sweep without speeds and without the command, which names the folder."""
     _command, _, rest = (folder / "table.txt").read_text().partition("\n")
     return rest.partition("\nSpeed (")[0]
 
@@ -102,7 +102,7 @@ def test_a_sweep_leaves_table_figure_and_records(undisturbed):
     for phrase in ("SimCLR, B=64", "raw-pixels", "random-init", "VRN 3, t=0.5 − t=0.2", "settled", "Equal epochs (2)"):
         assert phrase in output
         assert phrase in (folder / "table.txt").read_text()
-    # Lightning's own remarks stay out of it, and nobody's warnings come through.
+    # The output has no messages of Lightning and no warnings.
     assert not re.search(r"GPU available|litlogger|Warning|Traceback", output), output
     rows = {(row["method"], row["temperature"], row["weight"]): row for row in results(folder)["rows"]}
     variance = {key: row["metrics"].get("negative_variance", {}).get("mean") for key, row in rows.items()}
@@ -154,7 +154,7 @@ def test_kill_9_at_any_moment_and_resume_give_the_undisturbed_table(seed, kills,
 
 @pytest.fixture
 def hears_ctrl_c():
-    """A shell's background jobs are deaf to Ctrl-C, and so would the sweeps be that they start: a sweep keeps what it inherits."""
+    """A shell's background jobs ignore Ctrl-C, and the sweeps that they start inherit this."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

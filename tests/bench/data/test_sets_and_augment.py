@@ -80,7 +80,7 @@ def test_fashion_mnist_reads_idx_files(tmp_path):
 
 
 def test_pairs_use_every_garment_once_whole_and_half_its_size(tmp_path):
-    # Each image is of one grey of its own, so that a garment can be told from its pixels.
+    # Each image has a different uniform grey, so that pixels identify a garment.
     pixels = np.broadcast_to(np.arange(1, 241).reshape(-1, 1, 1), (240, 28, 28))
     garment_labels = torch.arange(240) * 7 % 10
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
@@ -117,7 +117,7 @@ def test_pairs_are_halved_by_averaging(tmp_path):
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
-    """Debian's files are not there, and nothing can be downloaded."""
+    """Debian's files are missing, and downloads fail."""
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{(tmp_path / 'mirror').as_uri()}/"])
     monkeypatch.setattr(data_fashion, "FASHION_MNIST_DIR", tmp_path / "debian")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -135,7 +135,7 @@ def write_fashion_mnist(folder, parts=("train", "t10k")):
 
 @pytest.fixture
 def published(nowhere, served, monkeypatch):
-    """Pixels of files that torchvision takes for the published ones, and the folder they are in."""
+    """Pixels of files that torchvision accepts as the published ones, and their folder."""
     folder, address = served
     pixels = write_fashion_mnist(folder)
     resources = [(name, md5(folder / name)) for name, _ in datasets.FashionMNIST.resources]

@@ -1,4 +1,4 @@
-"""Data sets from files of their own: torchvision's archives, folders of images, official test splits, other sizes."""
+"""Data sets from files: torchvision's archives, folders of images, official test splits, other sizes."""
 
 import dataclasses
 import struct
@@ -147,7 +147,7 @@ def test_sizes_that_cannot_be(sizes, options, message):
 def test_sizes_are_those_asked_for():
     source = data.load("digits", sizes=(1200, None, 100))
     assert source.sizes == (1200, 300, 100)
-    # More images, not other ones: the first that a seed draws stay the same.
+    # With more images, the first ones that a seed draws stay the same.
     assert torch.equal(data.split(source, 3).train.images[:997], data.split(data.load("digits"), 3).train.images)
 
 
@@ -322,7 +322,7 @@ def test_more_pixels_than_memory_are_refused_before_they_are_read(folder, monkey
         data.load(f"imagefolder:{path}", image_size=10**6)
 
 
-# What becomes of bytes
+# Images as bytes
 
 
 def test_bytes_are_the_floats_they_stand_for():
@@ -388,7 +388,7 @@ def test_trials_of_a_folder_in_colour(tmp_path):
     for method in ("raw-pixels", "random-init", "simclr"):
         outcome = run_trial(dataclasses.replace(base, method=method))
         assert (outcome["num_train"], outcome["num_evaluated"]) == (48, 16)
-        # Whatever is done to the bytes, red and green stay apart.
+        # Red and green stay different under every augmentation.
         assert outcome["metrics"]["few_label_probe"] > 95
         assert outcome["metrics"]["knn"] > 95
     assert outcome["steps"] == 6

@@ -1,7 +1,8 @@
-"""Slurm's commands as far as submitit uses them, on one machine: `sbatch` runs the script it is given, arrays and nodes too.
+"""Slurm's commands as far as submitit uses them, on one machine. `sbatch` runs the given script, also for arrays and nodes.
 
-Called under the name of the command. State lies in $FAKE_SLURM: `ID.state` for sacct, `scripts/ID`, `calls` one line each.
-With the file `hold` there, jobs are accepted and stay pending. Of dependencies it knows `afterany`; all tasks of an array run at once.
+The file is called by the name of the command. $FAKE_SLURM holds the state: `ID.state` for sacct, `scripts/ID`, and `calls` with a
+line per call. If the file `hold` exists, jobs are accepted and stay pending. The only supported dependency is `afterany`. All tasks of
+an array run at once.
 """
 
 import os
@@ -39,7 +40,7 @@ def sbatch(path: str) -> None:
 
 
 def job(number: str, task: str) -> None:
-    """A job of its own: the script, in the environment that Slurm would give it."""
+    """Run the script as a job, in the environment of a Slurm job."""
     script = STATE / "scripts" / number
     awaited = re.search(r"afterany:([\d:]+)", directive(script.read_text(), "dependency") or "")
     for other in awaited.group(1).split(":") if awaited else ():

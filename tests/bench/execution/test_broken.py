@@ -1,4 +1,4 @@
-"""Runs that go wrong: killed, on a full disk, two at a time in one folder; and files that nobody vouches for."""
+"""Runs that are killed, on a full disk, or in one folder at the same time; and files from untrusted sources."""
 
 import ast
 import dataclasses
@@ -92,7 +92,7 @@ def test_a_sweep_on_a_full_disk_says_what_to_do(small_disk, monkeypatch):
 
 @pytest.mark.usefixtures("quick_workers")
 def test_a_search_on_a_full_disk_ends_with_that_error(small_disk):
-    """In a process of its own, as always; a net is trained up to the first look at it, which cannot be kept."""
+    """The search runs in its own process; the net is trained up to the first score, which cannot be stored."""
     fill(small_disk)
     base = TrialConfig(batch_size=128, epochs=2, evaluate_on="val", seed=100)
     tasks = tune.make_tasks(base, Search(seeds=1, rungs=[1], metric="knn", budget=1))
@@ -162,7 +162,7 @@ def test_a_trial_that_is_claimed_is_left_alone_and_then_not_run_again(tmp_path):
     path = Store(tmp_path).path(RAW)
     with claims.claim(path) as ours:
         assert ours
-        # Locks are of open files, not of processes, so this process can play both parts.
+        # Locks belong to open files, not to processes, so this process can act as both.
         assert execute(RAW, tmp_path, []) == (ELSEWHERE, None)
         assert not path.exists()
     assert execute(RAW, tmp_path, ["first"]) == ("finished", None)
@@ -192,15 +192,15 @@ def test_a_claim_goes_with_its_process(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
 def test_results_of_another_process_are_taken(tmp_path):
-    """And where that process ends without one, the trial is run here."""
+    """If the other process ends without a result, the trial runs here."""
     theirs, abandoned = RAW, dataclasses.replace(RAW, seed=1)
     held = {trial: claims.claim(Store(tmp_path).path(trial)) for trial in (theirs, abandoned)}
     for claim in held.values():
         assert claim.__enter__()
     events = runner.run_trials([theirs, abandoned], tmp_path, ["ours"], workers=1)
-    told = [next(events) for _ in held]
-    assert {event.config for event in told} == set(held)
-    assert {event.reason for event in told} == {"another process is running it; its result will be used"}
+    shown = [next(events) for _ in held]
+    assert {event.config for event in shown} == set(held)
+    assert {event.reason for event in shown} == {"another process is running it; its result will be used"}
     elsewhere = tmp_path / "elsewhere"
     execute(theirs, elsewhere, ["theirs"])
     os.replace(Store(elsewhere).path(theirs), Store(tmp_path).path(theirs))
@@ -249,21 +249,21 @@ def test_a_worker_that_nobody_listens_to_ends_without_a_record(tmp_path):
     assert not list(tmp_path.glob("trials/*.json"))
 
 
-# ---- files that nobody vouches for
+# ---- untrusted files
 
 SOURCES = ("varloss", "integrations", "benchmarks")
-# Tests that came without any source have nothing to read; where there is one, another that is not found is a failure.
+# Without the source the tests have nothing to read. If one source exists and another is missing, that is a failure.
 in_a_checkout = pytest.mark.skipif(
     not any((ROOT / folder).is_dir() for folder in SOURCES), reason="reads the sources of a checkout"
 )
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
-# Attribute called -> what must be said with it, or None where nothing makes it safe.
+# Called attribute -> the argument that makes it safe, or None if nothing does.
 UNPICKLING = {"torch.load": "weights_only=True", "yaml.load": None, "yaml.unsafe_load": None, "yaml.full_load": None}
 UNPICKLING |= {"pandas.read_pickle": None, "pd.read_pickle": None}
 
 
 def unpickles(source: str) -> list[str]:
-    """What in a module could run code that somebody has put into a file."""
+    """Calls in a module that could run code from a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -305,7 +305,7 @@ def test_what_does_not_is_let_through():
 
 @in_a_checkout
 def test_results_of_jobs_are_not_unpickled():
-    """submitit hands them out as pickles; ours are read from the folder."""
+    """submitit returns results as pickles; the harness reads its results from the folder."""
     path = ROOT / "benchmarks" / "varloss_bench" / "execution" / "cluster.py"
     called = {
         node.func.attr

@@ -1,4 +1,4 @@
-"""Trials as jobs: submitit's local executor for real, Slurm by commands that run what `sbatch` is given."""
+"""Trials as jobs: with submitit's real local executor, and with fake Slurm commands that run the scripts of `sbatch`."""
 
 import dataclasses
 import itertools
@@ -37,10 +37,8 @@ def slurm(tmp_path, monkeypatch):
         path.write_text(f"#!{sys.executable}\n" + (Path(__file__).parent / "fake_slurm.py").read_text())
         path.chmod(0o755)
     monkeypatch.setenv("FAKE_SLURM", str(state))
-    submitit.SlurmJob.watcher.clear()  # it remembers jobs by number, and every test begins to count anew
-    monkeypatch.setattr(
-        submitit.SlurmJob.watcher, "_delay_s", 1
-    )  # else it asks ever more rarely, as a cluster wants it
+    submitit.SlurmJob.watcher.clear()  # it caches jobs by number, and every test starts to count from the beginning
+    monkeypatch.setattr(submitit.SlurmJob.watcher, "_delay_s", 1)  # by default it queries less and less often
     monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:/usr/bin:/bin")
     return state
 
@@ -80,10 +78,10 @@ def test_what_is_pending_is_waited_for_and_not_submitted_again(tmp_path, slurm):
     events = where.run(SEEDS, folder, COMMAND, workers=2)
     assert [next(events).reason for _ in SEEDS] == ["is job 1000_0 already", "is job 1000_1 already"]
     for trial in SEEDS:
-        cluster.execute(trial, folder, COMMAND)  # as the jobs do when their turn comes
+        cluster.execute(trial, folder, COMMAND)  # as the jobs do when they start
     assert {event.status for event in events} == {"finished"}
     assert len(list((slurm / "scripts").iterdir())) == 1
-    # Cancelled jobs are not pending: their trials are submitted anew.
+    # Cancelled jobs are not pending, so their trials are submitted again.
     for path in slurm.glob("*.state"):
         path.write_text("CANCELLED by 0")
     assert where.pending(SEEDS, folder) == []
@@ -101,7 +99,7 @@ def test_trials_of_different_sizes_are_arrays_of_their_own(tmp_path, slurm):
     where = Cluster("slurm", {})
     monitor = where.run(trials, tmp_path / "results", COMMAND, workers=2)
     for trial in SEEDS:
-        cluster.execute(trial, tmp_path / "results", COMMAND)  # as the jobs do when their turn comes
+        cluster.execute(trial, tmp_path / "results", COMMAND)  # as the jobs do when they start
     assert {next(monitor).config for _ in SEEDS} == set(SEEDS)
     monitor.close()
     scripts = [path.read_text() for path in sorted((slurm / "scripts").iterdir())]
@@ -113,7 +111,7 @@ def test_trials_of_different_sizes_are_arrays_of_their_own(tmp_path, slurm):
 
 
 def test_arrays_of_different_sizes_do_not_run_side_by_side(tmp_path, slurm):
-    """Each keeps to `workers` by itself, so two of them would be twice as many jobs; what an earlier call left counts too."""
+    """Each array has its own limit, so two would run twice as many jobs; jobs of an earlier call count too."""
     log = tmp_path / "log"
     log.touch()
     setup = [f"echo 1 >> {log}", "sleep 0.5", f"echo -1 >> {log}", "exit 3"]
@@ -188,7 +186,7 @@ def test_a_second_node_does_not_wait_for_the_first_one_of_a_trial_that_is_done(t
 
 @pytest.mark.slow
 def test_a_first_node_that_fails_ends_the_others(tmp_path, slurm):
-    """Its port is taken, so the other waits half an hour where nobody answers."""
+    """If the first node's port is in use, the other node would wait for half an hour."""
     trial, folder = TrialConfig(batch_size=64, steps=2, epochs=0, nodes=2), tmp_path / "results"
     (folder / "jobs").mkdir(parents=True)
     with socket.socket() as taken:

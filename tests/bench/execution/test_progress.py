@@ -1,4 +1,4 @@
-"""The bar of a sweep, on a clock of the test's own."""
+"""The progress bar of a sweep, on a fake clock."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from varloss_bench.execution.workers import Event
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -70,7 +70,7 @@ def test_reasons_stand_in_the_output_and_elsewhere_there_is_a_line_per_trial():
     ],
 )
 def test_a_reason_is_shown_as_it_is(reason, terminal):
-    """In rich's eyes the first has a closing tag that nothing opens, the second tags and an emoji."""
+    """For rich the first has an unmatched closing tag, and the second has tags and an emoji."""
     trial, file = TrialConfig(), io.StringIO()
     with SweepProgress(Console(file=file, force_terminal=terminal, width=150), [trial]) as progress:
         progress.update(Event(trial, 1.0, "crashed", reason))

@@ -22,7 +22,7 @@ def test_records_are_found_under_the_keys_of_their_configurations():
         config = TrialConfig.from_dict(record["config"])
         assert config.key() == record["key"], path
         assert path.stem == config.file_stem(), path
-        # A sweep asks for trials in this form: another one would not find the record.
+        # A sweep looks trials up in this form; in another form it would not find the record.
         assert config.canonical() == config, path
         check_config(config)
         assert Store(path.parents[1]).load([config]).done(config), path

@@ -1,4 +1,4 @@
-"""Records made from different images are told apart: a trial's key holds the folder's path only."""
+"""Records that were made from different images are detected; a trial's key has only the folder's path."""
 
 import dataclasses
 import io
@@ -44,7 +44,7 @@ def write_images(folder, first, last):
 
 
 def run(folder, results, weights):
-    """Run what is missing, as a worker started now would, and show the whole; the console's text and the stored one."""
+    """Run the missing trials, like a new worker, and show all of them; returns the console's text and the stored text."""
     train._load.cache_clear()
     trials, store = trials_of(folder, weights), Store(results)
     for trial in trials:
@@ -62,35 +62,35 @@ def test_a_folder_that_changed_between_two_sweeps_is_announced(tmp_path):
     for text in run(images, results, [3.0])[:2]:
         assert "IMAGES" not in text
     keys = {trial.key() for trial in trials_of(images, [3.0])}
-    # Labels moved and images gone, as a folder that is tidied up.
+    # Labels change and images are removed, as when a folder is tidied up.
     for i in range(8):
         (images / "a" / f"{i}.bmp").unlink()
         (images / "b" / f"{i}.bmp").rename(images / "a" / f"{i}.bmp")
     *texts, differ = run(images, results, [1.0, 3.0])
     assert keys < {trial.key() for trial in trials_of(images, [1.0, 3.0])}
     for text in texts:
-        told = " ".join(text.split())
-        assert "NOT THE SAME IMAGES" in told
-        assert told.index("NOT THE SAME IMAGES") < told.index("Accuracy on")
+        shown = " ".join(text.split())
+        assert "NOT THE SAME IMAGES" in shown
+        assert shown.index("NOT THE SAME IMAGES") < shown.index("Accuracy on")
         assert re.search(
-            r"- 8 trials from the images with the digest \w{12} \(48 of them trained on\), finished 2\d{3}-", told
+            r"- 8 trials from the images with the digest \w{12} \(48 of them trained on\), finished 2\d{3}-", shown
         )
         assert re.search(
-            r"- 2 trials from the images with the digest \w{12} \(44 of them trained on\), finished 2\d{3}-", told
+            r"- 2 trials from the images with the digest \w{12} \(44 of them trained on\), finished 2\d{3}-", shown
         )
-        assert "simclr-b16-t0.5-w1-s0-" in told
-        assert "in a new folder: varloss-bench compare --data imagefolder:here --output NEW_FOLDER" in told
+        assert "simclr-b16-t0.5-w1-s0-" in shown
+        assert "in a new folder: varloss-bench compare --data imagefolder:here --output NEW_FOLDER" in shown
     assert [entry["by"] for entry in differ] == ["data_digest"] * 2
     assert [len(entry["trials"]) for entry in differ] == [8, 2]
     assert all((results / "trials" / name).is_file() for entry in differ for name in entry["trials"])
     assert all(name in texts[1] for entry in differ for name in entry["trials"][:5])  # no name is broken in two
-    # The page of the folder says so too, above what it calls settled, and its text in Markdown.
-    told = sections(groups.read(results))[0].warnings
-    assert told[0].startswith("NOT THE SAME IMAGES: these trials read different images (the files changed, or ")
-    assert [line.split(" trials from the images with the digest ")[0] for line in told[1:3]] == ["8", "2"]
+    # The page of the folder and its Markdown show the warning above the verdict.
+    warned = sections(groups.read(results))[0].warnings
+    assert warned[0].startswith("NOT THE SAME IMAGES: these trials read different images (the files changed, or ")
+    assert [line.split(" trials from the images with the digest ")[0] for line in warned[1:3]] == ["8", "2"]
     assert "NOT THE SAME IMAGES" in (results / "report.html").read_text()
     assert "> NOT THE SAME IMAGES" in (results / "report.md").read_text()
-    # What a choice is made from is looked at as well.
+    # The trials of a selection are checked too.
     console = Console(file=io.StringIO(), width=100)
     trials = trials_of(images, [1.0, 3.0])
     records = Store(results).load(trials).records
@@ -131,7 +131,7 @@ ENVIRONMENT = {"versions": {"torch": "2.4.0"}, "machine": {"cpu": "one"}}
 
 
 def old_record(**more):
-    """As records were before they held a digest."""
+    """A record from before records had a digest."""
     record = {"num_train": 72, "num_evaluated": 24, "environment": ENVIRONMENT, "finished_at": "2026-01-02"}
     return {**record, "paired": {"order": "o", "first_batch": "f"}, **more}
 
@@ -154,7 +154,7 @@ def old_record(**more):
         ({}, {"paired": {"order": "p", "first_batch": "f"}}, None),
         ({}, {"paired": {"first_own_loss": "1.5"}}, None),
         ({}, {"paired": None}, None),
-        ({}, {"data_digest": "abc"}, None),  # a newer record of the same numbers: nothing says that it is different
+        ({}, {"data_digest": "abc"}, None),  # a newer record with the same numbers: nothing shows a difference
     ],
 )
 def test_what_has_to_be_equal_for_which_records(changes, more, by):
@@ -194,7 +194,7 @@ def test_versions_that_decoded_the_images_are_named_where_they_differ():
     assert sorted(one.split(", ")) == ["cpu two", "pillow 11.0.0"]
     assert sorted(two.split(", ")) == ["cpu one", "pillow 11.1.0 or 11.2.0"]
     assert "torch" not in text
-    # Numbers of images are no matter of versions, and equal ones are not named.
+    # Numbers of images do not depend on versions, and equal versions are not named.
     records = {trial.key(): old_record(num_train=72 if trial.seed else 59) for trial in trials}
     text = "\n".join(same_data.in_words(same_data.differences(trials, records), COMMAND))
     assert "(the files changed). Rows" in text
@@ -210,7 +210,7 @@ def test_many_files_are_counted():
 
 
 def test_an_earlier_row_of_large_raw_pixels_is_left_out_for_what_it_is(tmp_path):
-    """Beside a trained row of its data: it belongs there, but was made otherwise."""
+    """An untrained row beside a trained row of the same data set, made from different images."""
     trained = dataclasses.replace(BASE, image_size=224)
     made_now = untrained(trained, "raw-pixels", 0)
     earlier = dataclasses.replace(made_now, raw_pixels_side=None)

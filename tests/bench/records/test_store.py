@@ -1,4 +1,4 @@
-"""Results on disk: whole or not there, and read with suspicion."""
+"""Results on disk are complete or absent, and are checked when they are read."""
 
 import json
 

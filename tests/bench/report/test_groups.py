@@ -1,4 +1,4 @@
-"""What is read from a folder, what is left out, and which trials may be compared."""
+"""Reading a folder: which records are read, which are left out, and which trials may be compared."""
 
 import dataclasses
 import json
@@ -103,7 +103,7 @@ def test_what_is_left_out_is_named_everywhere(folder):
 
 
 def test_names_are_shown_as_they_are(folder, tmp_path):
-    """In rich's eyes they hold tags and an emoji."""
+    """For rich they contain tags and an emoji."""
     name = "my[old]:x:set"
     path = folder(**SMALL, into=tmp_path / name)
     (path / "trials" / f"{name}.json").write_text("{")

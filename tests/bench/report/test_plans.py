@@ -45,7 +45,7 @@ def test_compares_what_the_sweep_had_planned(folder):
     assert "the same family of 10 comparisons as in its table.txt" in shown
     assert "t=0.2 (tuned baseline)" in shown
     assert "to settle 0.25 points of accuracy" in shown
-    # Without the plan it would have been another family: 4 arms with VRN, and no control.
+    # Without the plan the family would be different: 4 arms with VRN, and no control.
     (path / "plan.json").unlink()
     (guessed,) = sections(read(path))
     assert len(guessed.comparisons) == 4 * 5
@@ -83,7 +83,7 @@ def test_other_sweeps_in_the_folder_have_a_section_of_their_own(folder):
 
 
 def test_a_sweep_that_is_cut_short_has_its_plan(folder, monkeypatch):
-    """Its survivors are no result: 4 of 6 seeds are there when it is stopped."""
+    """The remaining seeds are not a result: when the sweep is stopped, 4 of 6 seeds exist."""
     path, trials = folder(**GRID), grid(TrialConfig(), **GRID | {"seeds": range(6)})
 
     def interrupted(*_):

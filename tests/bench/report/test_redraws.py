@@ -1,4 +1,4 @@
-"""What a seed redraws is said in notes, captions and records, and is what it redraws."""
+"""Notes, captions and records say correctly what a seed redraws."""
 
 import dataclasses
 
@@ -73,8 +73,8 @@ def test_what_a_seed_redraws_is_what_it_redraws(monkeypatch, sizes, evaluate_on,
         title = "part of the published test split" if test else "published test split"
     assert split_words(config) == title
     shown = caption(Summary((), (), (0, 1)), config)
-    told = ", ".join(redraws.redraws(config)[:-1])
-    assert f"A seed redraws {told} and augmentations" in " ".join(shown.split())
+    parts = ", ".join(redraws.redraws(config)[:-1])
+    assert f"A seed redraws {parts} and augmentations" in " ".join(shown.split())
     assert provenance.confounds(config)["seed_redraws"] == ", ".join(redraws.redraws(config))
 
 

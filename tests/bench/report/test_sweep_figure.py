@@ -1,4 +1,4 @@
-"""The picture of a sweep."""
+"""The figure of a sweep."""
 
 import io
 import math
@@ -97,7 +97,7 @@ def test_a_single_seed_without_differences_has_an_axis(gain):
 
 
 def test_a_failed_arm_is_a_named_cross_and_on_no_line():
-    """Its variance would be the smallest of the figure."""
+    """The variance of a failed arm would be the smallest in the figure."""
     trials, records = in_memory(batch_sizes=(16, 64, 256))
     for seed in range(4):
         metrics = {**BASE, "negative_variance": 0.0001, "negative_mean": 0.99}

@@ -74,7 +74,7 @@ def test_a_collapsed_arm_wins_nothing():
 
 
 def test_a_failed_arm_has_no_p_value_and_stays_in_the_family():
-    """Its survivors' tiny p-value must not be the first step that makes Holm's next one easier."""
+    """The tiny p-value of the remaining seeds must not be Holm's first step, which would make the next one easier."""
     trials, records = in_memory(effect={"negative_variance": -0.17, "few_label_probe": 0.006})
     change(trials, records, VRN, seed=2, collapsed=True)
     result = summarise(trials, records)

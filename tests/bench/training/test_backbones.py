@@ -23,7 +23,7 @@ def test_models_made_for_another_size_get_that_of_the_images(name, shape, change
     images = torch.rand(2, *shape, requires_grad=True)
     features = backbone.net(images)
     assert features.shape == (2, backbone.features)
-    # Their plain sum is constant where the last layer is a LayerNorm.
+    # Their plain sum is constant if the last layer is a LayerNorm.
     (features * torch.randn_like(features)).sum().backward()
     assert bool((images.grad != 0).any(0).any())
 

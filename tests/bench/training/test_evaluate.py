@@ -1,4 +1,4 @@
-"""What is read off a trained net, against numpy and loops that share no code with it."""
+"""Metrics of a trained net, against numpy and loops that share no code with the harness."""
 
 import dataclasses
 import math
@@ -29,12 +29,12 @@ def clouds():
         rows = (centres[labels] + 1.5 * generator.normal(size=(number, FEATURES)) + shift) * scales
         return Split(torch.tensor(rows, dtype=torch.float32), torch.tensor(labels))
 
-    # Shifted, so that it matters of which split mean and standard deviation are.
+    # Shifted, so that the result depends on the split of mean and standard deviation.
     return draw(60, 0.0), draw(400, 0.8)
 
 
 def by_neighbours(train, labels, held_out, expected, *, k=20, temperature=0.1):
-    """Percent right of a vote of the k nearest by angle, each with exp(cosine / temperature)."""
+    """Accuracy in percent of a vote of the k nearest rows by angle, each with weight exp(cosine / temperature)."""
     right = 0
     for row, label in zip(held_out, expected, strict=True):
         cosines = [float(row @ other / np.linalg.norm(row) / np.linalg.norm(other)) for other in train]
@@ -46,7 +46,7 @@ def by_neighbours(train, labels, held_out, expected, *, k=20, temperature=0.1):
 
 
 def by_regression(train, labels, held_out, expected, *, c=1.0, scaled=True, scale_by=None):
-    """Percent right of the softmax regression that minimises c * sum of log losses + |weights|^2 / 2, intercepts free."""
+    """Accuracy in percent of the softmax regression that minimises c * sum of log losses + |weights|^2 / 2, intercepts free."""
     if scaled:
         mean, deviation = (
             statistic(train if scale_by is None else scale_by, axis=0) for statistic in (np.mean, np.std)
@@ -101,7 +101,9 @@ def test_a_probe_is_a_regression_on_features_standardised_by_the_training_split(
     if classes == 2:  # two classes share one weight vector: the penalty on a pair of opposite ones is half as large
         assert measured == pytest.approx(by_regression(*asked, c=0.5), abs=1.01 * one)
         return
-    assert measured == pytest.approx(by_regression(*asked), abs=1.01 * one)  # one on the boundary may fall either way
+    assert measured == pytest.approx(
+        by_regression(*asked), abs=1.01 * one
+    )  # a sample on the boundary may be in either class
     for other in ({"c": 0.1}, {"c": 10.0}, {"scaled": False}, {"scale_by": asked[2]}):
         assert abs(by_regression(*asked, **other) - measured) > 2 * one, other
 
@@ -181,7 +183,7 @@ def test_measures_of_projections_by_loops():
         },
         rel=1e-6,
     )
-    # The other way round retrieval is another number: the first view asks, the second answers.
+    # Retrieval is not symmetric: the first view is the query, the second is searched.
     assert measured["retrieval"] != 100 * np.mean([int(np.argmax(u @ v[i])) == i for i in range(number)])
 
 
@@ -195,7 +197,7 @@ def test_similarities_and_pictures_are_of_the_first_held_out_images(monkeypatch)
     assert sum(drawn["similarity_histograms"]["positives"]) == 30
     assert sum(drawn["similarity_histograms"]["negatives"]) == 30 * 29
     assert drawn["principal_components"]["labels"] == splits.test.labels[:20].tolist()
-    # kNN and rank are of all of them.
+    # kNN and rank use all of them.
     x, labels, y, expected = (
         values
         for split in (splits.train, splits.test)
@@ -286,7 +288,7 @@ def test_similarities_are_of_held_out_pairs():
 
 
 def test_a_few_images_of_as_many_classes_are_evaluated_without_tolerance():
-    """It crashed, at the end of the training."""
+    """Such a trial once crashed at the end of the training."""
     z, generator = torch.eye(10), torch.Generator().manual_seed(0)
     split = data.Split(torch.randn(10, 1, generator=generator), torch.arange(10))
     measured = evaluate.embedding_metrics(z, z, (z, z.flip(0)), split, split)

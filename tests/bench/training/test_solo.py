@@ -1,4 +1,4 @@
-"""The road through solo-learn, as far as it goes without solo-learn; with it: tests/integrations/solo/test_bench.py."""
+"""Training with solo-learn, as far as it can be tested without it; see tests/integrations/solo/test_bench.py for the rest."""
 
 import dataclasses
 import hashlib
@@ -159,7 +159,7 @@ def test_larger_images_keep_their_size_and_other_channels_are_refused():
 
 
 def checkpoint_state(hidden=256, output=64):
-    """Weights by the names that solo-learn's SimCLR gives them."""
+    """Weights with the names of solo-learn's SimCLR."""
     backbone = solo_net.build_backbone("resnet18", DIGITS)[1]
     head = torch.nn.Sequential(torch.nn.Linear(512, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, output))
     named = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
@@ -214,7 +214,7 @@ def test_a_missing_weight_is_an_error(broken):
 
 @pytest.fixture
 def place(tmp_path):
-    """What solo-learn leaves behind, of two steps."""
+    """The files that solo-learn writes in two steps."""
     found = solo_run.Workplace(tmp_path / "run", tmp_path / "run.log")
     out = found.folder / "out" / "simclr" / "0"
     out.mkdir(parents=True)
@@ -281,7 +281,7 @@ def test_no_csv_is_no_loss_and_no_error(place):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder that looks like a checkout, whose main_pretrain.py is told what to do."""
+    """A folder like a checkout, whose main_pretrain.py runs the given code."""
 
     def make(script):
         root = tmp_path / "checkout"
@@ -302,7 +302,7 @@ def test_a_failing_run_is_a_crashed_trial_with_its_last_lines_and_its_log(checko
     assert reason.endswith("RuntimeError: out of disk")
     (record,) = (tmp_path / "results" / "trials").glob("*.json")
     assert "loading" in record.with_suffix(".log").read_text()
-    # Images and checkpoint are gone, the record and the log are all there is.
+    # Images and checkpoint are removed; only the record and the log remain.
     assert len(list(record.parent.iterdir())) == 2
 
 
@@ -379,7 +379,7 @@ def test_the_guard_ends_everything_when_its_parent_is_gone(tmp_path):
 
 
 def _alive(pid):
-    """Whether a process runs; one that nobody has waited for yet does not."""
+    """Whether a process runs; a process that has ended but was not waited for does not count."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
@@ -403,7 +403,7 @@ def test_an_interpreter_that_is_none_or_lacks_packages_is_said(checkout, tmp_pat
     root = checkout("")
     with pytest.raises(ValueError, match="SOLO_LEARN_PYTHON=/nowhere/python cannot be run"):
         solo_install.SoloLearn(root, "/nowhere/python").check()
-    # The doctor of this very environment is asked: solo/methods is a folder, and no package.
+    # The doctor of this environment runs; solo/methods is a folder and not a package.
     with pytest.raises(
         ValueError, match=r"(?s)solo-learn cannot run in .*no main_pretrain.py and solo/methods in .*; type: "
     ):

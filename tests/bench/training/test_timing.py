@@ -1,4 +1,4 @@
-"""What a dry run says of time, held against what trials take, by a clock that only stands-ins advance: equal, not about."""
+"""The times of a dry run equal those of trials, exactly, on a fake clock that only stand-ins advance."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The only time there is, for all that measure; nothing has a price yet."""
+    """The fake clock replaces all clocks; no function takes time yet."""
     clock = Clock()
     for module in (trial, estimates, fit, timing, evaluate):
         monkeypatch.setattr(module, "time", clock)
@@ -37,7 +37,7 @@ def clock(monkeypatch):
 
 
 def priced(monkeypatch, clock, owner, name, price):
-    """What `owner.name` does, which now takes `price(its arguments)` seconds."""
+    """Let `owner.name` take `price(its arguments)` seconds on the fake clock."""
     original = getattr(owner, name)
 
     def taking(*args, **kwargs):
@@ -49,7 +49,7 @@ def priced(monkeypatch, clock, owner, name, price):
 
 @pytest.fixture
 def prices(monkeypatch, clock):
-    """A price for each part of a training and an evaluation; what the parts with the longest real work say is made up."""
+    """Give each part of a training and an evaluation a time; the results of the slowest parts are made up."""
 
     class Augmentation(nn.Module):
         def forward(self, images):
@@ -69,7 +69,7 @@ def prices(monkeypatch, clock):
     monkeypatch.setattr(evaluate, "knn_accuracy", knn)
     monkeypatch.setattr(evaluate, "probe_accuracy", probe)
     priced(monkeypatch, clock, evaluate, "_rank", lambda z: PER_RANKED * len(z))
-    # Of images; that the head is run on features once more costs next to nothing.
+    # Per image; running the head once more on features costs almost nothing.
     priced(monkeypatch, clock, evaluate, "encode", lambda net, rows: PER_ENCODED * len(rows) * (rows.ndim == 4))
     priced(monkeypatch, clock, modules.ContrastiveModule, "training_step", lambda *_: PER_STEP)
     priced(monkeypatch, clock, modules.TwoViewModule, "own_loss", lambda *_: PER_LOSS)
@@ -79,7 +79,7 @@ def prices(monkeypatch, clock):
 @pytest.mark.usefixtures("prices")
 @pytest.mark.parametrize(("batch_size", "weight"), [(16, 0.0), (128, 3.0)])
 def test_a_trial_takes_what_is_estimated(batch_size, weight, monkeypatch):
-    """At B = 16 the whole of a measurement is one epoch, and augmented at once; at 128 it is five."""
+    """At B = 16 a measurement is one epoch, which is augmented at once; at 128 it is five epochs."""
     config = TrialConfig(batch_size=batch_size, weight=weight, epochs=1)
     monkeypatch.setattr(estimates, "_TIMED_TRAIN", 150)
     monkeypatch.setattr(estimates, "_TIMED_HELD_OUT", 60)
@@ -99,7 +99,7 @@ def test_a_trial_takes_what_is_estimated(batch_size, weight, monkeypatch):
 
 @pytest.mark.slow
 def test_a_trial_takes_about_what_is_estimated():
-    """By the real clock, of a machine that may do anything else: the unit is right, and nothing large is forgotten."""
+    """On the real clock of a possibly busy machine: the unit is right, and no large part is missing."""
     config = TrialConfig(batch_size=32, epochs=3, weight=3.0)
     step, _loss = estimates.measure_step(config)
     evaluation = estimates.measure_evaluation_seconds(config)
@@ -139,7 +139,7 @@ def test_the_few_images_have_labels_enough_of_every_class(monkeypatch):
 
 
 def test_seconds_grow_with_the_samples_that_a_measure_reads(clock, monkeypatch):
-    """Each measure takes a time of its own; the sum is that of four times the images to train on and twice the others."""
+    """Each metric takes a different time; the sum is for four times the training images and twice the held-out images."""
 
     def taking(seconds):
         def measure():

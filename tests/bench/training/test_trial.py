@@ -1,4 +1,4 @@
-"""One trial: pairing, determinism, evaluation, divergence, and what is recorded of it."""
+"""One trial: pairing, determinism, evaluation, divergence, and its record."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("trains")
 
 @pytest.fixture
 def first_steps(monkeypatch):
-    """What each trial really starts from: backbone weights and batch at its first training step."""
+    """The actual start of each trial: backbone weights and batch at its first training step."""
     seen = []
     step = modules.ContrastiveModule.training_step
 
@@ -51,11 +51,11 @@ def test_arms_of_a_seed_start_from_the_same_weights_and_pixels(first_steps):
         assert all(map(torch.equal, batch, other_batch))
     assert not torch.equal(weights[0], rest[-1][0][0])
     assert not torch.equal(batch[0], rest[-1][1][0])
-    # The record's own evidence says so too, and is of what was trained on.
+    # The evidence in the record agrees, and is of the actual training data.
     assert all(record["paired"] == records[0]["paired"] for record in records)
     assert records[0]["paired"]["first_batch"] == fit._digest(*batch)
     assert not set(other["paired"].values()) & set(records[0]["paired"].values())
-    # Arms differ in what comes out.
+    # The results of arms differ.
     assert len({record["metrics"]["negative_variance"] for record in records}) == len(records)
 
 
@@ -63,7 +63,7 @@ def test_arms_of_a_seed_start_from_the_same_weights_and_pixels(first_steps):
 def test_same_seed_same_numbers(method):
     config = dataclasses.replace(TINY, method=method, weight=3.0 if method in ("simclr", "moco") else 0.0)
     first = run_trial(config)
-    torch.manual_seed(12345)  # nothing may hang on the global state
+    torch.manual_seed(12345)  # nothing may depend on the global random state
     second = run_trial(config)
     assert first["metrics"] == second["metrics"]
     assert first.get("epoch_losses") == second.get("epoch_losses")
@@ -110,7 +110,7 @@ def test_fused_and_split_differ_only_through_batch_norm():
         module.eval()
         outputs.append((in_training, torch.cat(module.encode_views(module, *batch))))
     assert not torch.allclose(outputs[0][0], outputs[1][0])
-    # Running statistics have seen different passes by now; with fresh ones the two are the same.
+    # The running statistics come from different passes; with new statistics the two are the same.
     fresh, _, _ = fit.build(TINY, splits.train, source)
     fresh.eval()
     fused = torch.cat(fresh.encode_views(fresh, *batch))
@@ -145,7 +145,7 @@ def test_diverged_training_is_recorded_and_raises_nothing(tmp_path):
 
 @pytest.mark.parametrize(("part", "outputs"), [("backbone", "features"), ("head", "projections")])
 def test_a_last_step_that_ruins_the_weights_is_divergence_and_no_crash(tmp_path, monkeypatch, part, outputs):
-    """The loss of a step is from before its update, so every loss of such a trial is finite."""
+    """The loss of a step is computed before its update, so every loss of this trial is finite."""
     note_loss = modules.ContrastiveModule.on_train_epoch_end
 
     def ruin(self):
@@ -212,7 +212,7 @@ def test_images_are_hashed_on_rank_0_only(monkeypatch):
 
 
 def test_record_says_which_source_made_it(tmp_path):
-    """All of the harness that a trial runs, and nothing that only shows results."""
+    """The digest covers all code of the harness that a trial runs, and no code that only shows results."""
     code = (
         "import sys, varloss_bench; before = set(sys.modules)\n"  # the face, which imports options and functions
         "import varloss_bench.training.trial, varloss_bench.training.ranks\n"
@@ -241,15 +241,15 @@ def test_confounds_of_a_sweep_are_told_by_method():
         "control_temperatures": [0.2],
         "seeds": [0, 1],
     }
-    told = provenance.confounds_by_method(grid(base, methods=["simclr", "moco"], **axes))
-    assert {method: confounds.get("head_batch_norm") for method, confounds in told.items()} == {
+    recorded = provenance.confounds_by_method(grid(base, methods=["simclr", "moco"], **axes))
+    assert {method: confounds.get("head_batch_norm") for method, confounds in recorded.items()} == {
         "raw-pixels": None,
         "simclr": True,
         "moco": False,
     }
-    assert [told[method]["negatives"] for method in ("simclr", "moco")] == ["both", "queue"]
-    assert told["moco"]["vrn_between"] == "query and queue"  # without VRN a trial says the default
-    assert set(told["raw-pixels"]) == {"raw_pixels"}
+    assert [recorded[method]["negatives"] for method in ("simclr", "moco")] == ["both", "queue"]
+    assert recorded["moco"]["vrn_between"] == "query and queue"  # without VRN a trial has the default
+    assert set(recorded["raw-pixels"]) == {"raw_pixels"}
 
 
 def test_record_says_how_long_its_probes_took(monkeypatch):

@@ -1,4 +1,4 @@
-"""The search of `varloss-bench tune` on planted scores: what it finds, what it costs, what it survives. No network."""
+"""The search of `varloss-bench tune` on planted scores: its result, its cost, and how it resumes. No network is trained."""
 
 import math
 
@@ -16,14 +16,14 @@ GRID = [Candidate(w, t) for w in (1.0, 3.0, 10.0) for t in (0.1, 0.2, 0.5, 1.0)]
 
 
 def distance(candidate):
-    """From the optimum, squared, in thirds of the weight and halves of the temperature."""
+    """Squared distance from the optimum, in factors of 3 of the weight and 2 of the temperature."""
     return (math.log(candidate.weight / OPTIMUM.weight, 3)) ** 2 + (
         math.log(candidate.temperature / OPTIMUM.temperature, 2)
     ) ** 2
 
 
 def planted(rng, noise=0.2):
-    """Scores that peak at the optimum, are low early on, and are noisy, early ones more."""
+    """Noisy scores with a maximum at the optimum; early scores are lower and noisier."""
 
     def evaluate(candidate, decide):
         seeds = noise * rng.normal(size=2)
@@ -84,12 +84,12 @@ def test_the_same_seed_gives_the_same_search_and_another_does_not():
 
 
 def test_a_larger_budget_goes_on_with_the_same_search():
-    def evaluate(candidate, decide):  # a function of the candidate, as trainings are
+    def evaluate(candidate, decide):  # a function of the candidate, like trainings
         planted(np.random.default_rng(int(1e6 * candidate.weight * candidate.temperature)))(candidate, decide)
 
     small, large = run(evaluate, budget=160), run(evaluate, budget=320)
     assert len(large) > len(small)
-    # The last candidates of the small one may have had to stop for the budget.
+    # The budget may have stopped the last candidates of the small search.
     whole = [outcome for outcome in small if outcome.state != "budget spent"]
     assert len(whole) >= len(small) - 4
     assert large[: len(whole)][:-4] == whole[:-4]

@@ -1,4 +1,4 @@
-"""`varloss-bench tune` with real trainings: what rungs may not change, what is kept, and the command end to end."""
+"""`varloss-bench tune` with real trainings: rungs change nothing, results are kept, and the command works end to end."""
 
 import dataclasses
 import json
@@ -48,14 +48,14 @@ def test_looking_changes_nothing():
     for name in ("metrics", "epoch_losses", "paired", "drawn"):
         assert watched[name] == alone[name]
     assert list(seen) == [1, 2]
-    # The last look is at what is evaluated at the end.
+    # The last score is of the net that is evaluated at the end.
     assert seen[2].score == alone["metrics"]["few_label_probe"]
     assert seen[1].score != seen[2].score
     assert -1 <= seen[2].mean_similarity <= 1
 
 
 class Interrupted(BaseException):
-    """What a test kills a search with: nothing on the way may catch it."""
+    """The exception with which a test ends a search; nothing in between may catch it."""
 
 
 @pytest.mark.usefixtures("trains")
@@ -85,7 +85,7 @@ def test_an_interrupted_search_resumes_to_the_undisturbed_result(tmp_path):
     assert resumed == undisturbed
     assert again < trained
     assert collect(tmp_path / "b") == (undisturbed, 0)
-    # A finished trial is one that `compare` would have made.
+    # A finished trial is the same as one by `compare`.
     finished = next(outcome for outcome in undisturbed if outcome.state == "finished").candidate
     record = Store(tmp_path / "b").load([config := task.plan.trial(finished, 0)]).records[config.key()]
     assert record["status"] == "finished"
@@ -174,7 +174,7 @@ def compare_command(**changes):
         ),
         ({"head_batch_norm": False, "negatives": "cross"}, {"head_batch_norm": False, "negatives": "cross"}),
         ({"base_lr": 0.123456789, "weight_decay": 1e-5}, {"base_lr": 0.123456789, "weight_decay": 1e-5}),
-        # By itself `compare` would take a GPU where there is one.
+        # By default `compare` uses a GPU if there is one.
         ({"device": "cpu"}, {"device": "cpu"}),
         ({"device": "cuda"}, {"device": "cuda"}),
         ({"seed": 3}, {"first_seed": 5}),
@@ -191,7 +191,7 @@ def test_the_command_at_the_end_is_one_that_compare_understands(changes, expecte
     assert not tested & {changes.get("seed", 100), changes.get("seed", 100) + 1}
 
 
-# What `tune` has none of: the arm and the split are its own, rungs are epochs, and one process of this machine trains.
+# Options that `tune` lacks: it sets the arm and the split, rungs are epochs, and one process on this machine trains.
 NOT_TUNED = {"seed", "temperature", "weight", "evaluate_on", "steps", "framework", "devices", "nodes", "strategy"}
 
 
@@ -204,7 +204,7 @@ def test_tune_has_every_option_of_compare_that_says_what_is_trained():
 
 @pytest.fixture
 def checked(monkeypatch):
-    """Trials that a command was about to check; it then ends."""
+    """The trials that a command is about to check; the command then ends."""
     found = []
 
     def check(trials):
@@ -230,7 +230,7 @@ OTHER = ["--data", "imagefolder:pictures", "--image-size", "48", "--num-train", 
     ],
 )
 def test_what_was_tuned_is_what_the_command_at_the_end_compares(own, checked, tmp_path, monkeypatch):
-    """Every option that can be set is, to something else than its default; from a file as well."""
+    """Every option is set to a value other than its default, on the command line and in a file."""
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["tune", *OTHER, *own])
     assert "seen enough" in result.output
@@ -314,5 +314,5 @@ def test_the_command_end_to_end(tmp_path):
         assert 0 < sum(outcome["epochs"] for outcome in outcomes) <= 4
         assert outcomes[0]["state"] == "finished"
     assert content["test_with"] in (tmp_path / "tune.txt").read_text()
-    # The trials lie as `compare` would have put them: `report` reads them.
+    # The trials are stored as by `compare`, so `report` reads them.
     assert CliRunner().invoke(app, ["report", str(tmp_path)]).exit_code == 0

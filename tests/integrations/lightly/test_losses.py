@@ -1,4 +1,4 @@
-"""varloss_lightly against lightly itself: same values, same gradients, same calls; and what ours adds."""
+"""varloss_lightly against lightly: same values, same gradients, same signatures, and the additions of varloss."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_one_sample_gives_zero_as_lightly_does():
     loss.backward()
     assert loss.item() == lightly.loss.NTXentLoss()(*z).item() == 0
     assert torch.equal(z[0].grad, torch.zeros(1, 4))
-    # lightly's DCL of one sample is -inf; ours says what is wrong.
+    # lightly's DCL of one sample is -inf; varloss raises an error.
     with pytest.raises(ValueError, match="at least 2 samples"):
         varloss_lightly.DCLLoss()(*z)
 
@@ -264,9 +264,9 @@ def test_package_needs_lightly_for_its_methods_only():
 
 
 def _lightlys_test_file(name: str) -> str:
-    """lightly's own test of a loss, importing ours instead.
+    """lightly's own test of a loss, with varloss's loss imported instead.
 
-    Files from before 1.6 give bank sizes without a dimension, which 1.6 itself refuses: theirs are added.
+    Files from before 1.6 have bank sizes without a dimension, which 1.6 itself refuses; the dimension is added.
     """
     text = (Path(os.environ["LIGHTLY_ROOT"]) / "tests" / "loss" / name).read_text()
     text, count = re.subn(

@@ -1,4 +1,4 @@
-"""The benchmark table's methods: lightly's constructor signatures, and a few real training steps of each."""
+"""The methods of the benchmark table: lightly's constructor signatures, and a few real training steps of each method."""
 
 import inspect
 
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from varloss_lightly import methods
 
-# lightly, Lightning and their dependencies speak up while they are imported and used; what they say is not ours.
+# Warnings of lightly, Lightning and their dependencies during import and use are not about varloss.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -45,7 +45,7 @@ def tiny_backbone() -> nn.Module:
 def build(name: str, **more):
     arguments = {"batch_size_per_device": BATCH, "num_classes": CLASSES}
     model = methods.METHODS[name]["model"]
-    # As lightly's own main.py decides it.
+    # As in lightly's own main.py.
     if {"knn_k", "knn_t"} <= inspect.signature(model.__init__).parameters.keys():
         arguments |= {"knn_k": 3, "knn_t": 0.1}
     if name.startswith("moco"):

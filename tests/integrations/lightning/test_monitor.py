@@ -1,4 +1,4 @@
-"""`SimilarityMonitor` in real Trainers of both Lightnings: what it logs, where it looks, when it warns, what it costs."""
+"""`SimilarityMonitor` in real Trainers of both Lightning packages: logs, sources of projections, warnings and cost."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_keeps_the_window_and_the_warnings(flavour, views, tmp_path
 
 
 def test_the_other_lightning_does_not_take_it() -> None:
-    """The reason why there are two."""
+    """The reason why there are two callbacks."""
     assert not issubclass(callbacks.SimilarityMonitor, pytorch_lightning.Callback)
     assert not issubclass(pl_callbacks.SimilarityMonitor, lightning.pytorch.Callback)
 

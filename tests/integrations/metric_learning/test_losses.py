@@ -1,4 +1,4 @@
-"""varloss's losses under pytorch-metric-learning's call, against the library's own."""
+"""varloss's losses with pytorch-metric-learning's interface, against the library's own losses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_equals_the_librarys_nt_xent_on_two_views(temperature):
 
 
 def test_order_of_rows_does_not_matter():
-    """Shuffled rows do not take the two-view road and give the same."""
+    """Shuffled rows do not take the two-view path and give the same result."""
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
     z = rows()
     torch.testing.assert_close(NTXentLoss(0.2)(z, TWO_VIEWS), NTXentLoss(0.2)(z[order], TWO_VIEWS[order]))
@@ -148,7 +148,7 @@ def test_says_what_it_does_not_take():
 
 
 def test_reducers_do_not_apply():
-    """The losses are means already: a reducer other than the mean changes nothing."""
+    """The losses are already means, so a reducer other than the mean changes nothing."""
     z = rows()
     torch.testing.assert_close(
         NTXentLoss(reducer=reducers.ThresholdReducer(low=1e9))(z, TWO_VIEWS), NTXentLoss()(z, TWO_VIEWS)

@@ -1,4 +1,4 @@
-"""`varloss-bench compare --framework solo` with an unmodified solo-learn, to the end."""
+"""`varloss-bench compare --framework solo` with an unmodified solo-learn, end to end."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from support.solo.runs import environment
 
 pytestmark = [pytest.mark.solo_root, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-# One epoch of 7 batches of 128: what is tested is the road, and every run of it costs a start of solo-learn anyhow. MoCo's
-# queue of 256 is a multiple of the batch.
+# One epoch of 7 batches of 128. The tests are about the procedure, and starting solo-learn dominates the time. MoCo's queue of
+# 256 is a multiple of the batch.
 ARGUMENTS = [
     *("compare", "--framework", "solo", "--batch-size", "128", "--epochs", "1"),
     *("--seeds", "1", "--no-interval", "--workers", "2", "--device", "cpu"),
@@ -63,11 +63,11 @@ def test_every_trial_ends_with_a_record_of_what_solo_learn_ran(folder, records):
     assert set(records) == {*ARMS, ("raw-pixels", 0.5, 0.0), ("random-init", 0.5, 0.0)}
     assert all(record["status"] == "finished" for record in records.values())
     for _method, temperature, weight in ARMS:
-        told = records["simclr", temperature, weight]["solo_learn"]
-        assert (told["method"], told["temperature"], told["batch_size"]) == ("simclr", temperature, 128)
-        assert told["learning_rate"] == pytest.approx(0.15 * 128 / 256)
-        assert (told["vrn"] or "").startswith("varloss: VRN on, method=simclr, weight=3, n=997" if weight else "")
-        assert bool(told["vrn"]) == bool(weight)
+        recorded = records["simclr", temperature, weight]["solo_learn"]
+        assert (recorded["method"], recorded["temperature"], recorded["batch_size"]) == ("simclr", temperature, 128)
+        assert recorded["learning_rate"] == pytest.approx(0.15 * 128 / 256)
+        assert (recorded["vrn"] or "").startswith("varloss: VRN on, method=simclr, weight=3, n=997" if weight else "")
+        assert bool(recorded["vrn"]) == bool(weight)
     assert "trained by solo-learn" in (folder / "one" / "table.txt").read_text()
     # Images, configuration and checkpoints are gone; a log lies beside each trained record.
     left = [path.suffix for path in (folder / "one" / "trials").iterdir()]

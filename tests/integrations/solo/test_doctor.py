@@ -1,4 +1,4 @@
-"""``varloss-solo doctor`` names what is wrong and what to type."""
+"""``varloss-solo doctor`` names each problem and the command that fixes it."""
 
 import shutil
 import subprocess

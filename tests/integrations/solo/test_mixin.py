@@ -1,4 +1,4 @@
-"""VRN in front of a LightningModule of solo-learn's shape: what is added, what is logged and what is left alone.
+"""VRN in front of a LightningModule like solo-learn's: the added term, the logs, and what stays unchanged.
 
 Every run is a real Hydra application under a real Trainer; only the methods behind the mixin are small stand-ins.
 """

@@ -1,4 +1,4 @@
-"""Discovery by real Hydra, what the plugin costs other applications, and how it fails where solo-learn is not as expected."""
+"""Discovery by real Hydra, the plugin's cost for other applications, and its errors if solo-learn is not as expected."""
 
 import json
 import os

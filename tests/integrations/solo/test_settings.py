@@ -1,4 +1,4 @@
-"""The config block is read strictly, and joined with the method before anything is built."""
+"""The config block is read strictly, and combined with the method before anything is built."""
 
 import math
 

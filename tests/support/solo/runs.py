@@ -42,13 +42,13 @@ class Run:
 
     @property
     def after(self) -> dict[str, Any]:
-        """What the stand-in left about its model and configuration."""
+        """The stand-in's description of its model and configuration."""
         found: dict[str, Any] = json.loads((self.folder / "after.json").read_text())
         return found
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Ours, with one thread, full Hydra tracebacks and no compiled files in a checkout."""
+    """This process's environment, with one thread, full Hydra tracebacks and no compiled files in a checkout."""
     fixed = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "HYDRA_FULL_ERROR": "1"}
     return {**os.environ, **fixed, **extra}
 

@@ -37,7 +37,7 @@ def glyph(marker: str) -> str:
 
 
 def panel(drawing: Drawing) -> Panel:
-    """The drawing on a figure of its own."""
+    """The drawing on a separate figure."""
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=drawing.size, dpi=72, layout="constrained")
         FigureCanvasSVG(figure)

@@ -42,7 +42,7 @@ def trials(seeds: int) -> list[TrialConfig]:
 def embeddings(seed: int, arm: int, separation: float) -> tuple[Tensor, Tensor, Tensor, Split, Split]:
     """Features of one net: classes around means of a known length, noise, and a rotation.
 
-    A seed draws classes, images and labels, the same for all arms; an arm has a rotation and noise of its own.
+    A seed draws classes, images and labels, the same for all arms; each arm has its own rotation and noise.
 
     Returns:
         Training features (N, D), held-out features (M, D), a projection (D, P), and the two splits, whose images are the

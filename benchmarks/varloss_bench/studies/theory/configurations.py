@@ -28,7 +28,7 @@ def _padded(rows: Tensor, dim: int) -> Tensor:
 def simplex(n: int, dim: int | None = None, *, dtype: torch.dtype = torch.float64) -> Tensor:
     r"""Vertices of the regular simplex: n unit vectors with :math:`w_i \cdot w_j = -1/(n-1)` that sum to 0.
 
-    The full-batch optimum of every member of Lee et al.'s two families that the theorem covers, when both views sit on it.
+    The full-batch optimum of every member of Lee et al.'s two families that the theorem covers, if both views coincide with it.
     Equivalent, in n dimensions instead of n - 1, to::
 
         w = normalize(eye(n) - 1 / n)

@@ -1,4 +1,4 @@
-"""solo-learn's main_pretrain.py without its data, networks and options. Beside the logs it leaves what the tests look at."""
+"""solo-learn's main_pretrain.py without its data, networks and options. Besides the logs it writes what the tests read."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What varloss_solo stands on, in the smallest form: solo-learn's class layout, signatures, output keys and logging."""
+"""The smallest form of what varloss_solo uses: solo-learn's class layout, signatures, output keys and logging."""
 
 import lightning.pytorch as pl
 import torch
