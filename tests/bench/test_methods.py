@@ -12,7 +12,7 @@ from support import toy_method
 
 import varloss
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets as data
+from varloss_bench.data import sets
 from varloss_bench.execution.execute import execute
 from varloss_bench.methods import METHODS, display_name, load, trained_methods, untrained_methods
 from varloss_bench.records.provenance import confounds
@@ -25,8 +25,8 @@ TINY = TrialConfig(epochs=1, batch_size=128)
 
 
 def build(**changes):
-    source = data.load("digits")
-    return fit.build(dataclasses.replace(TINY, **changes), data.split(source, 0).train, source)[0]
+    source = sets.load("digits")
+    return fit.build(dataclasses.replace(TINY, **changes), sets.split(source, 0).train, source)[0]
 
 
 def test_the_registry_needs_no_torch():

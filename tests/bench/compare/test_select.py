@@ -13,7 +13,7 @@ from varloss_bench.compare import cost
 from varloss_bench.compare import select as select_run
 from varloss_bench.compare.sweep import Execution
 from varloss_bench.config import Arm, TrialConfig
-from varloss_bench.execution import workers as runner
+from varloss_bench.execution import workers
 from varloss_bench.grid import grid
 from varloss_bench.records.store import Store
 from varloss_bench.report.selection import in_words
@@ -156,7 +156,7 @@ def run_planted(of_plan, folder):
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
-    monkeypatch.setattr(runner, "run_trials", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr(workers, "run_trials", lambda *_: pytest.fail("something ran"))
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -263,7 +263,7 @@ def test_test_waits_for_a_cell_without_a_result(tmp_path, monkeypatch):
     crashed = next(trial for trial in plan().validation_trials() if trial.arm == arm(0.5, 3.0))
     store.write(crashed, record(crashed, status="crashed", metrics={}))
     tried = []
-    monkeypatch.setattr(runner, "run_trials", lambda trials, *_: tried.extend(trials) or iter(()))
+    monkeypatch.setattr(workers, "run_trials", lambda trials, *_: tried.extend(trials) or iter(()))
     console = Console(width=400, file=io.StringIO(), color_system=None)
     with pytest.raises(select_run.NothingChosenError):
         select_run.run_select(plan(), Execution(folder=tmp_path, command=["x"]), console, effect_points=0.5)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from varloss_bench.cli import COMMANDS, STUDIES, app
 from varloss_bench.compare import present, sweep
 from varloss_bench.config import TrialConfig
-from varloss_bench.execution import workers as runner
+from varloss_bench.execution import workers
 from varloss_bench.records.store import Loaded, Store
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
@@ -236,7 +236,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_once_more(tmp_path):
 
     trials = [TrialConfig(seed=seed, epochs=2, batch_size=64) for seed in (0, 1)]
     events, killed = [], False
-    for event in runner.run_trials(trials, tmp_path, ["varloss-bench"], workers=1):
+    for event in workers.run_trials(trials, tmp_path, ["varloss-bench"], workers=1):
         events.append(event)
         if not killed and event.fraction == 0.5:
             killed = True
@@ -281,7 +281,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_once_more(tmp_path):
 )
 def test_bad_input_is_an_error_before_anything_runs(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "run_trials", None)  # must not be reached
+    monkeypatch.setattr(workers, "run_trials", None)  # must not be reached
     result = CliRunner().invoke(app, ["compare", *arguments])
     assert result.exit_code == 2, result.output
     assert f"error: {message}" in result.output

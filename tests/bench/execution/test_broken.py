@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from varloss_bench.cli import app
 from varloss_bench.config import TrialConfig
-from varloss_bench.execution import workers as runner
+from varloss_bench.execution import workers
 from varloss_bench.execution.execute import execute
 from varloss_bench.records import claims
 from varloss_bench.records.claims import ELSEWHERE
@@ -81,7 +81,7 @@ def test_a_full_disk_is_a_reason_and_what_is_there_stays(small_disk):
 
 def test_a_sweep_on_a_full_disk_says_what_to_do(small_disk, monkeypatch):
     fill(small_disk)
-    monkeypatch.setattr(runner, "run_trials", lambda *_: iter(()))
+    monkeypatch.setattr(workers, "run_trials", lambda *_: iter(()))
     result = CliRunner().invoke(app, ["compare", "--seeds", "2", "--output", str(small_disk)])
     assert result.exit_code == 1, result.output
     text = " ".join(result.output.split())
@@ -134,7 +134,7 @@ def test_room_is_asked_for_only_where_it_lacks(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune, "show_cost", lambda *_: None)
     monkeypatch.setattr(processes, "run_all", refused)
-    monkeypatch.setattr(runner, "run_trials", refused)
+    monkeypatch.setattr(workers, "run_trials", refused)
     result = CliRunner().invoke(app, [command, "--seeds", "2", "--output", str(tmp_path)])
     text = " ".join(result.output.split())
     assert result.exit_code == 1, text
@@ -145,7 +145,7 @@ def test_room_is_asked_for_only_where_it_lacks(command, tmp_path, monkeypatch):
 
 def test_a_worker_that_has_just_started_ignores_ctrl_c(tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    worker = runner.Worker(tmp_path, [])
+    worker = workers.Worker(tmp_path, [])
     os.kill(worker.process.pid, signal.SIGINT)
     worker.give(RAW)
     while isinstance(answer := worker.connection.recv(), float):
@@ -197,7 +197,7 @@ def test_results_of_another_process_are_taken(tmp_path):
     held = {trial: claims.claim(Store(tmp_path).path(trial)) for trial in (theirs, abandoned)}
     for claim in held.values():
         assert claim.__enter__()
-    events = runner.run_trials([theirs, abandoned], tmp_path, ["ours"], workers=1)
+    events = workers.run_trials([theirs, abandoned], tmp_path, ["ours"], workers=1)
     shown = [next(events) for _ in held]
     assert {event.config for event in shown} == set(held)
     assert {event.reason for event in shown} == {"another process is running it; its result will be used"}
@@ -239,8 +239,8 @@ def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
 @pytest.mark.usefixtures("quick_workers")
 def test_a_worker_that_nobody_listens_to_ends_without_a_record(tmp_path):
     """As between the end of a sweep and that of its workers: what it cannot send is no failure of the trial."""
-    ours, theirs = runner.SPAWN.Pipe()
-    process = runner.spawn("varloss_bench.execution.execute:work", theirs, tmp_path, ["varloss-bench"])
+    ours, theirs = workers.SPAWN.Pipe()
+    process = workers.spawn("varloss_bench.execution.execute:work", theirs, tmp_path, ["varloss-bench"])
     theirs.close()
     ours.send(TrialConfig(epochs=1, batch_size=128))
     ours.close()

@@ -13,7 +13,7 @@ from rich.console import Console
 from varloss_bench.compare import select
 from varloss_bench.compare.present import present
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets as data
+from varloss_bench.data import sets
 from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid, untrained
 from varloss_bench.records import same_data
@@ -22,7 +22,7 @@ from varloss_bench.report import groups
 from varloss_bench.report.sections import sections
 from varloss_bench.statistics.selection import choose
 from varloss_bench.statistics.summary import grid_pairs
-from varloss_bench.training import trial as train
+from varloss_bench.training.trial import _load
 
 COMMAND = ["varloss-bench", "compare", "--data", "imagefolder:here"]
 
@@ -45,7 +45,7 @@ def write_images(folder, first, last):
 
 def run(folder, results, weights):
     """Run the missing trials, like a new worker, and show all of them; returns the console's text and the stored text."""
-    train._load.cache_clear()
+    _load.cache_clear()
     trials, store = trials_of(folder, weights), Store(results)
     for trial in trials:
         assert execute(trial, results, COMMAND)[0] == "finished"
@@ -103,7 +103,7 @@ def test_the_digest_is_of_pixels_labels_and_their_order(tmp_path):
     write_images(tmp_path, 0, 12)
 
     def digest():
-        return data.load(f"imagefolder:{tmp_path}", image_size=8, sizes=(14, 4, 4)).digest
+        return sets.load(f"imagefolder:{tmp_path}", image_size=8, sizes=(14, 4, 4)).digest
 
     before = digest()
     assert digest() == before
@@ -120,10 +120,10 @@ def test_the_digest_is_of_pixels_labels_and_their_order(tmp_path):
     file.write_bytes(content)
     assert digest() == before
     # Sizes and seeds draw from the same images.
-    assert data.load(f"imagefolder:{tmp_path}", image_size=8).digest == before
-    digits = data.load("digits")
+    assert sets.load(f"imagefolder:{tmp_path}", image_size=8).digest == before
+    digits = sets.load("digits")
     assert dataclasses.replace(digits, labels=digits.labels.flip(0)).digest != digits.digest
-    assert dataclasses.replace(digits, official_test=data.Split(digits.images, digits.labels)).digest != digits.digest
+    assert dataclasses.replace(digits, official_test=sets.Split(digits.images, digits.labels)).digest != digits.digest
 
 
 BASE = TrialConfig(data="imagefolder:x")

@@ -13,7 +13,7 @@ from varloss_bench.cli import app, load
 from varloss_bench.commands import checks
 from varloss_bench.config import TrialConfig
 from varloss_bench.records.store import Store
-from varloss_bench.training import trial as train
+from varloss_bench.training.trial import run_trial
 from varloss_bench.tune import processes
 from varloss_bench.tune import report as tune_report
 from varloss_bench.tune import run as tune
@@ -43,8 +43,8 @@ def tasks(**changes):
 def test_looking_changes_nothing():
     config = dataclasses.replace(PLAN, base=SHORT).trial(CANDIDATE, 0)
     seen = {}
-    watched = train.run_trial(config, callbacks=[_Rungs(config, "few_label_probe", (1, 2), seen.__setitem__)])
-    alone = train.run_trial(config)
+    watched = run_trial(config, callbacks=[_Rungs(config, "few_label_probe", (1, 2), seen.__setitem__)])
+    alone = run_trial(config)
     for name in ("metrics", "epoch_losses", "paired", "drawn"):
         assert watched[name] == alone[name]
     assert list(seen) == [1, 2]
@@ -132,7 +132,7 @@ def test_a_training_that_diverges_is_recorded_and_fails_the_candidate(tmp_path, 
     config = plan.trial(CANDIDATE, 0)
     assert Store(tmp_path).load([config]).records[config.key()]["status"] == "diverged"
     assert not Looks(tmp_path, plan.metric).read(config)  # before the first rung
-    monkeypatch.setattr(train, "run_trial", None)  # and is not trained again
+    monkeypatch.setattr("varloss_bench.training.trial.run_trial", None)  # and is not trained again
     with pytest.raises(CandidateFailedError, match="not finite"):
         Trainings(plan, tmp_path, []).evaluate(CANDIDATE, lambda score: True)
 

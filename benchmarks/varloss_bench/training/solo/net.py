@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.data.types import Source, Split, as_float
+from varloss_bench.methods import load
 from varloss_bench.training.solo.config import image_side
 
 
@@ -60,9 +61,7 @@ def export_images(split: Split, source: Source, folder: Path) -> Path:
 
 def build_backbone(name: str, source: Source) -> nn.Sequential:
     """solo-learn's backbone of that name with fresh weights, on images of the data set."""
-    from torchvision import models  # noqa: PLC0415  (only needed for solo-learn)
-
-    net = models.get_model(name, weights=None)
+    net: nn.Module = load("torchvision.models:get_model")(name, weights=None)
     net.fc = nn.Identity()
     return nn.Sequential(ToSolo(image_side(source)), net)
 
