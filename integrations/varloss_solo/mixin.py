@@ -87,7 +87,8 @@ class VRNMixin(_Method):
             self._varloss_term = Term.start(decided.vrn, self.trainer, self.num_classes)
         line = decided.describe(None if self._varloss_term is None else self._varloss_term.describe())
         if line is not None and self.trainer.is_global_zero:
-            print(f"varloss: {line}", flush=True)  # solo-learn's configurations disable Hydra's logging
+            # Printed, since solo-learn's configurations disable Hydra's logging; below the progress bar, not behind it.
+            print(f"\nvarloss: {line}", flush=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The method's step, plus weighted VRN of the projections that it computed."""

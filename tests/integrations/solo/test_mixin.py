@@ -169,6 +169,10 @@ def test_the_start_up_line(runs, name, line):
     assert runs[name].said == [f"varloss: {line}"]
 
 
+def test_the_start_up_line_is_one_of_its_own_behind_a_progress_bar(runs):
+    assert "\nvarloss: VRN on" in "Training: |  | 0/?" + runs["vrn"].out
+
+
 CASES = {
     "vrn": lambda s: F.vrn(*s["z"], num_samples=N),
     "weight0": lambda s: F.vrn(*s["z"], num_samples=N),
