@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypedDict
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.methods import METHODS, untrained_methods
@@ -9,6 +10,16 @@ from varloss_bench.methods import METHODS, untrained_methods
 # For the raw-pixels row, images of a folder larger than the first side length are averaged to the second one. At 224 pixels
 # the regression would have 150528 coefficients per class, and its input for ImageNet-100 (126700 images) would be 76 GB.
 LARGEST_RAW_SIDE, POOLED_RAW_SIDE = 64, 32
+
+
+class Axes(TypedDict):
+    """The arms of a sweep, as arguments of `grid`."""
+
+    methods: Sequence[str]
+    batch_sizes: Sequence[int]
+    weights: Sequence[float]
+    temperatures: Sequence[float]
+    control_temperatures: Sequence[float]
 
 
 def grid(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.grid import grid
+from varloss_bench.grid import Axes, grid
 from varloss_bench.measures import SELECTABLE
 from varloss_bench.methods import trained_methods
 from varloss_bench.options import Option, Range, documented, setting
@@ -70,14 +70,17 @@ class Grid:
 
     def trials(self, base: TrialConfig) -> list[TrialConfig]:
         """All trials; `base` has the options that they share."""
-        return grid(
-            base,
+        return grid(base, **self.axes, seeds=self.test_seeds)
+
+    @property
+    def axes(self) -> Axes:
+        """The arms."""
+        return Axes(
             methods=self.methods,
             batch_sizes=self.batch_sizes,
             weights=self.weights,
             temperatures=self.temperatures,
             control_temperatures=self.control_temperatures,
-            seeds=self.test_seeds,
         )
 
 

@@ -91,11 +91,7 @@ def prepare(
 def _plan(base: TrialConfig, grid: Grid, selection: Selection) -> Plan:
     return Plan(
         base,
-        methods=grid.methods,
-        batch_sizes=grid.batch_sizes,
-        weights=grid.weights,
-        temperatures=grid.temperatures,
-        control_temperatures=grid.control_temperatures,
+        grid.axes,
         metric=selection.by,
         validation_seeds=range(selection.first_seed, selection.first_seed + selection.seeds),
         test_seeds=grid.test_seeds,

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from varloss_bench.config import Arm, TrialConfig
-from varloss_bench.grid import grid
+from varloss_bench.grid import Axes, grid
 from varloss_bench.measures import SELECTABLE
 from varloss_bench.statistics.inference import Interval, paired
 from varloss_bench.statistics.summary import Pair, Row, summarise
@@ -17,18 +17,13 @@ class Plan:
 
     Attributes:
         base: The options that all trials share.
-        methods, batch_sizes, weights, temperatures, control_temperatures: The grid. Control temperatures are candidates for
-            the baseline only.
+        axes: The arms of the grid. Control temperatures are candidates for the baseline only.
         metric: One of `SELECTABLE`.
         validation_seeds, test_seeds: They do not overlap.
     """
 
     base: TrialConfig
-    methods: Sequence[str]
-    batch_sizes: Sequence[int]
-    weights: Sequence[float]
-    temperatures: Sequence[float]
-    control_temperatures: Sequence[float]
+    axes: Axes
     metric: str
     validation_seeds: Sequence[int]
     test_seeds: Sequence[int]
@@ -50,20 +45,12 @@ class Plan:
                 f"--select chooses on val and then evaluates on test; with --evaluate-on {self.base.evaluate_on} there is no "
                 "split to confirm the choice on"
             )
-        if not any(self.weights):
+        if not any(self.axes["weights"]):
             raise ValueError("--select needs a --weight above 0 to choose from")
 
     def validation_trials(self) -> list[TrialConfig]:
         """The whole grid on the validation split, ordered by seed."""
-        trials = grid(
-            replace(self.base, evaluate_on="val"),
-            methods=self.methods,
-            batch_sizes=self.batch_sizes,
-            weights=self.weights,
-            temperatures=self.temperatures,
-            control_temperatures=self.control_temperatures,
-            seeds=self.validation_seeds,
-        )
+        trials = grid(replace(self.base, evaluate_on="val"), **self.axes, seeds=self.validation_seeds)
         return [trial for trial in trials if trial.arm.trained]
 
     def test_trials(self, chosen: Iterable[tuple[Arm, Arm]]) -> list[TrialConfig]:
@@ -85,14 +72,14 @@ class Plan:
 
     def most_test_trials(self) -> list[TrialConfig]:
         """The largest and most expensive set of test trials that the selection can lead to."""
-        temperatures = [*self.temperatures, *self.control_temperatures]
+        temperatures = [*self.axes["temperatures"], *self.axes["control_temperatures"]]
         return self.test_trials(
             (
                 Arm(method, batch_size, next((t for t in temperatures if t != temperatures[0]), temperatures[0]), 0.0),
-                Arm(method, batch_size, temperatures[0], max(self.weights)),
+                Arm(method, batch_size, temperatures[0], max(self.axes["weights"])),
             )
-            for method in self.methods
-            for batch_size in self.batch_sizes
+            for method in self.axes["methods"]
+            for batch_size in self.axes["batch_sizes"]
         )
 
 

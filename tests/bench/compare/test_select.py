@@ -28,12 +28,15 @@ def arm(temperature, weight, batch_size=16):
 
 
 def plan(**changes):
-    values = {
-        "base": TrialConfig(), "methods": ["simclr"], "batch_sizes": [16], "weights": [0.0, 1.0, 3.0],
-        "temperatures": [0.5, 0.1], "control_temperatures": [0.2], "metric": "few_label_probe",
-        "validation_seeds": [100, 101], "test_seeds": range(4),
+    axes = {
+        "methods": ["simclr"], "batch_sizes": [16], "weights": [0.0, 1.0, 3.0], "temperatures": [0.5, 0.1],
+        "control_temperatures": [0.2],
     }  # fmt: skip
-    return select_cells.Plan(**{**values, **changes})
+    axes |= {name: changes.pop(name) for name in axes.keys() & changes}
+    values = {
+        "base": TrialConfig(), "metric": "few_label_probe", "validation_seeds": [100, 101], "test_seeds": range(4),
+    }  # fmt: skip
+    return select_cells.Plan(axes=axes, **{**values, **changes})
 
 
 # Means 93 (t=0.1) and 94 (t=0.5, weight 1) are the highest.
@@ -138,10 +141,7 @@ def fill(folder, of_plan, scores):
         trial = TrialConfig.from_dict(content["config"])
         assert trial.key() == key
         store.write(trial, content)
-    for trial in grid(
-        of_plan.base, methods=of_plan.methods, batch_sizes=of_plan.batch_sizes, weights=of_plan.weights,
-        temperatures=of_plan.temperatures, control_temperatures=of_plan.control_temperatures, seeds=of_plan.test_seeds,
-    ):  # fmt: skip
+    for trial in grid(of_plan.base, **of_plan.axes, seeds=of_plan.test_seeds):
         score = 90 + trial.seed + trial.temperature + (1 + 0.01 * trial.seed if trial.weight else 0)
         store.write(trial, record(trial, score))
 

@@ -12,12 +12,13 @@ from varloss_bench.statistics.summary import Pair
 
 
 def plan(**changes) -> Plan:
-    values = {
-        "base": TrialConfig(), "methods": ["simclr"], "batch_sizes": [16], "weights": [0.0, 1.0, 3.0],
-        "temperatures": [0.5, 0.1], "control_temperatures": [0.2], "metric": "knn", "validation_seeds": [100, 101, 102],
-        "test_seeds": range(4),
+    axes = {
+        "methods": ["simclr"], "batch_sizes": [16], "weights": [0.0, 1.0, 3.0], "temperatures": [0.5, 0.1],
+        "control_temperatures": [0.2],
     }  # fmt: skip
-    return Plan(**{**values, **changes})
+    axes |= {name: changes.pop(name) for name in axes.keys() & changes}
+    values = {"base": TrialConfig(), "metric": "knn", "validation_seeds": [100, 101, 102], "test_seeds": range(4)}
+    return Plan(axes=axes, **{**values, **changes})
 
 
 def arm(temperature: float, weight: float, batch_size: int = 16) -> Arm:
