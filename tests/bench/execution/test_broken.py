@@ -139,7 +139,7 @@ def test_room_is_asked_for_only_where_it_lacks(command, tmp_path, monkeypatch):
     text = " ".join(result.output.split())
     assert result.exit_code == 1, text
     assert "error: [Errno 13] Permission denied: 'trials'" in text
-    assert f"is in {tmp_path}. Fix the problem and run the same command again; it resumes." in text
+    assert f" in {tmp_path}. Fix the problem and run the same command again; it resumes." in text
     assert "Free disk space" not in text
 
 
