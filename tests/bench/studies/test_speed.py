@@ -125,9 +125,9 @@ def test_actions_take_turns_and_the_first_of_a_block_is_not_counted(monkeypatch)
 
 def test_clock_of_the_thread_leaves_waiting_out(monkeypatch):
     monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)  # blocks of one call
-    ((waited, *_),) = measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu", of_thread=True)
+    ((waited, *_),) = measure.interleaved([lambda: time.sleep(0.03)], 0.0, "cpu", of_thread=True)
     assert waited < 0.01
-    ((waited, *_),) = measure.interleaved([lambda: time.sleep(0.03)], 1e-6, "cpu")
+    ((waited, *_),) = measure.interleaved([lambda: time.sleep(0.03)], 0.0, "cpu")
     assert waited >= 0.03
 
 
