@@ -6,9 +6,6 @@ is the mean over a rank's own rows is multiplied by that rank's share, so that e
 The functions that are not in ``__all__`` are for the modules of this package.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +52,11 @@ def assume_equal_batches(equal: bool = True) -> None:
     ranks. Where batches differ all the same, the collective hangs or fails without a message of this package.
 
     ``equal=False`` takes the declaration back.
+
+    Example:
+        >>> import varloss
+        >>> varloss.distributed.assume_equal_batches()
+        >>> varloss.distributed.assume_equal_batches(False)
     """
     global _equal_batches  # noqa: PLW0603  (a fact about the process's data, not about any one loss)
     _equal_batches = equal
@@ -81,15 +83,12 @@ def sizes(x: Tensor) -> tuple[int, ...]:
     if len(set(zip(widths, dtypes, strict=True))) > 1:
         raise ValueError(
             "all ranks must gather rows of one shape and one dtype; got, in rank order, "
-            f"{_listed(widths)} numbers a row of {_listed([_DTYPES[dtype] for dtype in dtypes])}."
+            f"{', '.join(map(str, widths))} numbers a row of {', '.join(_DTYPES[dtype] for dtype in dtypes)}."
         )
     if 0 in rows:
-        raise ValueError(f"every rank needs at least one sample; got, in rank order, batches of {_listed(rows)}.")
+        batches = ", ".join(map(str, rows))
+        raise ValueError(f"every rank needs at least one sample; got, in rank order, batches of {batches}.")
     return rows
-
-
-def _listed(items: Sequence[object]) -> str:
-    return ", ".join(map(str, items))
 
 
 def _group_of_hosts(x: Tensor) -> Any:
@@ -154,31 +153,23 @@ def all_reduce_sum(x: Tensor) -> Tensor:
         >>> grams = varloss.metrics.Grams.unpack(varloss.distributed.all_reduce_sum(varloss.metrics.Grams.of(z0, z1).pack()), dim=8)
         >>> loss = grams.vrn(num_samples=50_000)
     """
-    total: Tensor = _AllReduceSum.apply(x) if world_size() > 1 else x
-    return total
+    return _AllReduceSum.apply(x) if world_size() > 1 else x
 
 
 def gather(x: Tensor, rows: tuple[int, ...] | None = None) -> Tensor:
     """Rows of all ranks, (N, ...) -> (sum of N over ranks, ...), in rank order, with gradient; ``x`` itself in one process.
 
-    Precision as :func:`gather_views`. ``rows`` is what :func:`sizes` returned, where it is known already. Raises, on every
-    rank, as :func:`sizes`.
+    Precision as :func:`gather_views`, errors as :func:`sizes`. ``rows`` is what that returned, where it is known already.
     """
     if world_size() == 1:
         return x
-    if rows is None:
-        rows = sizes(x)
+    rows = sizes(x) if rows is None else rows
     # All ranks have as many rows there, and torch 2.4 does not take a tuple of symbols as an argument.
-    gathered: Tensor = _Gather.apply(x, None if torch.compiler.is_compiling() else rows)
-    return gathered
+    return _Gather.apply(x, None if torch.compiler.is_compiling() else rows)  # type: ignore[no-any-return]
 
 
 def share(rows: tuple[int, ...]) -> float:
-    """This rank's number of rows over the mean of all ranks': 1 where all have as many.
-
-    A mean over this rank's rows, times this, averages over ranks to the mean over all rows; the gradients that
-    DistributedDataParallel averages do so too. ``rows`` is what :func:`sizes` returned.
-    """
+    """The ``share`` of :class:`Gathered`, of what :func:`sizes` returned. Values and averaged gradients are then of all rows."""
     if all(count == rows[0] for count in rows):
         return 1.0
     return len(rows) * rows[rank()] / sum(rows)
@@ -195,10 +186,15 @@ def gather_views(z0: Tensor, z1: Tensor) -> Gathered | None:
     ``z0`` and ``z1`` are (N, D) projections; ranks may differ in N. Half precision comes back in fp32, so that the backward
     pass adds the ranks' gradients in fp32. Raises TypeError or ValueError for tensors that are not the two views of one batch,
     and ValueError on every rank where a rank has no rows, or where ranks differ in D or in dtype.
+
+    Example:
+        >>> import torch, varloss
+        >>> z0, z1 = torch.randn(2, 16, 128)
+        >>> loss = varloss.functional.nt_xent(z0, z1, gathered=varloss.distributed.gather_views(z0, z1))
     """
     if world_size() == 1:
         return None
-    checks.views(z0, z1)
+    checks.alike(z0=z0, z1=z1)
     rows = sizes(z0)
     both = gather(torch.stack([z0, z1], dim=1), rows)
     return Gathered((both[:, 0], both[:, 1]), sum(rows[: rank()]), share(rows))

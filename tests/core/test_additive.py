@@ -331,7 +331,8 @@ GOOD = torch.ones(4, 3)
         (lambda: vf.spectral_loss(GOOD.long(), GOOD.long()), TypeError, "z0 must have a floating-point dtype"),
         (lambda: vf.spectral_loss(GOOD[:1], GOOD[:1]), ValueError, "at least 2 samples"),
         (lambda: vf.kcl(GOOD, GOOD, t=0), ValueError, "t must be positive; got 0"),
-        (lambda: vf.kcl(GOOD, GOOD, gamma=-1), ValueError, "weight must not be negative; got -1"),
+        (lambda: vf.kcl(GOOD, GOOD, gamma=-1), ValueError, "gamma must not be negative; got -1"),
+        (lambda: vf.kcl(GOOD, GOOD, gamma="big"), TypeError, "gamma must be a number; got str"),
         (lambda: vf.kcl(GOOD, GOOD, kernel="log"), ValueError, "kernel must be one of 'gaussian'; got 'log'"),
         (lambda: vf.simple_loss(GOOD, GOOD, weight=-1), ValueError, "weight must not be negative"),
         (lambda: vf.simple_loss(GOOD, GOOD, hard_count=4), ValueError, "at most the 3 negatives of an anchor; got 4"),
@@ -344,7 +345,9 @@ GOOD = torch.ones(4, 3)
         (lambda: varloss.SimpleLoss(hard_count=-1), ValueError, "hard_count must be at least 1"),
         (lambda: varloss.NTXentLoss(temperature=-1, learnable_temperature=True), ValueError, "must start above 0"),
         (lambda: varloss.SigmoidLoss(scale=0), ValueError, "scale must be positive; got 0"),
+        (lambda: varloss.SimpleLoss(weight=-1), ValueError, "weight must not be negative; got -1"),
         (lambda: varloss.KCLLoss(t=-1), ValueError, "t must be positive; got -1"),
+        (lambda: varloss.KCLLoss(gamma=-1), ValueError, "gamma must not be negative; got -1"),
     ],
 )
 def test_bad_options_are_named(call, error, message):

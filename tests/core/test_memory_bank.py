@@ -133,6 +133,13 @@ def test_bad_sizes_are_named(size, error, message):
         varloss.QueueInfoNCELoss(memory_bank_size=size)
 
 
+def test_bad_keys_are_named_as_the_caller_names_them():
+    with pytest.raises(TypeError, match=r"^key must have a floating-point dtype"):
+        varloss.QueueInfoNCELoss(memory_bank_size=(8, 4)).enqueue(torch.ones(2, 4, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"^keys must have a floating-point dtype"):
+        varloss.MemoryBank(8, 4).enqueue(torch.ones(2, 4, dtype=torch.long))
+
+
 @pytest.mark.parametrize(
     ("queue", "valid", "error", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import re
 import sys
@@ -98,6 +99,21 @@ def test_what_pages_link_to_in_the_api_exists():
     assert len(links) > 20
     modules = {"varloss": varloss, "functional": functional, "metrics": metrics, "distributed": distributed}
     assert [name for name, page in links if name not in modules[page].__all__] == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_callable_has_an_example_that_runs(module: ModuleType):
+    """In its own docstring, complete in itself."""
+    named = {name: getattr(module, name) for name in module.__all__}
+    callables = {name: found for name, found in named.items() if inspect.isclass(found) or inspect.isfunction(found)}
+    assert len(callables) > 5
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    for name, found in callables.items():
+        text = inspect.cleandoc(found.__doc__ or "")
+        assert text.count("\nExample:\n") == 1, f"{name} has no example, or several"
+        example = parser.get_doctest(text[text.index("\nExample:\n") :], {}, name, None, None)
+        assert len(example.examples) >= 2, name
+        assert runner.run(example).failed == 0, name
 
 
 def test_public_names_are_few():

@@ -1,15 +1,14 @@
 """Input checks that cost nothing on the device: types, dtypes, shapes and hyper-parameters.
 
+A check of a number or a choice returns it, and its message names the argument.
 What shapes decide raises here. What values decide (NaN rows, anchors without negatives) would make the host wait for the
 device, so it is looked at only when a caller asks with ``check=True``.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Sequence
-from typing import Literal, SupportsIndex, cast
+from typing import Literal, SupportsIndex, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,15 +20,17 @@ Form = Literal["auto", "dense", "linear"]
 FORMS: tuple[Form, ...] = ("auto", "dense", "linear")
 MIN_TEMPERATURE = 1e-8
 
+_Choice = TypeVar("_Choice", bound=str)
 
-def one_of(value: str, allowed: Sequence[str], name: str) -> None:
-    """Raises ValueError unless ``value`` is one of ``allowed``."""
+
+def one_of(value: _Choice, allowed: Sequence[_Choice], name: str) -> _Choice:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+    return value
 
 
-def embeddings(**named: Tensor) -> None:
-    """Checks that every argument is a floating-point matrix and that all share width and device."""
+def embeddings(*, mixed: bool = False, **named: Tensor) -> None:
+    """Checks that all are floating-point matrices of one width on one device; float64 too, all or none, unless ``mixed``."""
     first_name, first = next(iter(named.items()))
     for name, z in named.items():
         if not isinstance(z, Tensor):
@@ -47,26 +48,20 @@ def embeddings(**named: Tensor) -> None:
             )
         if z.device != first.device:
             raise ValueError(f"{first_name} and {name} must be on one device; got {first.device} and {z.device}.")
-
-
-def same_precision(**named: Tensor) -> None:
-    """Checks that all arguments are float64 or none is: the narrower dtypes are widened to float32 together."""
-    kinds = {z.dtype == torch.float64 for z in named.values()}
-    if len(kinds) > 1:
+    if not mixed and len({z.dtype == torch.float64 for z in named.values()}) > 1:
         given = ", ".join(f"{name} {z.dtype}" for name, z in named.items())
         raise TypeError(f"either all embeddings must be float64 or none; got {given}.")
 
 
-def views(z0: Tensor, z1: Tensor) -> None:
-    """Checks that two tensors are the two views of one batch, of any size."""
-    embeddings(z0=z0, z1=z1)
-    same_precision(z0=z0, z1=z1)
+def alike(**named: Tensor) -> None:
+    """Checks that two tensors hold one embedding each of the same samples, of any number."""
+    embeddings(mixed=False, **named)
+    (name0, z0), (name1, z1) = named.items()
     if z0.shape != z1.shape:
-        raise ValueError(f"z0 and z1 must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
+        raise ValueError(f"{name0} and {name1} must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")
 
 
 def rows_inside(rows: int, total: int, offset: int) -> None:
-    """Checks that rows ``offset .. offset + rows`` lie inside ``total`` gathered keys."""
     if not 0 <= offset <= total - rows:
         raise ValueError(
             f"offset {offset} does not fit: {rows} local rows starting there must lie inside the {total} gathered keys."
@@ -74,7 +69,6 @@ def rows_inside(rows: int, total: int, offset: int) -> None:
 
 
 def ids(name: str, value: Tensor | None, like: Tensor, like_name: str) -> Tensor:
-    """Checks one integer id for each row of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of integers; got {type(value).__name__}.")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
@@ -96,14 +90,11 @@ def temperature(value: float | Tensor) -> None:
     if isinstance(value, Tensor):
         if value.ndim != 0:
             raise ValueError(f"temperature must be a single number; got a tensor of shape {tuple(value.shape)}.")
-        return
-    number = real("temperature", value)
-    if abs(number) < MIN_TEMPERATURE:
+    elif abs(real("temperature", value)) < MIN_TEMPERATURE:
         raise ValueError(f"temperature must not be 0 (|temperature| >= {MIN_TEMPERATURE}); got {value}.")
 
 
 def real(name: str, value: float) -> float:
-    """Returns a finite float, or raises naming the argument."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         try:
             value = cast(float, value).__float__()
@@ -115,15 +106,20 @@ def real(name: str, value: float) -> float:
 
 
 def positive(name: str, value: float) -> float:
-    """Returns a finite float above 0, or raises naming the argument."""
     number = real(name, value)
     if number <= 0:
         raise ValueError(f"{name} must be positive; got {value}.")
     return number
 
 
+def not_negative(name: str, value: float) -> float:
+    number = real(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must not be negative; got {value}.")
+    return number
+
+
 def whole(name: str, value: SupportsIndex, least: int) -> int:
-    """Returns an integer of at least ``least``, or raises naming the argument."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer; got bool.")
     try:
@@ -158,27 +154,15 @@ def exponent(value: float) -> float:
     return number
 
 
-def weight(value: float) -> float:
-    """Checks the weight of a regularizer."""
-    number = real("weight", value)
-    if number < 0:
-        raise ValueError(f"weight must not be negative; got {value}.")
-    return number
-
-
 def rows_are_sound(**named: Tensor) -> None:
     """``check=True``: raises for rows that are not finite or without a direction. Synchronises with the device."""
     for name, z in named.items():
-        bad = int((~torch.isfinite(z)).any(dim=1).sum())
-        if bad:
-            raise ValueError(f"{name} has {bad} of {z.shape[0]} rows with NaN or infinite entries.")
-        zero = int((z == 0).all(dim=1).sum())
-        if zero:
-            raise ValueError(f"{name} has {zero} of {z.shape[0]} rows of length zero: they have no direction.")
         length = lengths(wide(z))
-        lost = int(length.isinf().sum())
-        if lost:
-            raise ValueError(
-                f"{name} has {lost} of {z.shape[0]} rows whose length leaves the range of {length.dtype}: "
-                "they would count as rows of length zero."
-            )
+        lost = f"whose length leaves the range of {length.dtype}: they would count as rows of length zero."
+        for unsound, what in (
+            (~z.isfinite().all(dim=1), "with NaN or infinite entries."),
+            ((z == 0).all(dim=1), "of length zero: they have no direction."),
+            (length.isinf(), lost),
+        ):
+            if count := int(unsound.sum()):
+                raise ValueError(f"{name} has {count} of {z.shape[0]} rows {what}")

@@ -26,16 +26,13 @@ class PairSums(NamedTuple):
 
     @classmethod
     def of(cls, similarities: Tensor) -> PairSums:
-        """Of a vector of similarities."""
         s = widest(similarities)
         return cls(s.shape[0], s.sum(), s.square().sum())
 
     def without(self, part: PairSums) -> PairSums:
-        """The pairs that are not in ``part``, which is a part of these."""
         return PairSums(self.number - part.number, self.total - part.total, self.squares - part.squares)
 
     def with_(self, more: PairSums) -> PairSums:
-        """These pairs and other ones."""
         return PairSums(self.number + more.number, self.total + more.total, self.squares + more.squares)
 
     def mean_and_variance(self) -> tuple[Tensor, Tensor]:
@@ -50,7 +47,6 @@ class PairSums(NamedTuple):
         return self.squared_gaps(delta) / least_one
 
     def squared_gaps(self, delta: float) -> Tensor:
-        """Sum of ``(s - delta)^2``."""
         return self.squares.sub(self.total, alpha=2 * delta) + delta**2 * self.number
 
 
@@ -112,7 +108,7 @@ class Grams(NamedTuple):
         float32 or float64; by default that of the rows, at least float32. Raises TypeError for what are not floating-point
         tensors, or where only one of them is float64; ValueError for shapes that differ or are not (N, D), or two devices.
         """
-        checks.views(z0, z1)
+        checks.alike(z0=z0, z1=z1)
         u, v = (unit(z if dtype is None else z.to(dtype)) for z in (z0, z1))
         own = torch.stack([(u * v).sum(dim=1), (u * u).sum(dim=1), (v * v).sum(dim=1)])
         (gram_u, sum_u, _), (gram_v, sum_v, _) = RowSums.of(u), RowSums.of(v)
@@ -143,17 +139,13 @@ class Grams(NamedTuple):
     def pairs(self, kind: Literal["positive", "cross", "within"]) -> PairSums:
         """Sums over the positive pairs, the cross-view negatives or the within-view negatives, in float64 where there is one."""
         number = widest(self.number) if isinstance(self.number, Tensor) else self.number
-
-        def own(column: int) -> PairSums:
-            total, squares = widest(self.own[:, column]).unbind()
-            return PairSums(number, total, squares)
-
+        positive, own_u, own_v = (PairSums(number, *sums.unbind()) for sums in widest(self.own).unbind(dim=1))
         if kind == "positive":
-            return own(0)
+            return positive
         u, v = RowSums(self.gram_u, self.sum_u, number), RowSums(self.gram_v, self.sum_v, number)
         if kind == "cross":
-            return u.pairs_with(v).without(own(0))
-        return u.pairs_with(u).without(own(1)).with_(v.pairs_with(v).without(own(2)))
+            return u.pairs_with(v).without(positive)
+        return u.pairs_with(u).without(own_u).with_(v.pairs_with(v).without(own_v))
 
     def vrn(self, *, num_samples: int | None = None, target: float | None = None, pairs: Pairs = "cross") -> Tensor:
         """VRN (exponent 2) of all pairs: :func:`varloss.functional.vrn` of the samples that were summed, as one batch.

@@ -1,7 +1,5 @@
 """Arithmetic shared by every loss: at least fp32, also under autocast; no TF32; one masked log-sum-exp."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator
@@ -92,8 +90,7 @@ def _plain_products(a: Tensor, b: Tensor) -> Tensor:
 
 # A custom operator rather than ``a @ b.mT``: torch.compile, autocast and fake tensors see one opaque node, so that the
 # precision holds in the backward pass and in compiled code too.
-# The schema is written out because torch 2.4 cannot read annotations that are strings.
-@torch.library.custom_op("varloss::products", mutates_args=(), schema="(Tensor a, Tensor b) -> Tensor")
+@torch.library.custom_op("varloss::products", mutates_args=())
 def _products(a: Tensor, b: Tensor) -> Tensor:
     return _plain_products(a, b)
 
@@ -104,7 +101,6 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _save_factors(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    del output
     ctx.save_for_backward(*inputs)
 
 
@@ -121,8 +117,7 @@ _products.register_autograd(_products_backward, setup_context=_save_factors)
 def products(a: Tensor, b: Tensor) -> Tensor:
     """All inner products ``a @ b.mT`` of rows of ``a`` and rows of ``b``, (..., N, D) and (..., M, D) -> (..., N, M)."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
-        result: Tensor = _products(a, b)
-        return result
+        return _products(a, b)  # type: ignore[no-any-return]
     # Nothing has to look into it, and an operator's dispatch costs as much as ten plain ones.
     return _plain_products(a, b)
 

@@ -1,4 +1,4 @@
-"""Which pairs of rows a two-view loss looks at: the two views of a batch, the rows of other ranks, and their similarities."""
+"""Which pairs of rows a two-view loss looks at: the views of a batch, the rows of other ranks, the hard among the negatives."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def scaled(loss: Tensor, gathered: Gathered | None) -> Tensor:
 
 def check_two_views(z0: Tensor, z1: Tensor, gathered: Gathered | None, look: bool = False) -> None:
     """Checks a two-view batch and, where given, the gathered rows that contain it; ``look`` looks at the values too."""
-    checks.views(z0, z1)
+    checks.alike(z0=z0, z1=z1)
     total = z0.shape[0]
     if gathered is not None:
         if not isinstance(gathered, Gathered):
@@ -59,7 +59,6 @@ def check_two_views(z0: Tensor, z1: Tensor, gathered: Gathered | None, look: boo
         if not isinstance(keys, tuple) or len(keys) != 2:
             raise TypeError("keys must be a pair (keys of view 0, keys of view 1) of tensors.")
         checks.embeddings(z0=z0, keys0=keys[0], keys1=keys[1])
-        checks.same_precision(z0=z0, keys0=keys[0], keys1=keys[1])
         if keys[0].shape != keys[1].shape:
             raise ValueError(
                 f"keys of the two views must have the same shape; got {tuple(keys[0].shape)} and {tuple(keys[1].shape)}."
@@ -88,7 +87,6 @@ class TwoViews:
 
     @classmethod
     def of(cls, z0: Tensor, z1: Tensor, gathered: Gathered | None = None) -> TwoViews:
-        """Normalises the rows of checked inputs."""
         u, v = unit(z0), unit(z1)
         if gathered is None:
             return cls(u, v, (u, v))
@@ -104,16 +102,23 @@ class TwoViews:
         return own_columns(self.u.shape[0], self.keys[0].shape[0], self.offset, self.u.device)
 
     def number_of_negatives(self, pairs: Pairs) -> int:
-        """How many negatives each anchor has."""
         return (self.keys[0].shape[0] - 1) * (2 if pairs == "both" else 1)
 
     def over_negatives(
-        self, reduce: Callable[[Tensor, int], Tensor], pairs: Pairs, scale: float | Tensor = 1.0
+        self, function: Callable[[Tensor, int], Tensor], pairs: Pairs, kept: int | None, scale: float | Tensor = 1.0
     ) -> Tensor:
-        """(2, N): ``reduce(similarities * scale, dim)`` over the negatives of each anchor of both views.
+        """(2, N): ``function(similarities * scale, dim)`` over the ``kept`` hardest negatives of each anchor; None keeps all.
 
-        A matrix holds each anchor's similarities along ``dim``, and -inf for the anchor's own sample.
+        A matrix holds each anchor's similarities along ``dim``, and -inf for its own sample and for negatives that are not
+        kept. What ties with the last one that is kept stays.
         """
+
+        def reduce(similarities: Tensor, dim: int) -> Tensor:
+            if kept is not None:
+                least = similarities.detach().topk(kept, dim=dim).values.amin(dim=dim, keepdim=True)
+                similarities = similarities.masked_fill(similarities < least, -math.inf)
+            return function(similarities, dim)
+
         u, v = self.u * scale, self.v * scale
         if pairs == "both":
             similarities = products(torch.cat([u, v]), torch.cat(self.keys))
@@ -125,11 +130,36 @@ class TwoViews:
         keys = torch.stack(self.keys if pairs == "within" else self.keys[::-1])
         return reduce(products(torch.stack([u, v]), keys).masked_fill(self.own(), -math.inf), 2)
 
-    def mean_over_pairs(self, cost: Callable[[Tensor], Tensor], pairs: Literal["cross", "within"]) -> Tensor:
-        """Mean of ``cost(similarity)`` over the pairs of different samples: cross-view pairs, or those within each view."""
+    def mean_over_pairs(self, cost: Callable[[Tensor], Tensor], pairs: Pairs) -> Tensor:
+        """Mean of ``cost(similarity)`` over the pairs of different samples; ``"both"`` is the mean of both kinds' means."""
+        if pairs == "both":
+            return (self.mean_over_pairs(cost, "cross") + self.mean_over_pairs(cost, "within")) / 2
         keys0, keys1 = self.keys
         blocks = [(self.u, keys1)] if pairs == "cross" else [(self.u, keys0), (self.v, keys1)]
         own = self.own()
         sums = [cost(products(rows, keys)).masked_fill(own, 0).sum() for rows, keys in blocks]
         total = sums[0] if pairs == "cross" else (sums[0] + sums[1]) / 2
         return total / (own.shape[0] * (own.shape[1] - 1))
+
+
+def check_hard(hard_fraction: float | None, hard_count: int | None) -> tuple[float | None, int | None]:
+    """Returns the two; raises unless at most one of them is given and it is in range."""
+    if hard_fraction is not None and hard_count is not None:
+        raise ValueError(
+            f"give hard_fraction or hard_count, not both; got hard_fraction={hard_fraction} and hard_count={hard_count}."
+        )
+    if hard_count is not None:
+        checks.whole("hard_count", hard_count, 1)
+    if hard_fraction is not None and not 0 < checks.real("hard_fraction", hard_fraction) <= 1:
+        raise ValueError(f"hard_fraction must lie in (0, 1]; got {hard_fraction}.")
+    return hard_fraction, hard_count
+
+
+def count_of_hard(available: int, hard_fraction: float | None, hard_count: int | None) -> int | None:
+    """How many of an anchor's ``available`` negatives are kept, None for all."""
+    check_hard(hard_fraction, hard_count)
+    if hard_count is not None and hard_count > available:
+        raise ValueError(f"hard_count must be at most the {available} negatives of an anchor; got {hard_count}.")
+    # Rounded before it is rounded up: 0.1 * 30 is 3.0000000000000004.
+    kept = hard_count if hard_fraction is None else math.ceil(round(hard_fraction * available, 9))
+    return None if kept == available else kept

@@ -4,8 +4,6 @@ In eager mode that step is a plain ``autograd.Function``. Only torch.compile, wh
 ``varloss::nt_xent``: its dispatch would cost a fifth of the whole at N = 32, and its first call imports 900 modules.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -30,7 +28,7 @@ Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 # Value, gradient by both views' rows, gradient by both views' keys.
 Computed = tuple[Tensor, Tensor | None, Tensor | None]
 Dense = Callable[[Inputs], Tensor]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+Gradients = tuple[Tensor | None, ...]
 
 
 def nt_xent(
@@ -64,13 +62,6 @@ def vrn(z0: Tensor, z1: Tensor, problem: Problem, closed: bool, formula: Dense) 
     return compute((z0, z1, None, None), need_gradient=False)[0]
 
 
-def _is_small(z0: Tensor, z1: Tensor, problem: Problem) -> bool:
-    n = z0.shape[0]
-    similarities = n * n * {"cross": 1, "within": 2, "both": 4}[problem.negatives]
-    limit = WHOLE_ELEMENTS.get(z0.device.type, WHOLE_ELEMENTS["cuda"])
-    return similarities <= limit and problem.fits_without_shift(_dtype_inside(z0, z1))
-
-
 def _suits_triton(z0: Tensor, z1: Tensor, problem: Problem) -> bool:
     """Half-precision rows on an NVIDIA GPU with tensor cores for both half types; fp32 rows are cuBLAS's matter."""
     return (
@@ -91,12 +82,13 @@ def _dtype_inside(z0: Tensor, z1: Tensor) -> torch.dtype:
 
 
 def _compute(inputs: Inputs, *, offset: int, force_tiles: bool, problem: Problem, need_gradient: bool) -> Computed:
-    """Value, gradient by both views' rows (2, N, D), gradient by both views' keys (2, M, D)."""
     z0, z1, k0, k1 = inputs
     with full_precision(z0.device.type):
         if k0 is not None and k1 is not None:
             return gathered.value_and_gradient((z0, z1), (k0, k1), offset, problem, need_gradient)
-        if not force_tiles and _is_small(z0, z1, problem):
+        similarities = len(z0) ** 2 * {"cross": 1, "within": 2, "both": 4}[problem.negatives]
+        small = similarities <= WHOLE_ELEMENTS.get(z0.device.type, WHOLE_ELEMENTS["cuda"])
+        if not force_tiles and small and problem.fits_without_shift(_dtype_inside(z0, z1)):
             return *whole.value_and_gradient(z0, z1, problem, need_gradient), None
         if not force_tiles and _suits_triton(z0, z1, problem):
             from varloss._kernels import triton  # noqa: PLC0415  (Triton is not on every machine)
@@ -134,7 +126,6 @@ class _Fused(torch.autograd.Function):
         return (*_backward(upstream, inputs, gradients, ctx.formula), None, None)
 
 
-# The schema is written out because torch 2.4 cannot read annotations that are strings.
 @torch.library.custom_op(
     "varloss::nt_xent",
     mutates_args=(),
@@ -165,7 +156,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _operator_backward(ctx: Any, upstream: Tensor, *of_gradients: Tensor) -> tuple[Tensor | None, ...]:
-    del of_gradients  # only the value is handed on
     inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
     found = _backward(upstream, inputs, gradients, partial(_dense, ctx.problem, ctx.offset))
     return (*found, *(None,) * 6)
@@ -177,16 +167,17 @@ _operator.register_autograd(_operator_backward, setup_context=_save)
 def _differentiable(upstream: Tensor, inputs: Inputs, formula: Dense) -> Gradients:
     """The gradients once more by the dense formula, as a part of the graph: for ``create_graph=True``, at N x N memory."""
     # Views of the inputs rather than the inputs: the same tensor may have been given twice.
-    first, second, third, fourth = given = [None if z is None else z.view_as(z) for z in inputs]
-    assert first is not None
-    assert second is not None
+    given: Any = tuple(None if z is None else z.view_as(z) for z in inputs)
     wanted = [z for z in given if z is not None and z.requires_grad]
-    found = iter(torch.autograd.grad(formula((first, second, third, fourth)), wanted, upstream, create_graph=True))
-    first, second, third, fourth = (next(found) if z is not None and z.requires_grad else None for z in given)
-    return first, second, third, fourth
+    found = iter(torch.autograd.grad(formula(given), wanted, upstream, create_graph=True))
+    return tuple(next(found) if z is not None and z.requires_grad else None for z in given)
 
 
 def _dense(problem: Problem, offset: int, inputs: Inputs) -> Tensor:
     z0, z1, k0, k1 = inputs
     others = None if k0 is None or k1 is None else Gathered((k0, k1), offset)
-    return dense.of_problem(problem, TwoViews.of(z0, z1, others))
+    views = TwoViews.of(z0, z1, others)
+    value = dense.nt_xent(views, *problem[:3])
+    if problem.has_vrn:
+        value = value + problem.vrn_weight * dense.vrn(views, problem.target, 2, problem.pairs)
+    return value

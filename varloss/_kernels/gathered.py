@@ -1,7 +1,5 @@
 """Local anchors against the rows of all ranks: panels of whole rows, so that one pass gives sums and gradient."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -23,10 +21,7 @@ def value_and_gradient(
     *,
     height: int | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Value, (2, N, D) gradient by this rank's raw rows and (2, M, D) gradient by the raw rows of ``keys``.
-
-    For any temperature, without VRN. ``height`` is the number of anchors in a panel.
-    """
+    """For any temperature, without VRN; also the (2, M, D) gradient by ``keys``. ``height``: number of anchors in a panel."""
     n, m, t = views[0].shape[0], keys[0].shape[0], problem.temperature
     z, length = unit_rows(*views)
     k, key_length = unit_rows(*keys)

@@ -1,19 +1,15 @@
 """VRN from D x D Gram matrices: nothing of size N x N is ever computed."""
 
-from __future__ import annotations
-
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from varloss._core.grams import PairSums, RowSums
-from varloss._core.pairs import TwoViews
+from varloss._core.pairs import Pairs, TwoViews
 from varloss._kernels.problem import Problem, to_raw_rows, unit_rows
 
 
 def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """VRN, ``problem.vrn_weight`` times, and its (2, N, D) gradient by the raw rows of both views."""
+    """VRN alone, ``problem.vrn_weight`` times."""
     z, length = unit_rows(z0, z1)
     gradient = torch.zeros_like(z) if need_gradient else None
     value = add_to(gradient, z, problem)
@@ -57,20 +53,18 @@ def add_to(gradient: Tensor | None, z: Tensor, problem: Problem, factor: float =
     return sum(terms[1:], terms[0]).to(z.dtype)
 
 
-def mean_squared_gap(views: TwoViews, delta: float, pairs: Literal["cross", "within"]) -> Tensor:
-    """Mean of ``(s - delta)^2`` over one kind of pairs by a formula that autograd differentiates.
+def mean_squared_gap(views: TwoViews, delta: float, pairs: Pairs) -> Tensor:
+    """Mean of ``(s - delta)^2`` by a formula that autograd differentiates; ``"both"`` is the mean of both kinds' means.
 
     The pair of an anchor with itself is taken off as it stands among the keys: keys without gradient give none.
     """
-    rows = views.u.shape[0]
-    own_keys = [keys[views.offset : views.offset + rows] for keys in views.keys]
-    if pairs == "cross":
-        blocks = [(views.u, own_keys[1], views.keys[1])]
-    else:
-        blocks = [(views.u, own_keys[0], views.keys[0]), (views.v, own_keys[1], views.keys[1])]
+    if pairs == "both":
+        return (mean_squared_gap(views, delta, "cross") + mean_squared_gap(views, delta, "within")) / 2
     means = []
-    for anchors, own, keys in blocks:
-        found = RowSums.of(anchors).pairs_with(RowSums.of(keys)).without(PairSums.of((anchors * own).sum(dim=1)))
+    for anchors, view in [(views.u, 1)] if pairs == "cross" else [(views.u, 0), (views.v, 1)]:
+        keys = views.keys[view]
+        own = (anchors * keys[views.offset : views.offset + anchors.shape[0]]).sum(dim=1)
+        found = RowSums.of(anchors).pairs_with(RowSums.of(keys)).without(PairSums.of(own))
         means.append(found.mean_squared_gap(delta).to(anchors.dtype))
     return torch.stack(means).mean()
 

@@ -1,7 +1,5 @@
 """What the routines share: the problem's constants, unit rows, and how normalisation passes a gradient back."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -24,7 +22,6 @@ class Problem(NamedTuple):
 
     @property
     def has_vrn(self) -> bool:
-        """Whether VRN is part of it."""
         return self.vrn_weight != 0
 
     def fits_without_shift(self, dtype: torch.dtype) -> bool:

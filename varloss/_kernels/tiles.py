@@ -5,8 +5,7 @@ pass over all of it does. What the first pass made of some tiles is kept for the
 memory that grows with N alone. For middling batches that saves the second product.
 """
 
-from __future__ import annotations
-
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,11 +42,6 @@ class Tile:
         """How many columns are other rows than the tile's own: there, each pair comes in one order alone."""
         return self.width - self.square
 
-    @property
-    def later_at(self) -> int:
-        """The first of them."""
-        return self.left + self.square
-
     def without_square(self, x: Tensor) -> Tensor:
         """The part of ``x``, of the tile's shape, in these columns."""
         return x[:, self.square :] if self.square else x
@@ -73,18 +67,15 @@ def tiles(n: int, problem: Problem, largest: tuple[int, int]) -> list[Tile]:
                 right = min(left + width, n)
                 square = bottom - top if within and left == top else 0
                 own = top - left if left < bottom and top < right else None
-                tile = Tile(rows_at + top, bottom - top, columns_at + left, right - left, square, own, has_vrn)
-                result.append(tile)
+                place = (rows_at + top, bottom - top, columns_at + left, right - left)
+                result.append(Tile(*place, square, own, has_vrn))
     return result
 
 
 def value_and_gradient(
     z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool, tile: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Value and (2, N, D) gradient by the raw rows of both views; the gradient in at least fp32.
-
-    For any temperature. VRN's pairs must be among the negatives. ``tile`` is the largest tile, rows and columns.
-    """
+    """For any temperature. ``tile`` is the largest tile, rows and columns."""
     n, t = z0.shape[0], problem.temperature
     z, length = unit_rows(z0, z1)
     u, v = z[:n], z[n:]
@@ -136,10 +127,10 @@ def _both_passes(
         if part.has_vrn:
             gaps = _to_gaps(part, x, problem, squared_gaps)
             weights.add_(gaps, alpha=problem.slope(n) * t * (2 * n * t))
-        rows, columns = work.rows[part.top, part.height], work.rows[part.left, part.width]
-        by_rows[part.top, part.height].addmm_(weights, columns)
+        rows, columns = work.rows(part.top, part.height), work.rows(part.left, part.width)
+        by_rows(part.top, part.height).addmm_(weights, columns)
         if part.later:
-            by_rows[part.later_at, part.later].addmm_(part.without_square(weights).t(), rows)
+            by_rows(part.left + part.square, part.later).addmm_(part.without_square(weights).t(), rows)
     return log_sums, squared_gaps, gradient
 
 
@@ -153,26 +144,14 @@ def _to_gaps(part: Tile, logits: Tensor, problem: Problem, squared_gaps: Tensor)
     return gaps
 
 
-class _Parts(dict[tuple[int, int], Tensor]):
-    """Views of a tensor by two numbers. Tiles share them, and each is made once."""
-
-    def __init__(self, make: Callable[[int, int], Tensor]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, key: tuple[int, int]) -> Tensor:
-        made = self[key] = self._make(*key)
-        return made
+def _ranges(x: Tensor) -> Callable[[int, int], Tensor]:
+    """``(first, count)``: that many rows of ``x`` from the first on. Tiles share them, and each is made once."""
+    return functools.cache(lambda first, count: x.narrow(0, first, count))
 
 
-def _ranges(x: Tensor) -> _Parts:
-    """``[first, count]``: that many rows of ``x`` from the first on."""
-    return _Parts(lambda first, count: x.narrow(0, first, count))
-
-
-def _shapes(x: Tensor) -> _Parts:
-    """``[height, width]``: the start of a buffer as a matrix."""
-    return _Parts(lambda height, width: x[: height * width].view(height, width))
+def _shapes(x: Tensor) -> Callable[[int, int], Tensor]:
+    """``(height, width)``: the start of a buffer as a matrix; each is made once."""
+    return functools.cache(lambda height, width: x[: height * width].view(height, width))
 
 
 class _Work:
@@ -190,20 +169,13 @@ class _Work:
         memory = z.new_empty(sum(sizes[:count]) + 3 * max(sizes))
         *kept, first, second, third = torch.split(memory, [*sizes[:count], *3 * [max(sizes)]])
         self._kept = [x.view(part.height, part.width) for x, part in zip(kept, parts, strict=False)]
-        self._logits, self._second, self._third = _shapes(first), _shapes(second), _shapes(third)
-
-    def second(self, part: Tile) -> Tensor:
-        """A buffer of the tile's shape."""
-        return self._second[part.height, part.width]
-
-    def third(self, part: Tile) -> Tensor:
-        """Another."""
-        return self._third[part.height, part.width]
+        self._logits, self.second, self.third = _shapes(first), _shapes(second), _shapes(third)
 
     def logits(self, index: int, part: Tile) -> Tensor:
         """The logits of the tile ``parts[index]``, computed; where it is to be kept, into the place where it is."""
-        x = self._kept[index] if index < len(self._kept) else self._logits[part.height, part.width]
-        rows, columns = self.rows[part.top, part.height], self.rows[part.left, part.width]
+        kept = self.kept(index)
+        x = self._logits(part.height, part.width) if kept is None else kept
+        rows, columns = self.rows(part.top, part.height), self.rows(part.left, part.width)
         return torch.addmm(x, rows, columns.t(), beta=0, alpha=self._inverse_t, out=x)
 
     def kept(self, index: int) -> Tensor | None:
@@ -224,7 +196,9 @@ class _PlainSums:
         self._by_rows = _ranges(self._sums)
 
     def _exponentials(self, part: Tile, logits: Tensor) -> Tensor:
-        return part.without_own(torch.exp(logits, out=self._work.second(part) if part.has_vrn else logits))
+        return part.without_own(
+            torch.exp(logits, out=self._work.second(part.height, part.width) if part.has_vrn else logits)
+        )
 
     def add(self, part: Tile, logits: Tensor) -> None:
         """Adds a tile to its rows' sums and, for pairs that come in no other order, to its columns'.
@@ -232,17 +206,14 @@ class _PlainSums:
         Keeps the logits of tiles that need them for VRN; of others it leaves what :meth:`weights` can start from.
         """
         exponentials = self._exponentials(part, logits)
-        self._by_rows[part.top, part.height].add_(exponentials.sum(1))
+        self._by_rows(part.top, part.height).add_(exponentials.sum(1))
         if part.later:
-            self._by_rows[part.later_at, part.later].add_(part.without_square(exponentials).sum(0))
+            self._by_rows(part.left + part.square, part.later).add_(part.without_square(exponentials).sum(0))
 
     def log(self) -> Tensor:
-        """(2, N) logarithms of the sums."""
         return self._sums.log().view(2, -1)
 
     def prepare_weights(self, log_sums: Tensor, positive: Tensor) -> None:
-        """Goes over from summing to weighting."""
-        del log_sums
         if not self._decoupled:
             self._sums.view(2, -1).add_(positive.exp())
         self._sums.reciprocal_()
@@ -253,8 +224,8 @@ class _PlainSums:
         From its logits where ``fresh``, else from what :meth:`add` left. Keeps the logits of tiles that need them for VRN.
         """
         exponentials = self._exponentials(part, x) if fresh or part.has_vrn else x
-        by_row, by_column = self._by_rows[part.top, part.height], self._by_rows[part.left, part.width]
-        both = torch.add(by_row.unsqueeze(1), by_column, out=self._work.third(part))
+        by_row, by_column = self._by_rows(part.top, part.height), self._by_rows(part.left, part.width)
+        both = torch.add(by_row.unsqueeze(1), by_column, out=self._work.third(part.height, part.width))
         return both.mul_(exponentials)
 
 
@@ -271,7 +242,7 @@ class _ShiftedSums:
         part.without_own(logits, -math.inf)
         self._add(part.top, logits)
         if part.later:
-            self._add(part.later_at, part.without_square(logits).t())
+            self._add(part.left + part.square, part.without_square(logits).t())
 
     def _add(self, first: int, logits: Tensor) -> None:
         """Anchors from ``first`` on in the rows of ``logits``."""
@@ -289,9 +260,9 @@ class _ShiftedSums:
         self._log_denominators = denominators.flatten()
 
     def weights(self, part: Tile, x: Tensor, fresh: bool) -> Tensor:
-        del fresh
         part.without_own(x, -math.inf)
         by_row = self._log_denominators[part.top : part.top + part.height].unsqueeze(1)
         by_column = self._log_denominators[part.left : part.left + part.width]
-        weights = torch.sub(x, by_row, out=self._work.second(part)).exp_()
-        return weights.add_(torch.sub(x, by_column, out=self._work.third(part)).exp_())
+        second, third = self._work.second(part.height, part.width), self._work.third(part.height, part.width)
+        weights = torch.sub(x, by_row, out=second).exp_()
+        return weights.add_(torch.sub(x, by_column, out=third).exp_())

@@ -12,8 +12,6 @@ blocks: no atomics, the same result each time.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped, import-not-found"
 # ruff: noqa: PLR0917
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -113,10 +111,7 @@ WARPS = {_sums_kernel: 4, _gradient_kernel: 8}
 
 
 def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """As :func:`varloss._kernels.tiles.value_and_gradient`, for views of one half-precision dtype and D up to 256.
-
-    Only for problems that fit fp32 without a shift.
-    """
+    """For views of one half-precision dtype, D up to 256, and problems that fit fp32 without a shift."""
     # Triton launches on the current device, wherever its arguments are.
     with torch.cuda.device_of(z0):
         return _value_and_gradient(z0, z1, problem, need_gradient)

@@ -1,19 +1,13 @@
 """The whole similarity matrix at once, for small batches: as few calls as possible, since calls are what they cost."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from varloss._core.pairs import Pairs
 from varloss._kernels.problem import Problem, to_raw_rows, unit_rows
 
 
 def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Value and (2, N, D) gradient by the raw rows of both views; the gradient in at least fp32.
-
-    For problems that fit without a shift. VRN's pairs must be among the negatives.
-    """
+    """For problems that fit without a shift."""
     n, t = z0.shape[0], problem.temperature
     z, length = unit_rows(z0, z1)
     layout = LAYOUTS[problem.negatives](z, n)
@@ -24,7 +18,7 @@ def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: 
         exponentials = logits.exp()
         # From here on ``logits`` holds gaps (P - target) / t, and 0 where there is no pair of negatives.
         layout.not_negative(logits.sub_(problem.target / t)).zero_()
-        gaps = layout.vrn_block(logits, problem.pairs)
+        gaps = _vrn_block(logits, problem, n)
     else:
         exponentials = logits.exp_()
     layout.not_negative(exponentials).zero_()
@@ -42,7 +36,7 @@ def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: 
     reciprocal = (sums if problem.decoupled else sums.add_(positive.exp())).reciprocal_()
     weights = exponentials.mul_(layout.outer_sum(reciprocal))
     if problem.has_vrn:
-        layout.vrn_block(weights, problem.pairs).add_(gaps, alpha=slope * t / scale)
+        _vrn_block(weights, problem, n).add_(gaps, alpha=slope * t / scale)
     pull = 2.0 if problem.decoupled else gap.sigmoid_().sum(0)
     return value, to_raw_rows(layout.gradient(weights, pull, scale), z, length).view(2, n, -1)
 
@@ -50,7 +44,7 @@ def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: 
 def vrn_value_and_gradient(
     z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """VRN alone, ``problem.vrn_weight`` times, as :func:`value_and_gradient` otherwise."""
+    """VRN alone, ``problem.vrn_weight`` times."""
     n, slope = z0.shape[0], problem.slope(z0.shape[0])
     z, length = unit_rows(z0, z1)
     layout = LAYOUTS[problem.pairs](z, n)
@@ -60,6 +54,15 @@ def vrn_value_and_gradient(
     if not need_gradient:
         return value, None
     return value, to_raw_rows(layout.gradient(gaps, 0.0, slope), z, length).view(2, n, -1)
+
+
+def _vrn_block(x: Tensor, problem: Problem, n: int) -> Tensor:
+    """The part of ``x``, of the layout's shape, that holds VRN's pairs."""
+    if problem.pairs == problem.negatives:
+        return x
+    # The quadrants off (cross) or on (within) the diagonal of the layout that has both.
+    step, start = (2 * n * n - n, n) if problem.pairs == "cross" else (2 * n * n + n, 0)
+    return x.as_strided((2, n, n), (step, 2 * n, 1), start)
 
 
 class _Both:
@@ -76,20 +79,11 @@ class _Both:
         return torch.addmm(x, z, z.t(), beta=0, alpha=inverse_t, out=x)
 
     def positives(self, logits: Tensor, inverse_t: float) -> Tensor:
-        del inverse_t
         return logits.diagonal(self.n).clone()
 
     def not_negative(self, x: Tensor) -> Tensor:
         n = self.n
         return x.as_strided((2, 2, n), (2 * n * n, n, 2 * n + 1))
-
-    def vrn_block(self, x: Tensor, pairs: Pairs) -> Tensor:
-        n = self.n
-        if pairs == "both":
-            return x
-        # The quadrants off (cross) or on (within) the diagonal.
-        step, start = (2 * n * n - n, n) if pairs == "cross" else (2 * n * n + n, 0)
-        return x.as_strided((2, n, n), (step, 2 * n, 1), start)
 
     def sums(self, exponentials: Tensor) -> Tensor:
         return exponentials.sum(1).view(2, self.n)
@@ -118,15 +112,10 @@ class _Cross:
         return torch.addmm(x, self.u, self.v.t(), beta=0, alpha=inverse_t, out=x)
 
     def positives(self, logits: Tensor, inverse_t: float) -> Tensor:
-        del inverse_t
         return logits.diagonal().clone()
 
     def not_negative(self, x: Tensor) -> Tensor:
         return x.diagonal()
-
-    def vrn_block(self, x: Tensor, pairs: Pairs) -> Tensor:
-        del pairs
-        return x
 
     def sums(self, exponentials: Tensor) -> Tensor:
         return torch.stack([exponentials.sum(1), exponentials.sum(0)])
@@ -156,15 +145,10 @@ class _Within:
         return torch.baddbmm(x, self.views, self.views.mT, beta=0, alpha=inverse_t, out=x)
 
     def positives(self, logits: Tensor, inverse_t: float) -> Tensor:
-        del logits
         return (self.views[0] * self.views[1]).sum(1).mul_(inverse_t)
 
     def not_negative(self, x: Tensor) -> Tensor:
         return x.diagonal(0, 1, 2)
-
-    def vrn_block(self, x: Tensor, pairs: Pairs) -> Tensor:
-        del pairs
-        return x
 
     def sums(self, exponentials: Tensor) -> Tensor:
         return exponentials.sum(2)

@@ -1,9 +1,8 @@
-"""What every two-view module does: gather, print, and keep a temperature that may be learned."""
-
-from __future__ import annotations
+"""What every two-view module does: gather, call its function, print, and keep a temperature that may be learned."""
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,13 @@ from varloss._core.pairs import Gathered
 
 
 class TwoViewLoss(nn.Module):
-    """A subclass defines ``forward(z0, z1)`` as a call of its function, and names in ``_shown`` what is printed."""
+    """A subclass names its function, and the attributes that are keyword arguments of it.
 
+    ``_shown`` are the attributes that are printed, where those are others.
+    """
+
+    _function: Callable[..., Tensor]
+    _options: tuple[str, ...] = ()
     _shown: tuple[str, ...] = ()
 
     def __init__(self, gather_distributed: bool) -> None:
@@ -30,7 +34,16 @@ class TwoViewLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*self._shown, "gather_distributed"))
+        shown = (*(self._shown or self._options), "gather_distributed")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views, each (N, D)."""
+        return self._value(z0, z1, gathered=self._gathered(z0, z1))
+
+    def _value(self, z0: Tensor, z1: Tensor, **more: Any) -> Tensor:
+        """The function's value for the module's options and ``more`` of them."""
+        return self._function(z0, z1, **{name: getattr(self, name) for name in self._options}, **more)
 
     def _gathered(self, z0: Tensor, z1: Tensor) -> Gathered | None:
         return distributed.gather_views(z0, z1) if self.gather_distributed else None
@@ -46,16 +59,14 @@ class TemperedLoss(TwoViewLoss):
             raise ValueError(
                 f"a learnable temperature is exp(log_temperature) and must start above 0; got {temperature}."
             )
-        self._fixed_temperature = None if learnable_temperature else temperature
+        self._fixed_temperature: float | Tensor | None = None if learnable_temperature else temperature
         # None keeps the name out of parameters() and state_dict().
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable_temperature else None
 
     @property
     def temperature(self) -> float | Tensor:
         """The number given, or, where it is learned, a 0-dim tensor with gradient."""
-        if self.log_temperature is not None:
-            return self.log_temperature.exp()
-        return cast(float, self._fixed_temperature)
+        return self.log_temperature.exp() if self.log_temperature is not None else cast(float, self._fixed_temperature)
 
     @temperature.setter
     def temperature(self, value: float) -> None:
@@ -66,8 +77,6 @@ class TemperedLoss(TwoViewLoss):
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
-        if self.log_temperature is None:
-            temperature = f"temperature={self._fixed_temperature}"
-        else:
-            temperature = f"temperature={self.log_temperature.exp().item():.4g}, learnable_temperature=True"
-        return f"{temperature}, {super().extra_repr()}"
+        log = self.log_temperature
+        shown = self.temperature if log is None else f"{log.exp().item():.4g}, learnable_temperature=True"
+        return f"temperature={shown}, {super().extra_repr()}"

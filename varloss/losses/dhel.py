@@ -1,7 +1,5 @@
 """DHEL: NT-Xent with negatives from within each view and without the positive pair in the denominator."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor
@@ -35,6 +33,10 @@ def dhel(
 
     Arguments, result, errors and edge cases otherwise as :func:`nt_xent`.
     Sources: Koromilas et al. 2024 (arXiv 2405.18045); Lee et al. 2025 (arXiv 2506.09781) Def. 3.1.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.functional.dhel(torch.randn(16, 128), torch.randn(16, 128), scale="official")
     """
     checks.one_of(scale, ("paper", "official"), "scale")
     # 2 (-S/2t + mean of the two log-sums) is the official scale: half the weight on the positive, then twice the whole.
@@ -53,8 +55,15 @@ def dhel(
 
 
 class DHELLoss(TemperedLoss):
-    """:func:`varloss.functional.dhel` as a module. Arguments as there and as :class:`NTXentLoss`."""
+    """:func:`varloss.functional.dhel` as a module. Arguments as there and as :class:`NTXentLoss`.
 
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.DHELLoss(scale="official")(torch.randn(16, 128), torch.randn(16, 128))
+    """
+
+    _function = staticmethod(dhel)
+    _options = ("temperature", "scale")
     _shown = ("scale",)
 
     def __init__(
@@ -66,9 +75,4 @@ class DHELLoss(TemperedLoss):
         learnable_temperature: bool = False,
     ) -> None:
         super().__init__(temperature, learnable_temperature, gather_distributed)
-        checks.one_of(scale, ("paper", "official"), "scale")
-        self.scale: Literal["paper", "official"] = scale
-
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Loss of two views, each (N, D)."""
-        return dhel(z0, z1, temperature=self.temperature, scale=self.scale, gathered=self._gathered(z0, z1))
+        self.scale: Literal["paper", "official"] = checks.one_of(scale, ("paper", "official"), "scale")

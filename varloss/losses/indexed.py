@@ -1,7 +1,5 @@
 """Losses by sample index: several crops of an image, duplicates in a batch, or labels in place of indices."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -155,15 +153,13 @@ class IndexedRows:
     ) -> None:
         index = checks.ids("index", index, z, "z")
         views = _views_to_compare("views", views, z, "z", kind)
-        if gathered is None:
-            total, offset, share = z.shape[0], 0, 1.0
-            keys_index, keys_views = index, views
-        else:
+        total, offset, share = z.shape[0], 0, 1.0
+        keys_index, keys_views = index, views
+        if gathered is not None:
             if not isinstance(gathered, GatheredRows):
                 raise TypeError(f"gathered must be GatheredRows or None; got {type(gathered).__name__}.")
-            keys, offset, share = gathered.keys, gathered.offset, gathered.share
+            keys, _, _, offset, share = gathered
             checks.embeddings(z=z, keys=keys)
-            checks.same_precision(z=z, keys=keys)
             total = keys.shape[0]
             checks.rows_inside(z.shape[0], total, offset)
             keys_index = checks.ids("keys_index", gathered.keys_index, keys, "keys")
@@ -205,8 +201,7 @@ class IndexedRows:
     def require_pairs(self) -> None:
         """Raises where an anchor has no positive or no negative. Synchronises with the device."""
         for name, mask in (("positive", self.positive), ("negative", self.negative)):
-            without = int((~mask.any(dim=1)).sum())
-            if without:
+            if without := int((~mask.any(dim=1)).sum()):
                 raise ValueError(f"{without} of {mask.shape[0]} anchors have no {name}.")
 
 

@@ -1,7 +1,5 @@
 """The kernel contrastive loss."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -45,10 +43,14 @@ def kcl(
     Returns a scalar in [-2, 2 gamma], at least float32, also under autocast. Raises as :func:`nt_xent`.
     Edge cases: as :func:`sigmoid_loss`; bounded, so far-apart positives barely attract each other at large ``t``.
     Source: Koromilas et al. 2024 (arXiv 2405.18045), kernel contrastive learning, in the scale of the authors' code.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.functional.kcl(torch.randn(16, 128), torch.randn(16, 128), gamma=8)
     """
     check_two_views(z0, z1, gathered, check)
     checks.one_of(kernel, ("gaussian",), "kernel")
-    gamma = checks.weight(gamma)
+    gamma = checks.not_negative("gamma", gamma)
     checks.positive("t", t)
     views = TwoViews.of(z0, z1, gathered)
 
@@ -60,9 +62,15 @@ def kcl(
 
 
 class KCLLoss(TwoViewLoss):
-    """:func:`varloss.functional.kcl` (kernel contrastive loss) as a module. Arguments as there."""
+    """:func:`varloss.functional.kcl` (kernel contrastive loss) as a module. Arguments as there.
 
-    _shown = ("gamma", "kernel", "t")
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.KCLLoss(gamma=8)(torch.randn(16, 128), torch.randn(16, 128))
+    """
+
+    _function = staticmethod(kcl)
+    _options = ("gamma", "kernel", "t")
 
     def __init__(
         self,
@@ -73,12 +81,7 @@ class KCLLoss(TwoViewLoss):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
-        checks.one_of(kernel, ("gaussian",), "kernel")
         checks.positive("t", t)
-        self.gamma = checks.weight(gamma)
-        self.kernel: Literal["gaussian"] = kernel
+        self.gamma = checks.not_negative("gamma", gamma)
+        self.kernel: Literal["gaussian"] = checks.one_of(kernel, ("gaussian",), "kernel")
         self.t = t
-
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Loss of two views, each (N, D)."""
-        return kcl(z0, z1, gamma=self.gamma, kernel=self.kernel, t=self.t, gathered=self._gathered(z0, z1))

@@ -1,17 +1,14 @@
-"""NT-Xent and its relatives: which negatives, and whether the positive pair stands in the denominator."""
+"""NT-Xent and its relatives: which negatives, whether the positive pair stands in the denominator, and VRN with it."""
 
-from __future__ import annotations
-
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from varloss._core import checks
 from varloss._core.checks import Form
-from varloss._core.hard import check_hard
 from varloss._core.numerics import unit, wide
-from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
+from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_hard, check_two_views, count_of_hard, scaled
 from varloss._kernels import autograd, dense
 from varloss._kernels.problem import Problem
 from varloss.losses.base import TemperedLoss
@@ -76,6 +73,10 @@ def nt_xent(
     ``form``. The transforms of ``torch.func`` are not supported.
     Sources: Chen et al. 2020 (SimCLR, arXiv 2002.05709) eq. 1; Yeh et al. 2022 (DCL, arXiv 2110.06848) eq. 6; Lee et al.
     2025 (arXiv 2506.09781) Def. 3.1; Wang & Liu 2021 (arXiv 2012.09740) section 3 for hard negatives.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.functional.nt_xent(torch.randn(16, 128), torch.randn(16, 128), temperature=0.2, negatives="within")
     """
     check_two_views(z0, z1, gathered, check)
     checks.one_of(negatives, PAIRS, "negatives")
@@ -94,15 +95,9 @@ def nt_xent(
     if form == "linear":
         reason = "hard negatives" if not all_negatives else "a temperature that is a tensor"
         raise ValueError(f"form='linear' does not go with {reason}; use form='dense' or 'auto'.")
-    loss = dense.nt_xent(
-        TwoViews.of(z0, z1, gathered),
-        temperature=temperature,
-        negatives=negatives,
-        decoupled=decoupled,
-        positive_weight=positive_weight,
-        hard_fraction=hard_fraction,
-        hard_count=hard_count,
-    )
+    views = TwoViews.of(z0, z1, gathered)
+    kept = count_of_hard(views.number_of_negatives(negatives), hard_fraction, hard_count)
+    loss = dense.nt_xent(views, temperature, negatives, decoupled, positive_weight=positive_weight, kept=kept)
     return scaled(loss, gathered)
 
 
@@ -119,6 +114,12 @@ def dclw_weights(z0: Tensor, z1: Tensor, *, sigma: float = 0.5, gathered: Gather
     Returns (N,) weights that average to 1 over the global batch; with ``gathered`` the softmax runs over all its rows.
     Edge cases: with identical similarities every weight is 1, which is DCL.
     Source: Yeh et al. 2022 (arXiv 2110.06848) section 3.2.
+
+    Example:
+        >>> import torch, varloss
+        >>> z0, z1 = torch.randn(2, 16, 128)
+        >>> weights = varloss.functional.dclw_weights(z0, z1)
+        >>> loss = varloss.functional.nt_xent(z0, z1, decoupled=True, positive_weight=weights)
     """
     check_two_views(z0, z1, gathered)
     checks.positive("sigma", sigma)
@@ -142,6 +143,8 @@ class NTXentLoss(TemperedLoss):
         >>> loss = loss_fn(torch.randn(16, 128), torch.randn(16, 128))
     """
 
+    _function = staticmethod(nt_xent)
+    _options = ("temperature", "negatives", "decoupled", "hard_fraction", "hard_count")
     _shown = ("negatives", "decoupled")
 
     def __init__(
@@ -156,12 +159,9 @@ class NTXentLoss(TemperedLoss):
         hard_count: int | None = None,
     ) -> None:
         super().__init__(temperature, learnable_temperature, gather_distributed)
-        checks.one_of(negatives, PAIRS, "negatives")
-        check_hard(hard_fraction, hard_count)
-        self.negatives: Pairs = negatives
+        self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
         self.decoupled = decoupled
-        self.hard_fraction = hard_fraction
-        self.hard_count = hard_count
+        self.hard_fraction, self.hard_count = check_hard(hard_fraction, hard_count)
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
@@ -170,7 +170,6 @@ class NTXentLoss(TemperedLoss):
 
     def positive_weight(self, z0: Tensor, z1: Tensor, gathered: Gathered | None) -> float | Tensor | None:
         """Factor on the positive term, None for 1: for subclasses such as DCLW. Arguments as the function's."""
-        del z0, z1, gathered
         return None
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
@@ -185,7 +184,7 @@ class NTXentLoss(TemperedLoss):
         and no ``positive_weight``. Elsewhere the two terms are computed one after the other.
         """
         gathered = self._gathered(z0, z1)
-        positive_weight, temperature = self.positive_weight(z0, z1, gathered), self.temperature
+        positive_weight = self.positive_weight(z0, z1, gathered)
         if regularizer is not None:
             all_negatives = self.hard_fraction is None and self.hard_count is None
             plain = all_negatives and gathered is None and positive_weight is None
@@ -193,25 +192,21 @@ class NTXentLoss(TemperedLoss):
             # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a
             # constant of an operator it would cost a compilation each time.
             eager = not torch.compiler.is_compiling() and not regularizer.is_distributed()
-            if plain and fusable and eager and regularizer.weight != 0 and not isinstance(temperature, Tensor):
+            fixed = self._fixed_temperature
+            if (
+                plain
+                and fusable
+                and eager
+                and regularizer.weight != 0
+                and not (fixed is None or isinstance(fixed, Tensor))
+            ):
                 check_two_views(z0, z1, None)
                 regularizer.warn_if_one_sided(z0, z1)
-                own = (float(temperature), self.negatives, self.decoupled)
+                own = (float(fixed), self.negatives, self.decoupled)
                 return autograd.nt_xent(z0, z1, Problem(*own, regularizer.weight, regularizer.delta, regularizer.pairs))
-            checks.views(z0, z1)
-            # Widened once: the two terms' gradients are summed before they are rounded to half precision.
-            z0, z1 = wide(z0), wide(z1)
-        loss = nt_xent(
-            z0,
-            z1,
-            temperature=temperature,
-            negatives=self.negatives,
-            decoupled=self.decoupled,
-            positive_weight=positive_weight,
-            hard_fraction=self.hard_fraction,
-            hard_count=self.hard_count,
-            gathered=gathered,
-        )
+            checks.alike(z0=z0, z1=z1)
+            z0, z1 = wide(z0), wide(z1)  # as in nt_xent
+        loss = self._value(z0, z1, positive_weight=positive_weight, gathered=gathered)
         if regularizer is None or (regularizer.weight == 0 and not regularizer.is_distributed()):
             return loss
         return loss + cast(Tensor, regularizer(z0, z1))
@@ -221,6 +216,10 @@ class InfoNCELoss(NTXentLoss):
     """InfoNCE of two views, which is CLIP's loss: :class:`NTXentLoss` with cross-view negatives, in both directions.
 
     CLIP learns the temperature, from 0.07, clamped at 0.01. Arguments as :class:`NTXentLoss`.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.InfoNCELoss(temperature=0.07, learnable_temperature=True)(torch.randn(16, 128), torch.randn(16, 128))
     """
 
     def __init__(
@@ -243,7 +242,12 @@ class InfoNCELoss(NTXentLoss):
 
 
 class DCLLoss(NTXentLoss):
-    """Decoupled contrastive loss: :class:`NTXentLoss` without the positive pair in the denominator, at Yeh et al.'s 0.1."""
+    """Decoupled contrastive loss: :class:`NTXentLoss` without the positive pair in the denominator, at Yeh et al.'s 0.1.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.DCLLoss(temperature=0.1)(torch.randn(16, 128), torch.randn(16, 128))
+    """
 
     def __init__(
         self, *, temperature: float = 0.1, gather_distributed: bool = False, learnable_temperature: bool = False
@@ -255,3 +259,53 @@ class DCLLoss(NTXentLoss):
             gather_distributed=gather_distributed,
             learnable_temperature=learnable_temperature,
         )
+
+
+class WithVRN(nn.Module):
+    """Any two-view loss plus weighted VRN, under the loss's own call.
+
+    Args:
+        base: a module or function of two (N, D) views that returns a scalar.
+        weight, num_samples, target, pairs, exponent: as :class:`VRNRegularizer`.
+        gather_distributed: takes VRN's pairs from the global batch. The base decides for itself.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss_fn = varloss.WithVRN(varloss.NTXentLoss(temperature=0.5), weight=3, num_samples=50_000)
+        >>> loss = loss_fn(torch.randn(16, 128), torch.randn(16, 128))
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        *,
+        weight: float,
+        num_samples: int | None = None,
+        target: float | None = None,
+        pairs: Pairs = "cross",
+        exponent: float = 2,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        if not callable(base):
+            raise TypeError(f"base must be a loss module or function of two views; got {type(base).__name__}.")
+        self.base = base
+        self.regularizer = VRNRegularizer(
+            weight=weight,
+            num_samples=num_samples,
+            target=target,
+            pairs=pairs,
+            exponent=exponent,
+            gather_distributed=gather_distributed,
+        )
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Loss of two views, each (N, D)."""
+        # A subclass with a forward of its own, or a hook on either part, must be called.
+        if getattr(type(self.base), "forward", None) is NTXentLoss.forward and not self._is_hooked():
+            return cast(Tensor, self.base._with_regularizer(self.regularizer, z0, z1))
+        return cast(Tensor, self.base(z0, z1) + self.regularizer(z0, z1))
+
+    def _is_hooked(self) -> bool:
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return any(getattr(part, kind) for part in (self.base, self.regularizer) for kind in kinds)

@@ -1,7 +1,5 @@
 """Contrast with a queue of past keys (MoCo), VRN against it, and the ring that holds the keys."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 
@@ -13,6 +11,7 @@ from varloss._core import checks
 from varloss._core.grams import RowSums
 from varloss._core.numerics import masked_logsumexp, products, unit, wide
 from varloss._kernels import dense, gram
+from varloss.losses.base import TwoViewLoss
 
 
 def queue_info_nce(
@@ -49,11 +48,14 @@ def queue_info_nce(
     Raises as :func:`nt_xent`, and ValueError for a queue of another dimension.
     Edge cases: 0, attached to the graph, while no slot is valid.
     Source: He et al. 2020 (MoCo, arXiv 1911.05722) eq. 1.
+
+    Example:
+        >>> import torch, varloss
+        >>> query, key, queue = torch.nn.functional.normalize(torch.randn(3, 16, 128), dim=2)
+        >>> loss = varloss.functional.queue_info_nce(query, key, queue, temperature=0.1)
     """
-    checks.embeddings(query=query, key=key, queue=queue)
-    checks.same_precision(query=query, key=key)
-    if query.shape != key.shape:
-        raise ValueError(f"query and key must have the same shape; got {tuple(query.shape)} and {tuple(key.shape)}.")
+    checks.alike(query=query, key=key)
+    checks.embeddings(mixed=True, query=query, queue=queue)
     if query.shape[0] == 0:
         raise ValueError("query is empty: a batch needs at least one sample.")
     checks.temperature(temperature)
@@ -95,8 +97,13 @@ def vrn_queue(
 
     Returns a scalar; 0, attached to the graph, while no slot is valid.
     Raises as :func:`vrn`, and ValueError for a queue of another dimension.
+
+    Example:
+        >>> import torch, varloss
+        >>> query, queue = torch.nn.functional.normalize(torch.randn(2, 16, 128), dim=2)
+        >>> loss = varloss.functional.vrn_queue(query, queue, num_samples=50_000)
     """
-    checks.embeddings(query=query, queue=queue)
+    checks.embeddings(mixed=True, query=query, queue=queue)
     delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
     keep = valid_slots(valid, queue)
     if check:
@@ -128,6 +135,13 @@ class MemoryBank(nn.Module):
     Buffers, all in ``state_dict``: ``bank`` (num, dim) keys, ``ptr`` the slot written next, ``filled`` how many slots hold
     a key. A batch may wrap around the end or be larger than the ring, which then keeps its last ``num`` keys.
     Raises TypeError or ValueError for sizes below 1, and for keys of another dimension.
+
+    Example:
+        >>> import torch, varloss
+        >>> bank = varloss.MemoryBank(num=64, dim=128)
+        >>> bank.enqueue(torch.randn(16, 128))
+        >>> int(bank.valid().sum())
+        16
     """
 
     bank: Tensor
@@ -197,7 +211,7 @@ class MemoryBank(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class QueueInfoNCELoss(nn.Module):
+class QueueInfoNCELoss(TwoViewLoss):
     """:func:`varloss.functional.queue_info_nce` with a memory bank of its own (MoCo).
 
     Args:
@@ -205,24 +219,24 @@ class QueueInfoNCELoss(nn.Module):
             samples' own keys.
         temperature: as the function.
         gather_distributed: enqueues the keys of all ranks: the bank is the same on each. Ranks may differ in batch size.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss_fn = varloss.QueueInfoNCELoss(memory_bank_size=(64, 128))
+        >>> loss = loss_fn(torch.randn(16, 128), torch.randn(16, 128))
     """
+
+    _shown = ("temperature",)
 
     def __init__(
         self, *, memory_bank_size: tuple[int, int], temperature: float = 0.2, gather_distributed: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(gather_distributed)
         checks.temperature(temperature)
-        if gather_distributed:
-            distributed.require_available()
         if not isinstance(memory_bank_size, (tuple, list)) or len(memory_bank_size) != 2:
             raise ValueError(f"memory_bank_size must be a pair (number of keys, dimension); got {memory_bank_size}.")
         self.temperature = temperature
-        self.gather_distributed = gather_distributed
         self.memory_bank = MemoryBank(*memory_bank_size)
-
-    def extra_repr(self) -> str:
-        """Hyper-parameters, for ``print(module)``."""
-        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
 
     def forward(self, query: Tensor, key: Tensor, *, update: bool | None = None) -> Tensor:
         """Loss of queries against their keys, each (N, D), and the bank as it was; then enqueues the keys.
@@ -242,5 +256,6 @@ class QueueInfoNCELoss(nn.Module):
 
     def enqueue(self, key: Tensor) -> None:
         """Puts keys (N, D), of all ranks where ``gather_distributed``, into the bank."""
+        checks.embeddings(key=key)
         key = key.detach()
         self.memory_bank.enqueue(distributed.gather(key) if self.gather_distributed else key)

@@ -1,9 +1,7 @@
 """The pairwise sigmoid loss (SigLIP)."""
 
-from __future__ import annotations
-
 import math
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as nnf
@@ -33,7 +31,7 @@ def sigmoid_loss(
         \frac1N \sum_i \mathrm{softplus}(-(tS_{ii}+b)) + \frac1N \sum_{i \ne j} \mathrm{softplus}(tS_{ij}+b)
         \Big[+ \frac{1}{2N} \sum_{i \ne j} \mathrm{softplus}(tA_{ij}+b) + \mathrm{softplus}(tB_{ij}+b)\Big]
 
-    The middle term is ``negatives="cross"``, the bracket ``"within"``, ``"both"`` adds them. Equivalent to (cross)::
+    The middle term is ``negatives="cross"`` (SigLIP), the bracket ``"within"``, ``"both"`` adds them. Equivalent to (cross)::
 
         logits = scale * normalize(z0) @ normalize(z1).T + bias
         loss = -logsigmoid((2 * eye(N) - 1) * logits).sum() / N
@@ -44,25 +42,23 @@ def sigmoid_loss(
         z0, z1, gathered, check: as :func:`nt_xent`.
         scale: t, MULTIPLIES similarities (an inverse temperature). Where learned, a 0-dim tensor.
         bias: b, open_clip's sign: negative, since most pairs are negatives. Lee et al. write -b.
-        negatives: ``"cross"`` (SigLIP's), ``"within"`` or ``"both"``.
 
     Returns a scalar in nats, and raises, as :func:`nt_xent`.
     Edge cases: grows linearly, never overflows. A zero row has similarity 0 to everything and gets a zero gradient.
     Sources: Zhai et al. 2023 (SigLIP, arXiv 2303.15343) section 3.2; Lee et al. 2025 (arXiv 2506.09781) Def. 3.2 with
     psi = softplus, c1 = c2 = N - 1.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.functional.sigmoid_loss(torch.randn(16, 128), torch.randn(16, 128), scale=20.0)
     """
     check_two_views(z0, z1, gathered, check)
     checks.one_of(negatives, PAIRS, "negatives")
     t, b = _number("scale", scale), _number("bias", bias)
     views = TwoViews.of(z0, z1, gathered)
 
-    def cost(similarities: Tensor) -> Tensor:
-        return _softplus(t * similarities + b)
-
-    kinds: tuple[Literal["cross", "within"], ...] = ("cross", "within") if negatives == "both" else (negatives,)
-    loss = _softplus(-(t * views.positive + b)).mean()
-    for kind in kinds:
-        loss = loss + views.number_of_negatives(kind) * views.mean_over_pairs(cost, kind)
+    cost = views.mean_over_pairs(lambda similarities: _softplus(t * similarities + b), negatives)
+    loss = _softplus(-(t * views.positive + b)).mean() + views.number_of_negatives(negatives) * cost
     return scaled(loss, gathered)
 
 
@@ -83,7 +79,15 @@ class SigmoidLoss(TwoViewLoss):
     """:func:`varloss.functional.sigmoid_loss` (SigLIP) as a module. Arguments as there.
 
     ``learnable`` learns ``log_scale``, from log ``scale``, and ``bias``, as SigLIP does. Give both to the optimizer.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.SigmoidLoss(learnable=True)(torch.randn(16, 128), torch.randn(16, 128))
     """
+
+    _function = staticmethod(sigmoid_loss)
+    _options = ("scale", "bias", "negatives")
+    _shown = ("negatives", "learnable")
 
     def __init__(
         self,
@@ -97,8 +101,7 @@ class SigmoidLoss(TwoViewLoss):
         super().__init__(gather_distributed)
         checks.positive("scale", scale)
         checks.real("bias", bias)
-        checks.one_of(negatives, PAIRS, "negatives")
-        self.negatives: Pairs = negatives
+        self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
         self.learnable = learnable
         self._fixed_scale = None if learnable else scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnable else None
@@ -118,12 +121,4 @@ class SigmoidLoss(TwoViewLoss):
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
         scale, bias = (x.item() if isinstance(x, Tensor) else x for x in (self.scale, self.bias))
-        return (
-            f"scale={scale:.4g}, bias={bias:.4g}, negatives={self.negatives!r}, "
-            f"learnable={self.learnable}, gather_distributed={self.gather_distributed}"
-        )
-
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Loss of two views, each (N, D)."""
-        gathered = self._gathered(z0, z1)
-        return sigmoid_loss(z0, z1, scale=self.scale, bias=self.bias, negatives=self.negatives, gathered=gathered)
+        return f"scale={scale:.4g}, bias={bias:.4g}, {super().extra_repr()}"

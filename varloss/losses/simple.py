@@ -1,14 +1,11 @@
 """The simple contrastive loss, which shows what hard negatives do."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.hard import check_hard, count_of_hard, mask_easy
-from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
+from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_hard, check_two_views, count_of_hard, scaled
 from varloss.losses.base import TwoViewLoss
 
 
@@ -44,26 +41,35 @@ def simple_loss(
     Returns a scalar, at least float32, also under autocast. Raises as :func:`nt_xent`.
     Edge cases: negatives that tie with the last one kept are kept too. A zero row gets a zero gradient.
     Source: Wang & Liu 2021 (arXiv 2012.09740), the simple and the hard contrastive loss of section 3.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.functional.simple_loss(torch.randn(16, 128), torch.randn(16, 128), hard_fraction=0.1)
     """
     check_two_views(z0, z1, gathered, check)
     checks.one_of(negatives, PAIRS, "negatives")
     views = TwoViews.of(z0, z1, gathered)
     available = views.number_of_negatives(negatives)
     kept = count_of_hard(available, hard_fraction, hard_count)
-    factor = 1 / (available if kept is None else kept) if weight is None else checks.weight(weight)
+    factor = 1 / (available if kept is None else kept) if weight is None else checks.not_negative("weight", weight)
 
     def repulsion(similarities: Tensor, dim: int) -> Tensor:
-        similarities = mask_easy(similarities, kept, dim)
         return similarities.masked_fill(similarities == -math.inf, 0).sum(dim=dim)
 
-    loss = factor * views.over_negatives(repulsion, negatives).mean() - views.positive.mean()
+    loss = factor * views.over_negatives(repulsion, negatives, kept).mean() - views.positive.mean()
     return scaled(loss, gathered)
 
 
 class SimpleLoss(TwoViewLoss):
-    """:func:`varloss.functional.simple_loss` as a module; with hard negatives it is HardSimple. Arguments as there."""
+    """:func:`varloss.functional.simple_loss` as a module; with hard negatives it is HardSimple. Arguments as there.
 
-    _shown = ("weight", "negatives", "hard_fraction", "hard_count")
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.SimpleLoss(hard_fraction=0.1)(torch.randn(16, 128), torch.randn(16, 128))
+    """
+
+    _function = staticmethod(simple_loss)
+    _options = ("weight", "negatives", "hard_fraction", "hard_count")
 
     def __init__(
         self,
@@ -75,21 +81,6 @@ class SimpleLoss(TwoViewLoss):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
-        checks.one_of(negatives, PAIRS, "negatives")
-        check_hard(hard_fraction, hard_count)
-        self.weight = None if weight is None else checks.weight(weight)
-        self.negatives: Pairs = negatives
-        self.hard_fraction = hard_fraction
-        self.hard_count = hard_count
-
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Loss of two views, each (N, D)."""
-        return simple_loss(
-            z0,
-            z1,
-            weight=self.weight,
-            negatives=self.negatives,
-            hard_fraction=self.hard_fraction,
-            hard_count=self.hard_count,
-            gathered=self._gathered(z0, z1),
-        )
+        self.weight = None if weight is None else checks.not_negative("weight", weight)
+        self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
+        self.hard_fraction, self.hard_count = check_hard(hard_fraction, hard_count)

@@ -1,7 +1,5 @@
 """The spectral contrastive loss."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from varloss._core import checks
@@ -32,6 +30,10 @@ def spectral_loss(
     Returns a scalar in [-1, 2] (up to 3 for ``"both"``), at least float32, also under autocast.
     Sources: HaoChen et al. 2021 (arXiv 2106.04156) section 3; Lee et al. 2025 (arXiv 2506.09781) Def. 3.2 with
     psi(x) = x², c1 = c2 = 1.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.functional.spectral_loss(torch.randn(16, 128), torch.randn(16, 128), negatives="within")
     """
     check_two_views(z0, z1, gathered)
     checks.one_of(negatives, PAIRS, "negatives")
@@ -44,15 +46,16 @@ def spectral_loss(
 
 
 class SpectralLoss(TwoViewLoss):
-    """:func:`varloss.functional.spectral_loss` as a module. Arguments as there."""
+    """:func:`varloss.functional.spectral_loss` as a module. Arguments as there.
 
-    _shown = ("negatives",)
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.SpectralLoss(negatives="within")(torch.randn(16, 128), torch.randn(16, 128))
+    """
+
+    _function = staticmethod(spectral_loss)
+    _options = ("negatives",)
 
     def __init__(self, *, negatives: Pairs = "cross", gather_distributed: bool = False) -> None:
         super().__init__(gather_distributed)
-        checks.one_of(negatives, PAIRS, "negatives")
-        self.negatives: Pairs = negatives
-
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Loss of two views, each (N, D)."""
-        return spectral_loss(z0, z1, negatives=self.negatives, gathered=self._gathered(z0, z1))
+        self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")

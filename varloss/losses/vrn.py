@@ -1,7 +1,5 @@
 """Variance reduction of negative-pair similarities (VRN): direct, in closed form, and from sums over ranks."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch
@@ -45,8 +43,7 @@ def vrn(
     less the N diagonal terms. It is used where it is cheaper, N > 2 D. Its error is at most 16 eps times the sum of the
     value, :math:`\delta^2` and 1/(N-1); up to 12 eps were measured. That counts where the value is tiny: for rows that are
     nearly orthogonal, and for a cluster around a ``target`` far from 0, whose value is the difference of numbers near
-    :math:`\delta^2`. The dense form has a few
-    eps of each similarity there.
+    :math:`\delta^2`. The dense form has a few eps of each similarity there.
 
     Args:
         z0, z1, gathered, check: as :func:`nt_xent`.
@@ -62,6 +59,10 @@ def vrn(
     Edge cases: 0 where every negative similarity is :math:`\delta`; rounding leaves up to some 1e-6 in fp32, in the closed
     form also below 0. Finite, not 0, for collapsed embeddings.
     Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7; the closed form is this package's own.
+
+    Example:
+        >>> import torch, varloss
+        >>> loss = varloss.functional.vrn(torch.randn(16, 128), torch.randn(16, 128), num_samples=50_000, pairs="both")
     """
     check_two_views(z0, z1, gathered, check)
     checks.one_of(pairs, PAIRS, "pairs")
@@ -106,6 +107,8 @@ class VRNRegularizer(TwoViewLoss):
         >>> loss = loss_fn(z0, z1) + regularizer(z0, z1)
     """
 
+    _function = staticmethod(vrn)
+    _options = ("num_samples", "target", "pairs", "exponent")
     _shown = ("pairs", "exponent")
 
     def __init__(
@@ -120,12 +123,11 @@ class VRNRegularizer(TwoViewLoss):
     ) -> None:
         super().__init__(gather_distributed)
         checks.delta(num_samples, target)
-        checks.one_of(pairs, PAIRS, "pairs")
         checks.exponent(exponent)
         self.weight = weight
         self.num_samples = num_samples
         self.target = target
-        self.pairs: Pairs = pairs
+        self.pairs: Pairs = checks.one_of(pairs, PAIRS, "pairs")
         self.exponent = exponent
         self.warned_of_one_side = False
 
@@ -141,7 +143,7 @@ class VRNRegularizer(TwoViewLoss):
 
     @weight.setter
     def weight(self, value: float) -> None:
-        self._weight = checks.weight(value)
+        self._weight = checks.not_negative("weight", value)
 
     def warn_if_one_sided(self, z0: Tensor, z1: Tensor) -> None:
         """Warns, once, where only one of the views carries a gradient, as momentum keys do not."""
@@ -158,19 +160,7 @@ class VRNRegularizer(TwoViewLoss):
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Weighted VRN of two views, each (N, D)."""
         self.warn_if_one_sided(z0, z1)
-        return self.weight * self._unweighted(z0, z1)
-
-    def _unweighted(self, z0: Tensor, z1: Tensor) -> Tensor:
         if self.exponent == 2 and self.is_distributed():
             packed = distributed.all_reduce_sum(Grams.of(z0, z1).pack())
-            grams = Grams.unpack(packed, z0.shape[1])
-            return grams.vrn(num_samples=self.num_samples, target=self.target, pairs=self.pairs)
-        return vrn(
-            z0,
-            z1,
-            num_samples=self.num_samples,
-            target=self.target,
-            pairs=self.pairs,
-            exponent=self.exponent,
-            gathered=self._gathered(z0, z1),
-        )
+            return self.weight * Grams.unpack(packed, z0.shape[1]).vrn(target=self.delta, pairs=self.pairs)
+        return self.weight * self._value(z0, z1, gathered=self._gathered(z0, z1))

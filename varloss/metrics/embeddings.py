@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from varloss._core import checks, numerics
 from varloss._core.pairs import PAIRS, Pairs
-from varloss.metrics.inputs import unit_rows, unit_views, wide_rows, without_autocast
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Rows of a similarity tile: 1024 rows against 50 000 columns are 400 MB in float64, and large enough to keep a
 # matrix product efficient.
@@ -21,6 +23,42 @@ _BLOCK_ROWS = 1024
 def _blocks(count: int) -> Iterator[slice]:
     for start in range(0, count, _BLOCK_ROWS):
         yield slice(start, min(start + _BLOCK_ROWS, count))
+
+
+def without_autocast(function: _Function) -> _Function:
+    """Run ``function`` with autocast off on the device of its first tensor: wide stays wide."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if first is None:
+            given = ", ".join(type(value).__name__ for value in (*args, *kwargs.values())) or "nothing"
+            raise TypeError(f"{function.__name__} takes tensors, got {given}")
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def wide_rows(minimum: int, why: str, **named: Tensor) -> list[Tensor]:
+    """Matrices of equal width and at least ``minimum`` rows, checked, in the widest dtype."""
+    checks.embeddings(mixed=True, **named)
+    for name, z in named.items():
+        if z.shape[0] < minimum:
+            raise ValueError(f"{why} needs at least {minimum} rows; {name} has {z.shape[0]}.")
+    return [numerics.widest(numerics.wide(z)) for z in named.values()]
+
+
+def unit_rows(z: Tensor, minimum: int, why: str) -> Tensor:
+    """Checked rows of unit length in the widest dtype."""
+    return numerics.unit(wide_rows(minimum, why, z=z)[0])
+
+
+def unit_views(z0: Tensor, z1: Tensor, minimum: int, why: str) -> tuple[Tensor, Tensor]:
+    """Both views' checked rows of unit length in the widest dtype."""
+    u, v = wide_rows(minimum, why, z0=z0, z1=z1)
+    checks.alike(z0=u, z1=v)
+    return numerics.unit(u), numerics.unit(v)
 
 
 @without_autocast
@@ -206,9 +244,6 @@ def sphere_cosine_quantile(q: Tensor, dim: int) -> Tensor:
     The cosine is x = 2·Beta((dim-1)/2, (dim-1)/2) - 1; written x = sin(φ), φ has the density ∝ cos(φ)^(dim-2) on
     [-π/2, π/2], which is bounded for every dim ≥ 2 (that of x is not for dim = 2). Its distribution function is
     tabulated by Simpson's rule and inverted by Newton's method from the table. Absolute error below 1e-10.
-
-    ``q`` holds probabilities in [0, 1], of any shape; the result has its shape, in float64 (float32 on MPS). Raises ValueError
-    for dim < 2 (on a line the cosine is ±1 and has no density).
     """
     power = checks.whole("dim", dim, 2) - 2
     # cos(φ)^k <= exp(-kφ²/2): beyond 10/sqrt(k) less than 1e-21 of the mass is left.
@@ -270,8 +305,7 @@ def effective_rank(z: Tensor, *, normalize: bool = False) -> Tensor:
     if total.item() == 0:
         raise ValueError("effective rank is undefined for an embedding matrix of zeros")
     p = singular / total
-    entropy: Tensor = torch.special.entr(p).sum()
-    return entropy.exp()
+    return torch.special.entr(p).sum().exp()  # type: ignore[no-any-return]
 
 
 @without_autocast

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from varloss._core.grams import Grams, PairSums
-from varloss.metrics.inputs import wide_rows
+from varloss.metrics.embeddings import wide_rows
 
 
 class SimilarityStatistics(NamedTuple):
@@ -16,6 +16,12 @@ class SimilarityStatistics(NamedTuple):
 
     Positive is u_i·v_i; cross u_i·v_j over i ≠ j, whose variance VRN reduces; within u_i·u_j and v_i·v_j over i ≠ j of
     both views pooled, with the variance about the pooled mean.
+
+    Example:
+        >>> import torch, varloss
+        >>> found = varloss.metrics.similarity_statistics(torch.eye(3), torch.eye(3))
+        >>> found.positive_mean.item(), found.cross_var.item()
+        (1.0, 0.0)
     """
 
     positive_mean: Tensor
@@ -29,10 +35,9 @@ class SimilarityStatistics(NamedTuple):
 class SimilaritySums(NamedTuple):
     """What :class:`SimilarityStatistics` are made of: number, sum and sum of squares of each kind of similarities.
 
-    Packed into one vector, the sums add up over disjoint sets of pairs.
-    Over batches or ranks there are two different statistics. For the pairs INSIDE each batch, as a loss sees them, add the
-    packed sums of the batches. For ALL pairs, also those between batches, add packed :class:`Grams` and take :meth:`of_grams`
-    of the result.
+    Packed into one vector, the sums add up over disjoint sets of pairs. Over batches or ranks there are two different
+    statistics. For the pairs INSIDE each batch, as a loss sees them, add the packed sums of the batches. For ALL pairs, also
+    those between batches, add packed :class:`Grams` and take :meth:`of_grams` of the result.
 
     Example:
         >>> import torch, varloss
@@ -85,9 +90,7 @@ class SimilaritySums(NamedTuple):
 
         Edge cases: NaN for a kind without a pair. To look for one would synchronise the device.
         """
-        return SimilarityStatistics(
-            *self.positive.mean_and_variance(), *self.cross.mean_and_variance(), *self.within.mean_and_variance()
-        )
+        return SimilarityStatistics(*(number for sums in self for number in sums.mean_and_variance()))
 
 
 def similarity_statistics(z0: Tensor, z1: Tensor) -> SimilarityStatistics:
