@@ -44,7 +44,6 @@ class Gathered(NamedTuple):
 
 
 def scaled(loss: Tensor, gathered: Gathered | None) -> Tensor:
-    """``loss`` as this rank's share of the mean over all ranks."""
     return loss if gathered is None else gathered.scale(loss)
 
 

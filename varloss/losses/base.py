@@ -42,8 +42,9 @@ class TwoViewLoss(nn.Module):
         return self._value(z0, z1, gathered=self._gathered(z0, z1))
 
     def _value(self, z0: Tensor, z1: Tensor, **more: Any) -> Tensor:
-        """The function's value for the module's options and ``more`` of them."""
-        return self._function(z0, z1, **{name: getattr(self, name) for name in self._options}, **more)
+        for name in self._options:
+            more[name] = getattr(self, name)
+        return self._function(z0, z1, **more)
 
     def _gathered(self, z0: Tensor, z1: Tensor) -> Gathered | None:
         return distributed.gather_views(z0, z1) if self.gather_distributed else None
