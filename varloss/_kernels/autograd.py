@@ -86,7 +86,7 @@ def _compute(inputs: Inputs, *, offset: int, force_tiles: bool, problem: Problem
     with full_precision(z0.device.type):
         if k0 is not None and k1 is not None:
             return gathered.value_and_gradient((z0, z1), (k0, k1), offset, problem, need_gradient)
-        similarities = len(z0) ** 2 * {"cross": 1, "within": 2, "both": 4}[problem.negatives]
+        similarities = z0.shape[0] ** 2 * {"cross": 1, "within": 2, "both": 4}[problem.negatives]
         small = similarities <= WHOLE_ELEMENTS.get(z0.device.type, WHOLE_ELEMENTS["cuda"])
         if not force_tiles and small and problem.fits_without_shift(_dtype_inside(z0, z1)):
             return *whole.value_and_gradient(z0, z1, problem, need_gradient), None
