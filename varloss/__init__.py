@@ -6,12 +6,13 @@ The losses are functions in :mod:`varloss.functional` and modules here. Imports 
 from varloss import distributed, functional, metrics
 from varloss.losses.dhel import DHELLoss
 from varloss.losses.kcl import KCLLoss
-from varloss.losses.nt_xent import DCLLoss, InfoNCELoss, NTXentLoss, WithVRN
+from varloss.losses.nt_xent import DCLLoss, InfoNCELoss, NTXentLoss
 from varloss.losses.queue import MemoryBank, QueueInfoNCELoss
 from varloss.losses.sigmoid import SigmoidLoss
 from varloss.losses.simple import SimpleLoss
 from varloss.losses.spectral import SpectralLoss
 from varloss.losses.vrn import VRNRegularizer
+from varloss.losses.with_vrn import WithVRN
 
 __version__ = "0.1.0"
 

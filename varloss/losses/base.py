@@ -13,10 +13,7 @@ from varloss._core.pairs import Gathered
 
 
 class TwoViewLoss(nn.Module):
-    """A subclass names its function, and the attributes that are keyword arguments of it.
-
-    ``_shown`` are the attributes that are printed, where those are others.
-    """
+    """A subclass names its function and the attributes it passes on; ``_shown`` are those to print, where they differ."""
 
     _function: Callable[..., Tensor]
     _options: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
-"""NT-Xent and its relatives: which negatives, whether the positive pair stands in the denominator, and VRN with it."""
+"""NT-Xent and its relatives: which negatives, and whether the positive pair stands in the denominator."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from varloss._core import checks
 from varloss._core.checks import Form
@@ -186,23 +186,17 @@ class NTXentLoss(TemperedLoss):
         gathered = self._gathered(z0, z1)
         positive_weight = self.positive_weight(z0, z1, gathered)
         if regularizer is not None:
-            all_negatives = self.hard_fraction is None and self.hard_count is None
-            plain = all_negatives and gathered is None and positive_weight is None
+            plain = self.hard_fraction is None and self.hard_count is None and positive_weight is None
             fusable = regularizer.exponent == 2 and self.negatives in ("both", regularizer.pairs)
             # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a
             # constant of an operator it would cost a compilation each time.
-            eager = not torch.compiler.is_compiling() and not regularizer.is_distributed()
-            fixed = self._fixed_temperature
-            if (
-                plain
-                and fusable
-                and eager
-                and regularizer.weight != 0
-                and not (fixed is None or isinstance(fixed, Tensor))
-            ):
+            eager = not torch.compiler.is_compiling() and gathered is None and not regularizer.is_distributed()
+            temperature = self._fixed_temperature  # None where it is learned
+            fixed = temperature is not None and not isinstance(temperature, Tensor)
+            if plain and fusable and eager and fixed and regularizer.weight != 0:
                 check_two_views(z0, z1, None)
                 regularizer.warn_if_one_sided(z0, z1)
-                own = (float(fixed), self.negatives, self.decoupled)
+                own = (float(cast(float, temperature)), self.negatives, self.decoupled)
                 return autograd.nt_xent(z0, z1, Problem(*own, regularizer.weight, regularizer.delta, regularizer.pairs))
             checks.alike(z0=z0, z1=z1)
             z0, z1 = wide(z0), wide(z1)  # as in nt_xent
@@ -259,53 +253,3 @@ class DCLLoss(NTXentLoss):
             gather_distributed=gather_distributed,
             learnable_temperature=learnable_temperature,
         )
-
-
-class WithVRN(nn.Module):
-    """Any two-view loss plus weighted VRN, under the loss's own call.
-
-    Args:
-        base: a module or function of two (N, D) views that returns a scalar.
-        weight, num_samples, target, pairs, exponent: as :class:`VRNRegularizer`.
-        gather_distributed: takes VRN's pairs from the global batch. The base decides for itself.
-
-    Example:
-        >>> import torch, varloss
-        >>> loss_fn = varloss.WithVRN(varloss.NTXentLoss(temperature=0.5), weight=3, num_samples=50_000)
-        >>> loss = loss_fn(torch.randn(16, 128), torch.randn(16, 128))
-    """
-
-    def __init__(
-        self,
-        base: Any,
-        *,
-        weight: float,
-        num_samples: int | None = None,
-        target: float | None = None,
-        pairs: Pairs = "cross",
-        exponent: float = 2,
-        gather_distributed: bool = False,
-    ) -> None:
-        super().__init__()
-        if not callable(base):
-            raise TypeError(f"base must be a loss module or function of two views; got {type(base).__name__}.")
-        self.base = base
-        self.regularizer = VRNRegularizer(
-            weight=weight,
-            num_samples=num_samples,
-            target=target,
-            pairs=pairs,
-            exponent=exponent,
-            gather_distributed=gather_distributed,
-        )
-
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Loss of two views, each (N, D)."""
-        # A subclass with a forward of its own, or a hook on either part, must be called.
-        if getattr(type(self.base), "forward", None) is NTXentLoss.forward and not self._is_hooked():
-            return cast(Tensor, self.base._with_regularizer(self.regularizer, z0, z1))
-        return cast(Tensor, self.base(z0, z1) + self.regularizer(z0, z1))
-
-    def _is_hooked(self) -> bool:
-        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return any(getattr(part, kind) for part in (self.base, self.regularizer) for kind in kinds)
