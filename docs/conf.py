@@ -76,6 +76,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(Tensor|nn\.\w+|Module|Metric|Callback|Any|Literal|NamedTuple|Path|Generator|device|dtype)"),
     ("py:.*", r"(Sequence|Callable|typing\..*|optional)"),
     ("py:class", r"(varloss|varloss_\w+)\.(.*\.)?_\w.*"),
+    ("py:class", "varloss_bench.grid.Axes"),  # of a plan, inside the results that the functions return
     ("py:class", "PairSums"),  # sums over one kind of pairs, inside the public sums
     # What varloss_bench's functions return and raise: imported only when they run.
     ("py:.*", r"(Comparison|Tuning|Report|SearchCrashedError)"),
