@@ -2,7 +2,7 @@
 
 The file is called by the name of the command. $FAKE_SLURM holds the state: `ID.state` for sacct, `scripts/ID`, and `calls` with a
 line per call. If the file `hold` exists, jobs are accepted and stay pending. The only supported dependency is `afterany`. All tasks of
-an array run at once.
+an array run at once. Jobs are counted from $FAKE_SLURM_FIRST on.
 """
 
 import os
@@ -22,7 +22,7 @@ def directive(script: str, name: str) -> "str | None":
 
 def sbatch(path: str) -> None:
     script = Path(path).read_text()
-    number = str(1000 + 100 * len(list((STATE / "scripts").iterdir())))
+    number = str(int(os.environ.get("FAKE_SLURM_FIRST", "1000")) + 100 * len(list((STATE / "scripts").iterdir())))
     (STATE / "scripts" / number).write_text(script)
     array = directive(script, "array")
     tasks = [None] if array is None else [str(n) for n in range(int(array.split("%")[0].split("-")[1]) + 1)]

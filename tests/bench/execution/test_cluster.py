@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import json
+import random
 import re
 import socket
 import sys
 import time
 import types
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,17 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setattr(submitit.SlurmJob.watcher, "_delay_s", 1)  # by default it queries less and less often
     monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:/usr/bin:/bin")
     return state
+
+
+@pytest.fixture
+def port(slurm, monkeypatch):
+    """The port of the first job's nodes, which follows from its number: one that is free, also of tests at the same time."""
+    while True:
+        found = random.randrange(21000, 30000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", found))
+            monkeypatch.setenv("FAKE_SLURM_FIRST", str(found - 20000))
+            return found
 
 
 def run(where: Cluster, trials, folder) -> list:
@@ -185,16 +198,16 @@ def test_a_second_node_does_not_wait_for_the_first_one_of_a_trial_that_is_done(t
 
 
 @pytest.mark.slow
-def test_a_first_node_that_fails_ends_the_others(tmp_path, slurm):
+def test_a_first_node_that_fails_ends_the_others(tmp_path, slurm, port):
     """If the first node's port is in use, the other node would wait for half an hour."""
     trial, folder = TrialConfig(batch_size=64, steps=2, epochs=0, nodes=2), tmp_path / "results"
     (folder / "jobs").mkdir(parents=True)
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 20000 + 1000))  # that of job 1000
+        taken.bind(("127.0.0.1", port))
         taken.listen()
         Cluster("slurm", {})._submit([trial], folder, COMMAND, 1)
         deadline = time.monotonic() + 150
-        while (state := (slurm / "1000.state").read_text()) == "RUNNING" and time.monotonic() < deadline:
+        while (state := (slurm / f"{port - 20000}.state").read_text()) == "RUNNING" and time.monotonic() < deadline:
             time.sleep(0.2)
     assert state == "FAILED"
     record = Store(folder).load([trial]).records[trial.key()]
@@ -210,6 +223,7 @@ def test_a_failure_without_a_reason_is_taken_all_the_same(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("port")
 def test_two_nodes_share_a_trial(tmp_path, slurm):
     trial = TrialConfig(method="moco", batch_size=64, steps=2, epochs=0, nodes=2)
     (event,) = run(Cluster("slurm", {}), [trial], tmp_path / "results")
