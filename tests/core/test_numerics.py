@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from support import numerics, oracles
 
 import varloss
 from varloss import functional as vf
+from varloss._core import numerics as numerics_of_core
 from varloss._core.numerics import unit
 from varloss.distributed import Gathered, GatheredRows
 
@@ -19,6 +21,70 @@ from varloss.distributed import Gathered, GatheredRows
 def test_table_is_what_is_measured():
     """All losses, all precisions, all conditions: ``PYTHONPATH=tests python -m support.numerics`` writes the table anew."""
     assert numerics.MARKED.findall(numerics.PAGE.read_text()) == [numerics.table()]
+
+
+# ---- flags of the process
+
+
+@pytest.fixture
+def lowered_products():
+    """Products of fp32 numbers may be in less than fp32, as many training scripts set it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("lowered_products")
+@pytest.mark.parametrize("order", ["the first leaves first", "the last leaves first"])
+def test_no_thread_lowers_the_precision_of_another(order):
+    """Two losses at once: whoever leaves first, the other goes on at full precision. Then the flags are as they were."""
+    entered = [threading.Event() for _ in range(2)]
+    leave = [threading.Event() for _ in range(2)]
+    exact = {}
+
+    def multiply(which):
+        with numerics_of_core.full_precision("cpu"):
+            entered[which].set()
+            leave[which].wait()
+            exact[which] = numerics_of_core._products_are_ieee()
+
+    threads = [threading.Thread(target=multiply, args=(which,)) for which in range(2)]
+    for thread, event in zip(threads, entered, strict=True):
+        thread.start()
+        event.wait()
+    for which in (0, 1) if order == "the first leaves first" else (1, 0):
+        leave[which].set()
+        threads[which].join()
+    assert exact == {0: True, 1: True}
+    assert not numerics_of_core._products_are_ieee()
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.usefixtures("lowered_products")
+def test_flags_are_put_back_after_an_error():
+    with pytest.raises(RuntimeError, match="within"), numerics_of_core.full_precision("cpu"):
+        raise RuntimeError("within")
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one flag")
+def test_a_flag_that_follows_that_of_all_backends_goes_on_to_do_so(monkeypatch):
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    for backend in (torch.backends, cuda, cpu):
+        monkeypatch.setattr(backend, "fp32_precision", "none" if backend is not torch.backends else "tf32")
+    with numerics_of_core.full_precision("cpu"):
+        assert (cuda.fp32_precision, cpu.fp32_precision) == ("ieee", "ieee")
+    assert (cuda.fp32_precision, cpu.fp32_precision) == ("tf32", "tf32")
+    torch.backends.fp32_precision = "ieee"
+    assert (cuda.fp32_precision, cpu.fp32_precision) == ("ieee", "ieee")
+    cuda.fp32_precision = "tf32"  # a flag of its own stays one
+    with numerics_of_core.full_precision("cpu"):
+        assert cuda.fp32_precision == "ieee"
+    assert (cuda.fp32_precision, cpu.fp32_precision) == ("tf32", "ieee")
+
+
+# ---- rows
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ FLOORS = {
 }
 MODULES = (*ALLOWED, HARNESS)
 MOST_LINES = 400
-MOST_LINES_OF_THE_CORE = 4000
+MOST_LINES_OF_THE_CORE = 4100
 
 
 def imported(path: Path) -> set[str]:

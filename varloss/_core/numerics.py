@@ -2,7 +2,9 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,38 +51,67 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
 
     Nothing is entered where nothing lowers the precision: the contexts cost as much as five operations.
     """
-    if _products_are_ieee() and not torch.is_autocast_enabled(device_type):
+    if not _flags.threads and _products_are_ieee() and not torch.is_autocast_enabled(device_type):
         return contextlib.nullcontext()
     return _ieee_products(device_type)
 
 
 def _products_are_ieee() -> bool:
-    cuda = torch.backends.cuda.matmul
-    if not hasattr(cuda, "fp32_precision"):  # before torch 2.9
+    if not _HAS_BACKENDS:
         return torch.get_float32_matmul_precision() == "highest"
-    cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     return cuda.fp32_precision in ("none", "ieee") and cpu.fp32_precision in ("none", "ieee")
 
 
 @contextlib.contextmanager
 def _ieee_products(device_type: str) -> Iterator[None]:
-    cuda = torch.backends.cuda.matmul
-    new = hasattr(cuda, "fp32_precision")  # since torch 2.9
-    backends = [cuda, torch.backends.mkldnn.matmul] if new else []  # type: ignore[attr-defined]
-    lowered = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in ("none", "ieee")]
-    before = None if new else torch.get_float32_matmul_precision()
+    """The flags belong to the process: the first thread that enters raises them, and the last that leaves puts them back."""
+    with _flags.lock:
+        if _flags.threads == 0:
+            _flags.lowered = _raise_precision()
+        _flags.threads += 1
     try:
-        for backend, _ in lowered:
-            backend.fp32_precision = "ieee"
-        if before is not None:
-            torch.set_float32_matmul_precision("highest")
         with torch.autocast(device_type, enabled=False):
             yield
     finally:
-        for backend, precision in lowered:
+        with _flags.lock:
+            _flags.threads -= 1
+            if _flags.threads == 0:
+                _put_back(_flags.lowered)
+
+
+class _flags:  # noqa: N801  (one of them, for the process)
+    lock = threading.Lock()
+    threads = 0
+    lowered: ClassVar[list[tuple[Any, str]]] = []
+
+
+_HAS_BACKENDS = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # since torch 2.9
+
+
+def _raise_precision() -> list[tuple[Any, str]]:
+    """Make fp32 products IEEE; returns the flags that were not, with their values. ``torch`` stands for the one of torch < 2.9."""
+    if not _HAS_BACKENDS:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        return [(torch, before)]
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    lowered = [(backend, backend.fp32_precision) for backend in backends]
+    lowered = [(backend, precision) for backend, precision in lowered if precision not in ("none", "ieee")]
+    for backend, _ in lowered:
+        backend.fp32_precision = "ieee"
+    return lowered
+
+
+def _put_back(lowered: list[tuple[Any, str]]) -> None:
+    for backend, precision in lowered:
+        if backend is torch:
+            torch.set_float32_matmul_precision(precision)
+            continue
+        # "none" follows the flag of all backends. A flag that only followed it goes on to do so.
+        backend.fp32_precision = "none"
+        if backend.fp32_precision != precision:
             backend.fp32_precision = precision
-        if before is not None:
-            torch.set_float32_matmul_precision(before)
 
 
 def _plain_products(a: Tensor, b: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ In eager mode that step is a plain ``autograd.Function``. Only torch.compile, wh
 ``varloss::nt_xent``: its dispatch would cost a fifth of the whole at N = 32, and its first call imports 900 modules.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -91,10 +92,42 @@ def _compute(inputs: Inputs, *, offset: int, force_tiles: bool, problem: Problem
         if not force_tiles and small and problem.fits_without_shift(_dtype_inside(z0, z1)):
             return *whole.value_and_gradient(z0, z1, problem, need_gradient), None
         if not force_tiles and _suits_triton(z0, z1, problem):
-            from varloss._kernels import triton  # noqa: PLC0415  (Triton is not on every machine)
-
-            return *triton.value_and_gradient(z0, z1, problem, need_gradient), None
+            found = _by_triton(z0, z1, problem, need_gradient)
+            if found is not None:
+                return *found, None
         return *tiles.value_and_gradient(z0, z1, problem, need_gradient), None
+
+
+# Whether Triton has failed in this process: it is not asked again.
+_triton_failed = False
+
+
+def _by_triton(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None] | None:
+    """Value and gradient by the Triton kernels; None where Triton cannot compile or launch them on this machine.
+
+    It needs a C compiler and Python's headers, which slim images lack, and a card may have less shared memory than those known.
+    A training run must not end there.
+    """
+    global _triton_failed  # noqa: PLW0603  (a fact about the machine)
+    if _triton_failed:
+        return None
+    try:
+        from varloss._kernels import triton  # noqa: PLC0415  (Triton is not on every machine)
+
+        if triton.is_supported():
+            return triton.value_and_gradient(z0, z1, problem, need_gradient)
+        reason = f"it is older than version {'.'.join(map(str, triton.OLDEST))}"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    _triton_failed = True
+    warnings.warn(
+        "varloss does without its Triton kernels in this process, which are for large half-precision batches. The loss is the "
+        f"same and takes longer. Triton cannot be used here: {reason}",
+        stacklevel=2,
+    )
+    return None
 
 
 def _backward(upstream: Tensor, inputs: Inputs, gradients: tuple[Tensor, Tensor | None], formula: Dense) -> Gradients:

@@ -12,6 +12,8 @@ blocks: no atomics, the same result each time.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped, import-not-found"
 # ruff: noqa: PLR0917
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -20,10 +22,29 @@ from torch import Tensor
 from varloss._core.numerics import lengths, wide
 from varloss._kernels.problem import Problem, anchor_losses, to_raw_rows
 
-ROWS, COLUMNS = 64, 64
+# Triton 3.0 to 3.2 abort the process where they compile the gradient for Hopper.
+OLDEST = (3, 3)
 # Set here because Triton 3.10 changes the default.
-OPTIONS = {"enable_fp_fusion": True}
-MAX_SPLIT_SCALE = 2**14  # weights are below 2: scaled by this they fit into fp16
+OPTIONS = {"enable_fp_fusion": True, "num_warps": 4}
+# A weight times its column's scale is below 4, and VRN adds to it: scaled by this it fits into fp16.
+MAX_SPLIT_SCALE = 2**12
+
+
+def is_supported() -> bool:
+    """Whether this Triton compiles the kernels for every card that they are for."""
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= OLDEST
+
+
+def tile_sizes(dim: int) -> dict[Any, dict[str, int]]:
+    """Rows and columns of each kernel's tiles for rows of dimension ``dim``.
+
+    Compiled for capabilities 8.0 to 12.0 no register is spilled, a block fits into the 99 KiB of the smaller cards, and no
+    two groups of warps compute the same weights, as 8 warps on 64 rows do on Hopper.
+    """
+    return {
+        _sums_kernel: {"ROWS": 64, "COLUMNS": 64},
+        _gradient_kernel: {"ROWS": 64, "COLUMNS": 64 if dim <= 128 else 32},
+    }
 
 
 @triton.jit
@@ -40,7 +61,8 @@ def _block(z, scale, index, valid, dim: tl.constexpr, DIM: tl.constexpr):
     return rows, tl.load(scale + index, mask=valid, other=0.0)
 
 
-@triton.jit
+# An odd last batch must not compile them anew.
+@triton.jit(do_not_specialize=["n"])
 def _sums_kernel(
     z, scale, sums, squares, n, target, inverse_t,
     dim: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -70,7 +92,7 @@ def _sums_kernel(
     tl.store(squares + view * n + sample, square, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _gradient_kernel(
     z, scale, reciprocal, gradient, n, target, inverse_t, vrn, split_scale,
     dim: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -107,9 +129,6 @@ def _gradient_kernel(
     tl.store(out, total / split_scale, mask=here[:, None] & (d[None, :] < dim))
 
 
-WARPS = {_sums_kernel: 4, _gradient_kernel: 8}
-
-
 def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """For views of one half-precision dtype, D up to 256, and problems that fit fp32 without a shift."""
     # Triton launches on the current device, wherever its arguments are.
@@ -137,12 +156,12 @@ def _value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient:
         "VRN_CROSS": problem.has_vrn and problem.pairs != "within",
         "VRN_WITHIN": problem.has_vrn and problem.pairs != "cross",
     }
-    sizes = {"dim": dim, "DIM": max(16, triton.next_power_of_2(dim)), "ROWS": ROWS, "COLUMNS": COLUMNS}
-    grid = (triton.cdiv(n, ROWS), 2)
+    width = {"dim": dim, "DIM": max(16, triton.next_power_of_2(dim))}
+    sizes = tile_sizes(dim)
 
     sums, squares = scale.new_empty(2 * n), scale.new_empty(2 * n)
-    _sums_kernel[grid](
-        z, scale, sums, squares, n, problem.target, 1 / t, **sizes, **kinds, **OPTIONS, num_warps=WARPS[_sums_kernel]
+    _sums_kernel[triton.cdiv(n, sizes[_sums_kernel]["ROWS"]), 2](
+        z, scale, sums, squares, n, problem.target, 1 / t, **width, **sizes[_sums_kernel], **kinds, **OPTIONS
     )
     unit = wide(z) * scale.unsqueeze(1)
     positive = (unit[:n] * unit[n:]).sum(1).mul_(1 / t)
@@ -160,9 +179,9 @@ def _value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient:
         sums.view(2, n).add_(positive.exp())
     gradient = torch.empty_like(unit)
     split_scale = float(min(2 * n, MAX_SPLIT_SCALE))
-    _gradient_kernel[grid](
+    _gradient_kernel[triton.cdiv(n, sizes[_gradient_kernel]["ROWS"]), 2](
         z, scale, sums.reciprocal_(), gradient, n, problem.target, 1 / t, slope / factor, split_scale,
-        **sizes, **kinds, **OPTIONS, num_warps=WARPS[_gradient_kernel],
+        **width, **sizes[_gradient_kernel], **kinds, **OPTIONS,
     )  # fmt: skip
     pull = torch.full_like(positive, 2) if problem.decoupled else torch.sigmoid(log_sums - positive).sum(0)
     gradient[:n].addcmul_(pull.unsqueeze(1), unit[n:], value=-1)

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,16 @@ def test_all_that_are_here_agree(group):
     for other in others:
         if not other.is_reference:
             assert losses.disagreement(first.build(), other.build(), 17, 8, "cpu") < 1e-4, other.name
+
+
+def test_memeff_is_timed_with_the_gradient_of_the_formula(monkeypatch):
+    """Its default scales the gradient by sqrt(N / t)."""
+    made = []
+    monkeypatch.setitem(
+        sys.modules, "memeff", SimpleNamespace(MemoryEfficientCLIPLoss=lambda **given: made.append(given))
+    )
+    losses._memeff()
+    assert made == [{"temperature": TEMPERATURE, "stable": False}]
 
 
 def test_disagreement_sees_a_wrong_gradient():

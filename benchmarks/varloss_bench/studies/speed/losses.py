@@ -113,7 +113,8 @@ def _inf_cl() -> Loss:
 
 
 def _memeff() -> Loss:
-    made: Loss = import_module("memeff").MemoryEfficientCLIPLoss(temperature=TEMPERATURE)
+    # Its default, stable=True, scales the gradient by sqrt(N / t) in place of 1 / t.
+    made: Loss = import_module("memeff").MemoryEfficientCLIPLoss(temperature=TEMPERATURE, stable=False)
     return made
 
 
