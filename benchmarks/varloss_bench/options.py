@@ -1,4 +1,7 @@
-"""Descriptions of dataclass fields as options: help, range or choices, name on the command line.
+"""How a dataclass field describes itself as an option: help, range or choices, name on the command line.
+
+The options are not here. Each one is a field: of a trial in `config`, of a command in `compare.options`, `tune.options` and
+`commands.running`, of a study in its own `command`.
 
 These are made from the descriptions: parameters and `--help` (`commands.parameters`), the keys of a YAML file
 (`commands.config_file`), the docstring's list of attributes (`documented`) and the checks (`check`).

@@ -9,7 +9,7 @@ import pytest
 from support import toy_dataset
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.datasets import DATASETS, listed, published_sizes
 from varloss_bench.execution.workers import SPAWN, spawn
 from varloss_bench.methods import load
@@ -35,17 +35,16 @@ def test_a_row_has_the_name_it_is_found_by_and_names_a_loader_that_exists(name):
 def test_the_registry_needs_no_torch_and_loading_imports_one_loader():
     code = (
         "import sys, varloss_bench.datasets; assert not {'torch', 'numpy'} & set(sys.modules)\n"
-        "from varloss_bench.data import sets; sets.load('digits')\n"
+        "from varloss_bench.data import loading; loading.load('digits')\n"
         "assert not {'torchvision', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_the_help_lists_the_rows():
-    assert listed() == (
-        "digits (part of scikit-learn), fashion-mnist, fashion-pairs (100 classes), cifar10, cifar100, stl10, "
-        "imagefolder:PATH (a folder with one folder per class)"
-    )
+    assert listed().startswith("digits (part of scikit-learn), fashion-mnist, fashion-pairs (100 classes), ")
+    assert listed().endswith("imagefolder:PATH (a folder with one folder per class)")
+    assert all(row.typed in listed() for row in DATASETS.values())
 
 
 def test_published_sizes_are_none_where_no_row_has_them():
@@ -56,13 +55,13 @@ def test_published_sizes_are_none_where_no_row_has_them():
 
 def test_a_row_is_all_that_a_new_data_set_needs_to_be_loaded_and_described(monkeypatch):
     monkeypatch.setitem(DATASETS, "toy", toy_dataset.ROW)
-    source = sets.load("toy", official_test=True)
+    source = loading.load("toy", official_test=True)
     assert (len(source.labels), len(source.official_test)) == published_sizes("toy")
-    assert sets.load("toy", sizes=(100, 0, 60)).sizes == (100, 0, 60)
+    assert loading.load("toy", sizes=(100, 0, 60)).sizes == (100, 0, 60)
     whole = TrialConfig(data="toy", official_test=True, num_train=200, num_val=0, num_test=50)
     assert (redraws_training(whole), redraws_test(whole)) == (False, False)
-    with pytest.raises(sets.DataError, match=r"unknown data set 'toy:x'; known data sets: digits, .*, toy$"):
-        sets.load("toy:x")
+    with pytest.raises(loading.DataError, match=r"unknown data set 'toy:x'; known data sets: digits, .*, toy$"):
+        loading.load("toy:x")
 
 
 def test_help_shows_a_new_data_set_and_compare_takes_it():

@@ -36,9 +36,7 @@ EXCEPTIONS = {"varloss/_kernels/triton.py": {"triton"}}
 # The harness may use any third-party library, but of ours only these; solo-learn is driven as a subprocess.
 HARNESS = "benchmarks/varloss_bench"
 HARNESS_OURS = {"varloss", "varloss_lightly", "varloss_lightning", "varloss_bench"}
-OURS = {"varloss", "varloss_bench", "hydra_plugins"} | {
-    f"varloss_{name}" for name in ("lightly", "lightning", "metric_learning", "solo")
-}
+OURS = {"varloss_bench"} | {Path(folder).name for folder in ALLOWED}
 # Floors of a package, lowest first: folders and files that import from lower floors only, not from their own.
 FLOORS = {
     "varloss": [{"_core"}, {"_kernels", "distributed", "metrics"}, {"losses"}, {"functional"}, {"__init__"}],
@@ -128,7 +126,9 @@ def test_core_loads_torch_and_nothing_else():
 def test_adapter_folders_are_not_named_after_their_framework():
     """A folder called ``lightly`` or ``solo`` on sys.path would hide the framework."""
     names = {path.name for path in (ROOT / "integrations").iterdir() if path.is_dir()}
-    assert not names & {"lightly", "solo", "lightning", "pytorch_lightning", "pytorch_metric_learning", "hydra"}
+    frameworks = set().union(*ALLOWED.values()) - OURS
+    assert {"lightly", "solo", "hydra"} <= frameworks
+    assert not names & frameworks
     assert not (ROOT / "integrations" / "hydra_plugins" / "__init__.py").exists()
     assert not (ROOT / "integrations" / "__init__.py").exists()
 
@@ -182,4 +182,5 @@ def test_files_are_short(folder):
 
 
 def test_core_is_small():
-    assert sum(path.read_text().count("\n") for path in sources("varloss")) <= MOST_LINES_OF_THE_CORE
+    lines = sum(path.read_text().count("\n") for path in sources("varloss"))
+    assert lines <= MOST_LINES_OF_THE_CORE, "shorten the core, or raise the limit by what a new loss needs"

@@ -22,7 +22,7 @@ from varloss import distributed, functional, metrics
 
 ROOT = Path(__file__).parents[2]
 MODULES = (varloss, functional, metrics, distributed)
-MOST_NAMES = 45
+MOST_NAMES_BESIDE_THE_LOSSES = 22
 FUNCTIONS = {name: found for name in functional.__all__ if inspect.isfunction(found := getattr(functional, name))}
 LOSSES = [
     found for name in varloss.__all__ if inspect.isclass(found := getattr(varloss, name)) and name != "MemoryBank"
@@ -116,5 +116,8 @@ def test_every_public_callable_has_an_example_that_runs(module: ModuleType):
         assert runner.run(example).failed == 0, name
 
 
-def test_public_names_are_few():
-    assert len({name for module in MODULES for name in module.__all__}) <= MOST_NAMES
+def test_public_names_beside_the_losses_are_few():
+    """A new loss adds its function and its module; every other public name has to be worth learning."""
+    names = {name for module in MODULES for name in module.__all__}
+    losses = {*FUNCTIONS, *(loss.__name__ for loss in LOSSES)}
+    assert len(names - losses) <= MOST_NAMES_BESIDE_THE_LOSSES

@@ -5,7 +5,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.data.types import Request, Source, Split
 from varloss_bench.datasets import DATASETS, Dataset
 
@@ -32,7 +32,7 @@ ROW = Dataset(name="toy", loader="support.toy_dataset:toy", help="bright halves"
 
 def send_size(connection: Connection) -> None:
     """Body of a process: load the data set by its name and send the number of its images."""
-    connection.send(len(sets.load("toy").labels))
+    connection.send(len(loading.load("toy").labels))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from varloss_bench.config import MAX_EPOCHS, TrialConfig, queue_length
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.measures import FEW_LABELS
 from varloss_bench.messages import counted
 from varloss_bench.methods import METHODS, methods_with_negatives, methods_with_queue
@@ -92,7 +92,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
         if trial.arm.trained:
             check(trial)
     first = next(trial for trial in trials if trial.arm.trained)
-    source = sets.load(first.data, first.data_dir, **sets.options_of(first))
+    source = loading.load(first.data, first.data_dir, **loading.options_of(first))
     for split, size in (("val", source.sizes[1]), ("test", source.sizes[2])):
         # All trials are checked, because `--select` uses both splits.
         if size < 2 and any(trial.evaluate_on == split for trial in trials):
@@ -100,7 +100,7 @@ def check_trials(trials: Sequence[TrialConfig]) -> None:
     if bool((source.labels == source.labels[0]).all()):
         raise ValueError(f"{first.data} has a single class; probes need two")
     for seed in dict.fromkeys(trial.seed for trial in trials):
-        sets.check_labels(source, seed, FEW_LABELS)
+        loading.check_labels(source, seed, FEW_LABELS)
     for trial in trials:
         if trial.arm.trained and not 2 <= trial.batch_size <= source.sizes[0]:
             raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from kornia import augmentation as K
 from torch import Tensor, nn
 
-from varloss_bench.data.sets import Source, Split, as_float
+from varloss_bench.data.loading import Source, Split, as_float
 from varloss_bench.measures import MAX_BLOCK_BYTES
 from varloss_bench.training.backbones import SMALL_IMAGE
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from varloss_bench import measures
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.data.types import Split
 from varloss_bench.training import augment, evaluate, fit, timing
 from varloss_bench.training.solo import run as solo_run
@@ -31,7 +31,7 @@ def measure_evaluation_seconds(config: TrialConfig) -> float:
     `evaluate.feature_metrics_seconds` describes what is not counted.
     """
     source = load_source(config)
-    splits = sets.split(source, config.seed)
+    splits = loading.split(source, config.seed)
     held_out = splits.named(config.evaluate_on)
     sizes = len(splits.train), len(held_out)
     train_few = _a_few(splits.train, config.seed)
@@ -57,7 +57,7 @@ def _a_few(split: Split, seed: int) -> Split:
     """A subset of the images with enough of every class for the probes."""
     if len(split) <= _TIMED_TRAIN:
         return split
-    needed = sets.few_labels(split.labels, measures.FEW_LABELS, seed, draws=1)[0]
+    needed = loading.few_labels(split.labels, measures.FEW_LABELS, seed, draws=1)[0]
     others = torch.ones(len(split), dtype=torch.bool)
     others[needed] = False
     more = others.nonzero().flatten()[: max(0, _TIMED_TRAIN - len(needed))]
@@ -68,7 +68,7 @@ def _a_few(split: Split, seed: int) -> Split:
 def measure_solo(config: TrialConfig) -> tuple[float, float]:
     """Seconds until solo-learn's first step and seconds per step, measured now on this machine."""
     source = load_source(config)
-    return solo_run.measure(config, sets.split(source, config.seed).train, source)
+    return solo_run.measure(config, loading.split(source, config.seed).train, source)
 
 
 def measure_step(config: TrialConfig, short: int = 5, long: int = 35) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def measure_step(config: TrialConfig, short: int = 5, long: int = 35) -> tuple[f
     both runs would include the same amount and the difference none of it.
     """
     source = load_source(config)
-    splits = sets.split(source, config.seed)
+    splits = loading.split(source, config.seed)
     endless = dataclasses.replace(config, epochs=long, steps=0, devices=1, nodes=1, strategy="auto")
     seconds = {}
     for steps in (short, short, long):  # the first run pays for lazy imports and allocation, and is overwritten

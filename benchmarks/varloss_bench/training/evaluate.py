@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from varloss import metrics
 from varloss_bench.config import MAX_EPOCHS
-from varloss_bench.data.sets import Source, Split, as_float, few_labels
+from varloss_bench.data.loading import Source, Split, as_float, few_labels
 from varloss_bench.measures import (
     FEW_LABEL_DRAWS,
     FEW_LABELS,

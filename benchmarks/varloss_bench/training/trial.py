@@ -13,14 +13,14 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 from varloss_bench.config import COLLAPSE_MEAN, TrialConfig
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.data.types import Source, Split
 from varloss_bench.training import evaluate, fit, untrained
 from varloss_bench.training.errors import TrainingDivergedError
 from varloss_bench.training.solo import run as solo_run
 from varloss_bench.training.trained import Trained
 
-_load = lru_cache(maxsize=1)(sets.load)
+_load = lru_cache(maxsize=1)(loading.load)
 
 
 def quieten() -> None:
@@ -31,7 +31,7 @@ def quieten() -> None:
 
 def load_source(config: TrialConfig) -> Source:
     """The data set of a trial; the last one is cached."""
-    return _load(config.data, config.data_dir, **sets.options_of(config))
+    return _load(config.data, config.data_dir, **loading.options_of(config))
 
 
 def run_trial(
@@ -56,7 +56,7 @@ def run_trial(
     """
     torch.use_deterministic_algorithms(config.device == "cpu")
     source = load_source(config)
-    splits = sets.split(source, config.seed)
+    splits = loading.split(source, config.seed)
     held_out = splits.named(config.evaluate_on)
     metrics: dict[str, float] = {}
     drawn: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from varloss_bench.config import COLLAPSE_MEAN, TrialConfig
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.records import provenance
 from varloss_bench.records.store import Store, write_atomically
 from varloss_bench.training import evaluate, trial
@@ -76,7 +76,7 @@ class _Rungs(Callback):
         self, config: TrialConfig, metric: str, epochs: Sequence[int], seen: Callable[[int, Look], None]
     ) -> None:
         source = trial.load_source(config)
-        self._splits = sets.split(source, config.seed)
+        self._splits = loading.split(source, config.seed)
         self._seed, self._metric, self._epochs, self._seen = config.seed, metric, epochs, seen
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -20,7 +20,7 @@ from varloss_bench.cli import app
 from varloss_bench.commands import checks
 from varloss_bench.commands.arguments import resolve_device
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.execution import workers
 from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid
@@ -34,8 +34,8 @@ TINY = TrialConfig(epochs=1, batch_size=128)
 
 
 def build(**changes):
-    source = sets.load("digits")
-    module, loader, _ = fit.build(dataclasses.replace(TINY, **changes), sets.split(source, 0).train, source)
+    source = loading.load("digits")
+    module, loader, _ = fit.build(dataclasses.replace(TINY, **changes), loading.split(source, 0).train, source)
     return module, loader
 
 
@@ -153,8 +153,8 @@ def test_two_processes_train_as_one(method):
 
 
 def test_each_rank_gets_its_part_of_every_batch():
-    source = sets.load("digits")
-    splits = sets.split(source, 0)
+    source = loading.load("digits")
+    splits = loading.split(source, 0)
     config = dataclasses.replace(TINY, batch_size=128, devices=2)
     _, whole, _ = fit.build(dataclasses.replace(config, devices=1), splits.train, source)
     parts = [fit.build(config, splits.train, source, rank)[1] for rank in (0, 1)]

@@ -14,7 +14,7 @@ from torchvision import datasets
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import fashion as data_fashion
 from varloss_bench.data import folder as data_folder
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.data import types as data_types
 from varloss_bench.grid import untrained
 from varloss_bench.records import provenance
@@ -39,13 +39,13 @@ SIZES = (20, 10, 10)
 
 def test_cifar_is_read_from_its_files(cifar):
     name, _dataset, folder, (pixels, labels), (test_pixels, test_labels) = cifar
-    source = sets.load(name, str(folder), sizes=SIZES)
+    source = loading.load(name, str(folder), sizes=SIZES)
     assert source.images.dtype == torch.uint8
     assert torch.equal(source.images, torch.from_numpy(pixels))
     assert source.labels.tolist() == labels
     assert (source.labels.dtype, source.num_classes) == (torch.int64, int(name.removeprefix("cifar")))
     assert source.official_test is None
-    tested = sets.load(name, str(folder), sizes=(30, 10, None), official_test=True)
+    tested = loading.load(name, str(folder), sizes=(30, 10, None), official_test=True)
     assert tested.sizes == (30, 10, 7)
     assert torch.equal(tested.official_test.images, torch.from_numpy(test_pixels))
     assert tested.official_test.labels.tolist() == test_labels
@@ -59,17 +59,17 @@ def test_cifar_is_downloaded_where_it_is_not(cifar, served, tmp_path, monkeypatc
     monkeypatch.setattr(dataset, "url", f"{served[1]}/{dataset.filename}")
     monkeypatch.setattr(dataset, "tgz_md5", md5(archive))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert torch.equal(sets.load(name, sizes=SIZES).images, torch.from_numpy(pixels))
+    assert torch.equal(loading.load(name, sizes=SIZES).images, torch.from_numpy(pixels))
     assert (data_types.download_folder() / dataset.base_folder).is_dir()
     archive.unlink()  # the second time nothing is downloaded
-    assert torch.equal(sets.load(name, sizes=SIZES).images, torch.from_numpy(pixels))
+    assert torch.equal(loading.load(name, sizes=SIZES).images, torch.from_numpy(pixels))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
 def test_neither_files_nor_network(name, tmp_path, monkeypatch):
     monkeypatch.setattr(getattr(datasets, name.upper()), "url", (tmp_path / "nowhere.tar.gz").as_uri())
-    with pytest.raises(sets.DataError, match=rf"{name} is not in .*could not be downloaded.*\.tar\.gz .*--data-dir"):
-        sets.load(name, str(tmp_path / "empty"))
+    with pytest.raises(loading.DataError, match=rf"{name} is not in .*could not be downloaded.*\.tar\.gz .*--data-dir"):
+        loading.load(name, str(tmp_path / "empty"))
 
 
 def test_a_changed_file_is_not_taken_for_the_data_set(cifar, monkeypatch, tmp_path):
@@ -77,8 +77,8 @@ def test_a_changed_file_is_not_taken_for_the_data_set(cifar, monkeypatch, tmp_pa
     monkeypatch.setattr(dataset, "url", (tmp_path / "nowhere.tar.gz").as_uri())
     with (folder / dataset.base_folder / dataset.train_list[0][0]).open("ab") as file:
         file.write(b"!")
-    with pytest.raises(sets.DataError, match=f"{name} is not in"):
-        sets.load(name, str(folder))
+    with pytest.raises(loading.DataError, match=f"{name} is not in"):
+        loading.load(name, str(folder))
 
 
 def test_stl10_is_read_upright(tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_stl10_is_read_upright(tmp_path, monkeypatch):
         (np.arange(len(images), dtype=np.uint8) % 10 + 1).tofile(base / f"{part}_y.bin")
     (base / "unlabeled_X.bin").write_bytes(b"")
     accept(monkeypatch, datasets.STL10, base)
-    source = sets.load("stl10", str(tmp_path), sizes=(8, 2, 3), official_test=True)
+    source = loading.load("stl10", str(tmp_path), sizes=(8, 2, 3), official_test=True)
     assert torch.equal(source.images, torch.from_numpy(train))
     assert torch.equal(source.official_test.images, torch.from_numpy(test))
     assert source.labels.tolist() == [*range(10), 0, 1]
@@ -100,9 +100,9 @@ def test_sizes_and_official_test_of_fashion_mnist():
     folder = data_fashion.FASHION_MNIST_DIR
     if not folder.is_dir():
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
-    source = sets.load("fashion-mnist", sizes=(59000, 1000, None), official_test=True)
+    source = loading.load("fashion-mnist", sizes=(59000, 1000, None), official_test=True)
     assert (source.sizes, len(source.labels), len(source.official_test)) == ((59000, 1000, 10000), 60000, 10000)
-    splits = sets.split(source, 0)
+    splits = loading.split(source, 0)
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [59000, 1000, 10000]
     assert splits.test.labels.bincount().tolist() == [1000] * 10
     assert not torch.equal(source.images[:10000], source.official_test.images)
@@ -112,16 +112,16 @@ def numbered(count, sizes, official=None):
     test = (
         None
         if official is None
-        else sets.Split(torch.arange(1000, 1000 + official).view(-1, 1, 1, 1), torch.zeros(official))
+        else loading.Split(torch.arange(1000, 1000 + official).view(-1, 1, 1, 1), torch.zeros(official))
     )
-    return sets.Source(
+    return loading.Source(
         torch.arange(count).view(-1, 1, 1, 1), torch.zeros(count).long(), 1, sizes, 0.0, (1.0, 1.0), False, test
     )
 
 
 def test_an_official_test_split_is_tested_on_and_never_trained_on():
     source = numbered(30, (20, 10, 4), official=6)
-    splits = sets.split(source, 0)
+    splits = loading.split(source, 0)
     drawn = torch.cat([splits.train.images, splits.val.images]).flatten()
     assert sorted(drawn.tolist()) == list(range(30))
     tested = splits.test.images.flatten().tolist()
@@ -140,22 +140,24 @@ def test_an_official_test_split_is_tested_on_and_never_trained_on():
     ],
 )
 def test_sizes_that_cannot_be(sizes, options, message):
-    with pytest.raises(sets.DataError, match=message):
-        sets.load("digits", sizes=sizes, **options)
+    with pytest.raises(loading.DataError, match=message):
+        loading.load("digits", sizes=sizes, **options)
 
 
 def test_sizes_are_those_asked_for():
-    source = sets.load("digits", sizes=(1200, None, 100))
+    source = loading.load("digits", sizes=(1200, None, 100))
     assert source.sizes == (1200, 300, 100)
     # With more images, the first ones that a seed draws stay the same.
-    assert torch.equal(sets.split(source, 3).train.images[:997], sets.split(sets.load("digits"), 3).train.images)
+    assert torch.equal(
+        loading.split(source, 3).train.images[:997], loading.split(loading.load("digits"), 3).train.images
+    )
 
 
 def test_a_class_too_small_for_the_probes_is_known_before_training():
-    source = sets.load("digits", sizes=(120, None, None))
-    with pytest.raises(sets.DataError, match=r"need 10 training samples of every class, but of the 120 that seed 5"):
-        sets.check_labels(source, 5, 10)
-    sets.check_labels(sets.load("digits"), 5, 10)
+    source = loading.load("digits", sizes=(120, None, None))
+    with pytest.raises(loading.DataError, match=r"need 10 training samples of every class, but of the 120 that seed 5"):
+        loading.check_labels(source, 5, 10)
+    loading.check_labels(loading.load("digits"), 5, 10)
 
 
 # Folders of images
@@ -183,7 +185,7 @@ def folder(tmp_path):
 
 def test_images_of_all_kinds_become_squares_in_colour(folder):
     path, square = folder
-    source = sets.load(f"imagefolder:{path}", image_size=8)
+    source = loading.load(f"imagefolder:{path}", image_size=8)
     assert source.labels.tolist() == [0, 0, 0, 1, 1]
     assert (source.images.shape, source.images.dtype, source.num_classes) == ((5, 3, 8, 8), torch.uint8, 2)
     wide, tall, transparent, plain, grey = source.images
@@ -193,7 +195,7 @@ def test_images_of_all_kinds_become_squares_in_colour(folder):
     assert torch.equal(plain, square)
     assert torch.equal(grey, square[:1].expand(3, -1, -1))
     assert source.sizes == (3, 1, 1)
-    assert sets.load(f"imagefolder:{path}").images.shape == (5, 3, 32, 32)
+    assert loading.load(f"imagefolder:{path}").images.shape == (5, 3, 32, 32)
 
 
 def test_official_test_of_a_folder_with_train_and_val(folder):
@@ -207,26 +209,26 @@ def test_official_test_of_a_folder_with_train_and_val(folder):
     for name in ("a", "b"):
         (root / name).rename(whole / "train" / name)
         save(whole / "val" / name / "x.png", np.full((8, 8, 3), 5 if name == "a" else 6))
-    source = sets.load(f"imagefolder:{whole}", image_size=8, sizes=(3, 2, None), official_test=True)
+    source = loading.load(f"imagefolder:{whole}", image_size=8, sizes=(3, 2, None), official_test=True)
     assert source.sizes == (3, 2, 2)
     assert source.official_test.images[:, 0, 0, 0].tolist() == [5, 6]
-    assert len(sets.load(f"imagefolder:{whole}", image_size=8).labels) == 5
+    assert len(loading.load(f"imagefolder:{whole}", image_size=8).labels) == 5
     save(whole / "val" / "c" / "x.png", np.zeros((8, 8, 3)))
-    with pytest.raises(sets.DataError, match="different classes: c"):
-        sets.load(f"imagefolder:{whole}", image_size=8, official_test=True)
+    with pytest.raises(loading.DataError, match="different classes: c"):
+        loading.load(f"imagefolder:{whole}", image_size=8, official_test=True)
 
 
 def test_a_corrupt_image_is_named(folder):
     path, _ = folder
     bad = path / "a" / "tall.bmp"
     bad.write_bytes(bad.read_bytes()[:200])
-    with pytest.raises(sets.DataError, match=r"a/tall\.bmp cannot be read as an image.*tall\.bmp\.broken"):
-        sets.load(f"imagefolder:{path}")
+    with pytest.raises(loading.DataError, match=r"a/tall\.bmp cannot be read as an image.*tall\.bmp\.broken"):
+        loading.load(f"imagefolder:{path}")
     bad.write_bytes(b"not an image")
-    with pytest.raises(sets.DataError, match=r"a/tall\.bmp cannot be read"):
-        sets.load(f"imagefolder:{path}")
+    with pytest.raises(loading.DataError, match=r"a/tall\.bmp cannot be read"):
+        loading.load(f"imagefolder:{path}")
     bad.rename(f"{bad}.broken")
-    assert len(sets.load(f"imagefolder:{path}").labels) == 4
+    assert len(loading.load(f"imagefolder:{path}").labels) == 4
 
 
 DEEP = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
@@ -251,7 +253,7 @@ def test_16_bit_greys_are_scaled_and_not_cut_to_white(folder, name):
         Image.fromarray(DEEP).save(file)
     with Image.open(file) as image:
         assert image.mode.startswith("I")
-    grey = sets.load(f"imagefolder:{path}", image_size=8).images[1]
+    grey = loading.load(f"imagefolder:{path}", image_size=8).images[1]
     expected = torch.from_numpy(np.round(DEEP / 65535 * 255).astype(np.uint8))
     if name == "12.tif":
         expected = torch.from_numpy(np.round(DEEP // 16 / 4095 * 255).astype(np.uint8))
@@ -272,27 +274,29 @@ def tiff(pixels, bits, order=">"):
 def test_greys_without_a_defined_white_are_refused(folder, kind, mode):
     path, _ = folder
     Image.fromarray(DEEP.astype(kind)).save(path / "b" / "deep.tif")
-    with pytest.raises(sets.DataError, match=rf"b/deep\.tif cannot be read.* mode {mode} .*save it with 8 or 16 bits"):
-        sets.load(f"imagefolder:{path}")
+    with pytest.raises(
+        loading.DataError, match=rf"b/deep\.tif cannot be read.* mode {mode} .*save it with 8 or 16 bits"
+    ):
+        loading.load(f"imagefolder:{path}")
 
 
 def test_folders_that_are_no_data_set(folder, tmp_path):
     path, _ = folder
-    with pytest.raises(sets.DataError, match="needs a folder, got '/does/not/exist'"):
-        sets.load("imagefolder:/does/not/exist")
-    with pytest.raises(sets.DataError, match=r"unknown data set 'imagefolder'; known data sets: .*imagefolder:PATH"):
-        sets.load("imagefolder")
-    with pytest.raises(sets.DataError, match=r"a has only the class deep; probes need at least two"):
-        sets.load(f"imagefolder:{path / 'a'}")
-    with pytest.raises(sets.DataError, match="b has no folders"):
-        sets.load(f"imagefolder:{path / 'b'}")
-    with pytest.raises(sets.DataError, match="--official-test needs the folders train and test"):
-        sets.load(f"imagefolder:{path}", official_test=True)
-    with pytest.raises(sets.DataError, match="at least 8 pixels, got 4"):
-        sets.load(f"imagefolder:{path}", image_size=4)
+    with pytest.raises(loading.DataError, match="needs a folder, got '/does/not/exist'"):
+        loading.load("imagefolder:/does/not/exist")
+    with pytest.raises(loading.DataError, match=r"unknown data set 'imagefolder'; known data sets: .*imagefolder:PATH"):
+        loading.load("imagefolder")
+    with pytest.raises(loading.DataError, match=r"a has only the class deep; probes need at least two"):
+        loading.load(f"imagefolder:{path / 'a'}")
+    with pytest.raises(loading.DataError, match="b has no folders"):
+        loading.load(f"imagefolder:{path / 'b'}")
+    with pytest.raises(loading.DataError, match="--official-test needs the folders train and test"):
+        loading.load(f"imagefolder:{path}", official_test=True)
+    with pytest.raises(loading.DataError, match="at least 8 pixels, got 4"):
+        loading.load(f"imagefolder:{path}", image_size=4)
     (path / "c").mkdir()
-    with pytest.raises(sets.DataError, match=r"class c of .* has no images"):
-        sets.load(f"imagefolder:{path}")
+    with pytest.raises(loading.DataError, match=r"class c of .* has no images"):
+        loading.load(f"imagefolder:{path}")
 
 
 @pytest.mark.parametrize(
@@ -304,7 +308,7 @@ def test_memory_is_that_of_bytes_and_of_the_raw_pixels_row(size, gib, monkeypatc
     monkeypatch.setattr(data_folder, "_memory", lambda: int(2 * gib * 2**30) + 2)
     data_folder._require_memory(tmp_path, 126700, size)
     monkeypatch.setattr(data_folder, "_memory", lambda: int(2 * gib * 2**30) - 2)
-    with pytest.raises(sets.DataError, match=f"need {gib:.1f} GiB of memory in each worker process"):
+    with pytest.raises(loading.DataError, match=f"need {gib:.1f} GiB of memory in each worker process"):
         data_folder._require_memory(tmp_path, 126700, size)
 
 
@@ -312,14 +316,14 @@ def test_where_memory_is_not_told_nothing_is_refused_for_it(folder, monkeypatch)
     path, _ = folder
     monkeypatch.delattr(data_folder.os, "sysconf")
     assert data_folder._memory() is None
-    assert len(sets.load(f"imagefolder:{path}", image_size=8).labels) == 5
+    assert len(loading.load(f"imagefolder:{path}", image_size=8).labels) == 5
 
 
 def test_more_pixels_than_memory_are_refused_before_they_are_read(folder, monkeypatch):
     path, _ = folder
     monkeypatch.setattr(data_folder, "_read", None)  # calling it would fail
-    with pytest.raises(sets.DataError, match=r"5 images .* need [\d.]+ GiB of memory .* smaller --image-size"):
-        sets.load(f"imagefolder:{path}", image_size=10**6)
+    with pytest.raises(loading.DataError, match=r"5 images .* need [\d.]+ GiB of memory .* smaller --image-size"):
+        loading.load(f"imagefolder:{path}", image_size=10**6)
 
 
 # Images as bytes
@@ -328,15 +332,15 @@ def test_more_pixels_than_memory_are_refused_before_they_are_read(folder, monkey
 def test_bytes_are_the_floats_they_stand_for():
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     floats = torch.from_numpy(np.arange(256).astype(np.float32) / 255.0).view(1, 1, 16, 16)
-    assert torch.equal(sets.as_float(values), floats)
-    assert sets.as_float(floats) is floats
+    assert torch.equal(loading.as_float(values), floats)
+    assert loading.as_float(floats) is floats
     assert torch.equal(evaluate.encode(torch.nn.Flatten(), values), floats.flatten(1))
 
 
 @pytest.fixture(scope="module")
 def colourful():
     images = torch.from_numpy(pixels_of(64, 32))
-    return sets.Source(images, torch.arange(64) % 2, 2, (32, 16, 16), 0.0, (0.08, 1.0), flip=True)
+    return loading.Source(images, torch.arange(64) % 2, 2, (32, 16, 16), 0.0, (0.08, 1.0), flip=True)
 
 
 def test_colour_views_are_cropped_coloured_and_each_their_own(colourful):
@@ -350,14 +354,14 @@ def test_colour_views_are_cropped_coloured_and_each_their_own(colourful):
     assert len(views.flatten(1).unique(dim=0)) == 400
     grey = (views - views.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-6
     assert 0.1 < float(grey.double().mean()) < 0.3  # p = .2
-    again = augment.two_views(sets.as_float(one), augmentation, seed=0)
+    again = augment.two_views(loading.as_float(one), augmentation, seed=0)
     assert torch.equal(again[0], first)
 
 
 def test_jitter_is_stronger_on_large_images_and_grey_has_none():
     def jitter(size, channels):
         images = torch.zeros(2, channels, size, size)
-        source = sets.Source(images, torch.arange(2), 2, (2, 0, 0), 0.0, (0.5, 1.0), flip=True)
+        source = loading.Source(images, torch.arange(2), 2, (2, 0, 0), 0.0, (0.5, 1.0), flip=True)
         return [step for step in augment.build_augmentation(source) if type(step).__name__ == "ColorJitter"]
 
     assert "hue=0.1" in str(jitter(32, 3)[0])
@@ -366,8 +370,8 @@ def test_jitter_is_stronger_on_large_images_and_grey_has_none():
 
 
 def test_bytes_are_augmented_as_the_floats_in_any_blocks(colourful):
-    split = sets.split(colourful, 0).train
-    floats = sets.Split(sets.as_float(split.images), split.labels)
+    split = loading.split(colourful, 0).train
+    floats = loading.Split(loading.as_float(split.images), split.labels)
     augmentation = augment.build_augmentation(colourful)
     limit = 8 * 3 * 32 * 32 * 4 * 16  # of 16 images
 
@@ -397,13 +401,13 @@ def test_trials_of_a_folder_in_colour(tmp_path):
 
 def test_raw_pixels_of_large_images_are_averaged_and_the_row_says_so(tmp_path):
     images = torch.from_numpy(pixels_of(20, 96))
-    splits = sets.Split(images[:12], torch.arange(12) % 2), sets.Split(images[12:], torch.arange(8) % 2)
-    source = sets.Source(images, torch.arange(20) % 2, 2, (12, 0, 8), 0.0, (0.08, 1.0), flip=True)
+    splits = loading.Split(images[:12], torch.arange(12) % 2), loading.Split(images[12:], torch.arange(8) % 2)
+    source = loading.Source(images, torch.arange(20) % 2, 2, (12, 0, 8), 0.0, (0.08, 1.0), flip=True)
     row = untrained(TrialConfig(data=f"imagefolder:{tmp_path}", image_size=96), "raw-pixels", seed=0)
     assert row.raw_pixels_side == 32
     assert provenance.confounds(row) == {"raw_pixels": "averaged to 32 x 32 before the probes"}
     for features, split in zip(features_without_training(row, source, *splits), splits, strict=True):
-        averaged = sets.as_float(split.images).reshape(-1, 3, 32, 3, 32, 3).mean((3, 5)).flatten(1)
+        averaged = loading.as_float(split.images).reshape(-1, 3, 32, 3, 32, 3).mean((3, 5)).flatten(1)
         torch.testing.assert_close(features, averaged)
 
 
@@ -426,8 +430,8 @@ def test_raw_pixels_of_all_others_are_taken_as_they_are(base):
 
 
 def test_raw_pixels_are_of_the_same_scale_as_bytes_and_as_floats(colourful):
-    split = sets.split(colourful, 0)
+    split = loading.split(colourful, 0)
     config = TrialConfig(method="raw-pixels")
     features, held_out = features_without_training(config, colourful, split.train, split.test)
-    assert torch.equal(features, sets.as_float(split.train.images).flatten(1))
-    assert torch.equal(held_out, sets.as_float(split.test.images).flatten(1))
+    assert torch.equal(features, loading.as_float(split.train.images).flatten(1))
+    assert torch.equal(held_out, loading.as_float(split.test.images).flatten(1))

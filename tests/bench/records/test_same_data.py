@@ -13,7 +13,7 @@ from rich.console import Console
 from varloss_bench.compare import select
 from varloss_bench.compare.present import present
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid, untrained
 from varloss_bench.records import same_data
@@ -103,7 +103,7 @@ def test_the_digest_is_of_pixels_labels_and_their_order(tmp_path):
     write_images(tmp_path, 0, 12)
 
     def digest():
-        return sets.load(f"imagefolder:{tmp_path}", image_size=8, sizes=(14, 4, 4)).digest
+        return loading.load(f"imagefolder:{tmp_path}", image_size=8, sizes=(14, 4, 4)).digest
 
     before = digest()
     assert digest() == before
@@ -120,10 +120,12 @@ def test_the_digest_is_of_pixels_labels_and_their_order(tmp_path):
     file.write_bytes(content)
     assert digest() == before
     # Sizes and seeds draw from the same images.
-    assert sets.load(f"imagefolder:{tmp_path}", image_size=8).digest == before
-    digits = sets.load("digits")
+    assert loading.load(f"imagefolder:{tmp_path}", image_size=8).digest == before
+    digits = loading.load("digits")
     assert dataclasses.replace(digits, labels=digits.labels.flip(0)).digest != digits.digest
-    assert dataclasses.replace(digits, official_test=sets.Split(digits.images, digits.labels)).digest != digits.digest
+    assert (
+        dataclasses.replace(digits, official_test=loading.Split(digits.images, digits.labels)).digest != digits.digest
+    )
 
 
 BASE = TrialConfig(data="imagefolder:x")

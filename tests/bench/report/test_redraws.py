@@ -7,7 +7,7 @@ import torch
 
 from varloss_bench.config import TrialConfig
 from varloss_bench.data import fashion as data_fashion
-from varloss_bench.data import sets, torchvision
+from varloss_bench.data import loading, torchvision
 from varloss_bench.datasets import DATASETS
 from varloss_bench.methods import load
 from varloss_bench.records import provenance, redraws
@@ -21,11 +21,11 @@ def tiny_source(monkeypatch, train, test):
     """A data set whose published splits have these sizes, under CIFAR-10's name."""
     labels = torch.arange(train + test) % 10
     images = labels.view(-1, 1, 1, 1).float()
-    whole = sets.Split(images[train:], labels[train:])
+    whole = loading.Split(images[train:], labels[train:])
 
     def load(request):
         published = whole if request.official_test else None
-        return sets.Source(images[:train], labels[:train], 10, (40, 20, 20), 0.0, (0.08, 1.0), True, published)
+        return loading.Source(images[:train], labels[:train], 10, (40, 20, 20), 0.0, (0.08, 1.0), True, published)
 
     monkeypatch.setattr(torchvision, "cifar10", load)
     monkeypatch.setitem(DATASETS, "cifar10", dataclasses.replace(DATASETS["cifar10"], published=(train, test)))
@@ -50,10 +50,10 @@ def test_what_a_seed_redraws_is_what_it_redraws(monkeypatch, sizes, evaluate_on,
     num_train, num_val, num_test = sizes
     config = TrialConfig(data="cifar10", official_test=official, num_train=num_train, num_val=num_val, num_test=num_test,
                          evaluate_on=evaluate_on)  # fmt: skip
-    source = sets.load(config.data, **sets.options_of(config))
+    source = loading.load(config.data, **loading.options_of(config))
     train, val, test = (
         sorted(first.tolist()) != sorted(second.tolist())
-        for first, second in zip(sets.split_indices(source, 0), sets.split_indices(source, 1), strict=True)
+        for first, second in zip(loading.split_indices(source, 0), loading.split_indices(source, 1), strict=True)
     )
     (words,) = [line for line in notes(Summary((), (), (0, 1)), config) if "redraws" in line]
     assert (redraws.redraws_training(config), redraws.redraws_test(config)) == (train, test)
@@ -115,5 +115,5 @@ def test_published_sizes_are_those_that_the_loaders_name(name, part, said):
 )
 def test_published_sizes_are_those_of_the_files():
     for name in ("fashion-mnist", "fashion-pairs"):
-        source = sets.load(name, official_test=True)
+        source = loading.load(name, official_test=True)
         assert (len(source.labels), len(source.official_test)) == DATASETS[name].published

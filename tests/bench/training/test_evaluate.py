@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from varloss_bench import measures
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.data.types import Split
 from varloss_bench.training import augment, evaluate
 
@@ -188,8 +188,8 @@ def test_measures_of_projections_by_loops():
 
 
 def test_similarities_and_pictures_are_of_the_first_held_out_images(monkeypatch):
-    source = sets.load("digits")
-    splits = sets.split(source, 0)
+    source = loading.load("digits")
+    splits = loading.split(source, 0)
     assert (measures.MAX_SIMILARITY_IMAGES, measures.MAX_PLOTTED_IMAGES, measures.HISTOGRAM_BINS) == (2000, 500, 80)
     monkeypatch.setattr(evaluate, "MAX_SIMILARITY_IMAGES", 30)
     monkeypatch.setattr(evaluate, "MAX_PLOTTED_IMAGES", 20)
@@ -252,8 +252,8 @@ def test_knn_is_by_angle():
 
 def test_similarities_are_of_held_out_pairs():
     """An encoder that ignores its input has mean 1 and variance 0; pixels as embeddings have neither."""
-    source = sets.load("digits")
-    splits = sets.split(source, 0)
+    source = loading.load("digits")
+    splits = loading.split(source, 0)
 
     class Constant(nn.Module):
         def forward(self, x):
@@ -290,7 +290,7 @@ def test_similarities_are_of_held_out_pairs():
 def test_a_few_images_of_as_many_classes_are_evaluated_without_tolerance():
     """Such a trial once crashed at the end of the training."""
     z, generator = torch.eye(10), torch.Generator().manual_seed(0)
-    split = sets.Split(torch.randn(10, 1, generator=generator), torch.arange(10))
+    split = loading.Split(torch.randn(10, 1, generator=generator), torch.arange(10))
     measured = evaluate.embedding_metrics(z, z, (z, z.flip(0)), split, split)
     assert "tolerance" not in measured
     twice = dataclasses.replace(split, labels=torch.arange(10) // 2)
@@ -298,7 +298,7 @@ def test_a_few_images_of_as_many_classes_are_evaluated_without_tolerance():
 
 
 def test_dead_features_have_rank_zero():
-    splits = sets.split(sets.load("digits"), 0)
+    splits = loading.split(loading.load("digits"), 0)
     dead = torch.zeros(len(splits.train), 8), torch.zeros(len(splits.test), 8)
     measured = evaluate.feature_metrics(*dead, splits.train, splits.test, 0)
     assert measured["feature_rank"] == 0

@@ -23,7 +23,7 @@ import varloss_solo
 from varloss_bench.cli import app
 from varloss_bench.compare import cost
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid
 from varloss_bench.records import provenance
@@ -36,7 +36,7 @@ from varloss_bench.training.solo import net as solo_net
 from varloss_bench.training.solo import run as solo_run
 
 CONFIG = TrialConfig(framework="solo", backbone="resnet18", fused=False, weight=3.0, epochs=5, seed=7, temperature=0.2)
-DIGITS = sets.load("digits")
+DIGITS = loading.load("digits")
 
 
 def changed(**values):
@@ -138,8 +138,8 @@ def test_what_solo_learn_cannot_do_is_refused(values, message):
 
 
 def test_exported_images_are_the_split_in_order(tmp_path):
-    split = sets.split(DIGITS, 3).train
-    few = sets.Split(split.images[:12], split.labels[:12])
+    split = loading.split(DIGITS, 3).train
+    few = loading.Split(split.images[:12], split.labels[:12])
     folder = solo_net.export_images(few, DIGITS, tmp_path / "images")
     paths = sorted(folder.rglob("*.png"))
     assert [path.parent for path in paths] == [folder / "all"] * 12
@@ -198,7 +198,7 @@ def test_colour_is_augmented_as_in_the_harness_and_bytes_are_exported_as_they_ar
         jitter.p,
         *(getattr(jitter, name) for name in ("brightness", "contrast", "saturation", "hue")),
     ]
-    folder = solo_net.export_images(sets.Split(images, torch.zeros(3)), source, tmp_path / "images")
+    folder = solo_net.export_images(loading.Split(images, torch.zeros(3)), source, tmp_path / "images")
     for path, image in zip(sorted(folder.rglob("*.png")), images, strict=True):
         with Image.open(path) as file:
             assert np.array_equal(np.array(file), image.permute(1, 2, 0).numpy())

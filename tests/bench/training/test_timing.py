@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.training import augment, estimates, evaluate, fit, modules, timing, trial
 
 pytestmark = pytest.mark.usefixtures("trains")
@@ -125,7 +125,7 @@ def test_the_evaluation_is_timed_on_a_few_images(monkeypatch):
 
 
 def test_the_few_images_have_labels_enough_of_every_class(monkeypatch):
-    split = sets.split(sets.load("digits"), 0).train
+    split = loading.split(loading.load("digits"), 0).train
     monkeypatch.setattr(estimates, "_TIMED_TRAIN", 60)
     few = estimates._a_few(split, seed=0)
     assert few.labels.bincount().tolist() == [10] * 10
@@ -150,14 +150,16 @@ def test_seconds_grow_with_the_samples_that_a_measure_reads(clock, monkeypatch):
     prices = {"few_label_probe": 0.01, "linear_probe": 0.02, "knn": 0.03, "feature_rank": 0.04}
     measures = {name: taking(seconds) for name, seconds in prices.items()}
     monkeypatch.setattr(evaluate, "_feature_measures", lambda *_, **__: measures)
-    split = sets.Split(torch.zeros(10, 1), torch.zeros(10))
+    split = loading.Split(torch.zeros(10, 1), torch.zeros(10))
     seconds = evaluate.feature_metrics_seconds(split.images, split.images, split, split, 0, sizes=(40, 20))
     assert seconds == pytest.approx(0.01 + 4 * 0.02 + 2 * 4 * 2 * 0.03 + 2 * 2 * 0.04)
 
 
 def test_the_augmentation_is_timed_on_no_more_than_a_block():
-    source = sets.load("digits")
-    loader = augment.TwoViewLoader(sets.split(source, 0).train, nn.Identity(), 16, 0, max_block_bytes=8 * 64 * 4 * 100)
+    source = loading.load("digits")
+    loader = augment.TwoViewLoader(
+        loading.split(source, 0).train, nn.Identity(), 16, 0, max_block_bytes=8 * 64 * 4 * 100
+    )
     assert loader.block == 96
     seen = []
 

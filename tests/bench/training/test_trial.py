@@ -10,7 +10,7 @@ import torch
 
 from varloss_bench import measures
 from varloss_bench.config import TrialConfig, queue_length
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.execution.execute import execute
 from varloss_bench.grid import grid
 from varloss_bench.records import provenance, store
@@ -70,8 +70,8 @@ def test_same_seed_same_numbers(method):
 
 
 def test_weight_zero_is_the_plain_method():
-    source = sets.load("digits")
-    splits = sets.split(source, 0)
+    source = loading.load("digits")
+    splits = loading.split(source, 0)
     plain, _, _ = fit.build(TINY, splits.train, source)
     regularised, loader, _ = fit.build(dataclasses.replace(TINY, weight=3.0), splits.train, source)
     assert plain.regularizer is None
@@ -84,9 +84,9 @@ def test_weight_zero_is_the_plain_method():
 
 
 def test_moco_takes_vrn_between_two_query_views_and_enqueues_once():
-    source = sets.load("digits")
+    source = loading.load("digits")
     module, loader, _ = fit.build(
-        dataclasses.replace(TINY, method="moco", weight=3.0, batch_size=64), sets.split(source, 0).train, source
+        dataclasses.replace(TINY, method="moco", weight=3.0, batch_size=64), loading.split(source, 0).train, source
     )
     bank = module.criterion.memory_bank
     assert bank.bank.shape == (256, TrialConfig.output_dim)
@@ -99,8 +99,8 @@ def test_moco_takes_vrn_between_two_query_views_and_enqueues_once():
 
 
 def test_fused_and_split_differ_only_through_batch_norm():
-    source = sets.load("digits")
-    splits = sets.split(source, 0)
+    source = loading.load("digits")
+    splits = loading.split(source, 0)
     outputs = []
     for fused in (True, False):
         module, loader, _ = fit.build(dataclasses.replace(TINY, fused=fused), splits.train, source)
@@ -207,7 +207,7 @@ def test_images_are_hashed_on_rank_0_only(monkeypatch):
     monkeypatch.setattr(fit, "make_trainer", lambda *_, **__: Fitted())
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(sets.Source, "digest", property(hashed))
+    monkeypatch.setattr(loading.Source, "digest", property(hashed))
     assert run_trial(dataclasses.replace(TINY, devices=2), rank=1) == {}
 
 

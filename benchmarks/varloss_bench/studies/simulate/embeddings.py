@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from varloss_bench.config import TrialConfig
-from varloss_bench.data.sets import Split
+from varloss_bench.data.loading import Split
 from varloss_bench.execution.workers import ignore_sigint
 from varloss_bench.grid import grid
 from varloss_bench.statistics import summary

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from varloss import metrics
 from varloss_bench.config import TrialConfig
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.records.store import write_atomically
 from varloss_bench.training import augment, estimates, evaluate, fit, trial
 
@@ -56,7 +56,7 @@ def run_one(trend: str, config: TrialConfig, folder: str) -> Row:
     torch.set_num_threads(1)
     trial.quieten()
     source = trial.load_source(config)
-    splits = sets.split(source, config.seed)
+    splits = loading.split(source, config.seed)
     module, loader, _ = fit.build(config, splits.train, source)
     fit.make_trainer(config, lambda _: None).fit(module, train_dataloaders=loader)
     held_out = splits.test

@@ -1,4 +1,7 @@
-"""Data sets as tensors: images (N, C, H, W), labels (N,), and splits for every seed."""
+"""Load a data set by its name, and split it by a seed. The table of data sets is `varloss_bench.datasets`.
+
+A data set is tensors: images (N, C, H, W) and labels (N,).
+"""
 
 import dataclasses
 from pathlib import Path

@@ -13,13 +13,13 @@ from torchvision import datasets
 from varloss_bench.commands import checks
 from varloss_bench.config import MAX_EPOCHS, TrialConfig
 from varloss_bench.data import fashion as data_fashion
-from varloss_bench.data import sets
+from varloss_bench.data import loading
 from varloss_bench.training import augment
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return sets.load("digits")
+    return loading.load("digits")
 
 
 def test_digits_are_whole_and_scaled(digits):
@@ -29,10 +29,10 @@ def test_digits_are_whole_and_scaled(digits):
 
 
 def test_splits_are_disjoint_whole_and_drawn_by_the_seed(digits):
-    marked = sets.Source(
+    marked = loading.Source(
         torch.arange(1797.0).reshape(-1, 1, 1, 1), digits.labels, 10, digits.sizes, digits.rotation, digits.scale, False
     )
-    first, again, other = sets.split(marked, 0), sets.split(marked, 0), sets.split(marked, 1)
+    first, again, other = loading.split(marked, 0), loading.split(marked, 0), loading.split(marked, 1)
     ids = torch.cat([part.images.flatten() for part in (first.train, first.val, first.test)])
     assert sorted(ids.tolist()) == list(range(1797))
     assert [len(part) for part in (first.train, first.val, first.test)] == [997, 300, 500]
@@ -42,26 +42,26 @@ def test_splits_are_disjoint_whole_and_drawn_by_the_seed(digits):
 
 
 def test_few_labels_are_balanced_and_drawn_by_the_seed(digits):
-    labels = sets.split(digits, 0).train.labels
-    subsets = sets.few_labels(labels, 10, seed=3, draws=5)
+    labels = loading.split(digits, 0).train.labels
+    subsets = loading.few_labels(labels, 10, seed=3, draws=5)
     assert len(subsets) == 5
     for subset in subsets:
         assert labels[subset].bincount().tolist() == [10] * 10
         assert len(subset.unique()) == 100
     assert not torch.equal(subsets[0], subsets[1])
-    assert all(torch.equal(a, b) for a, b in zip(subsets, sets.few_labels(labels, 10, 3, 5), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(subsets, loading.few_labels(labels, 10, 3, 5), strict=True))
 
 
 def test_too_few_labels_is_an_error():
-    with pytest.raises(sets.DataError, match="class 1 has only 2"):
-        sets.few_labels(torch.tensor([0] * 10 + [1] * 2), 5, seed=0, draws=1)
+    with pytest.raises(loading.DataError, match="class 1 has only 2"):
+        loading.few_labels(torch.tensor([0] * 10 + [1] * 2), 5, seed=0, draws=1)
 
 
 def test_unknown_data_set():
     with pytest.raises(
-        sets.DataError, match="unknown data set 'cifar'; known data sets: digits, fashion-mnist, fashion-pairs"
+        loading.DataError, match="unknown data set 'cifar'; known data sets: digits, fashion-mnist, fashion-pairs"
     ):
-        sets.load("cifar")
+        loading.load("cifar")
 
 
 def write_idx(path, values):
@@ -74,7 +74,7 @@ def test_fashion_mnist_reads_idx_files(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, size=(20, 28, 28))
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.arange(20) % 10)
-    source = sets.load("fashion-mnist", str(tmp_path), sizes=(10, 5, 5))
+    source = loading.load("fashion-mnist", str(tmp_path), sizes=(10, 5, 5))
     assert torch.equal((source.images * 255).round().long(), torch.from_numpy(pixels).unsqueeze(1))
     assert source.labels.tolist() == [i % 10 for i in range(20)]
 
@@ -85,7 +85,7 @@ def test_pairs_use_every_garment_once_whole_and_half_its_size(tmp_path):
     garment_labels = torch.arange(240) * 7 % 10
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", garment_labels)
-    source = sets.load("fashion-pairs", str(tmp_path), sizes=(60, 30, 30))
+    source = loading.load("fashion-pairs", str(tmp_path), sizes=(60, 30, 30))
     assert source.images.shape == (120, 1, 32, 18)
     used, places = [], set()
     for image, label in zip((source.images[:, 0] * 255).round().long(), source.labels, strict=True):
@@ -102,14 +102,14 @@ def test_pairs_use_every_garment_once_whole_and_half_its_size(tmp_path):
         used += ids
     assert sorted(used) == list(range(240))
     assert places == {(row, column) for row in range(3) for column in range(5)}
-    assert torch.equal(source.images, sets.load("fashion-pairs", str(tmp_path), sizes=(60, 30, 30)).images)
+    assert torch.equal(source.images, loading.load("fashion-pairs", str(tmp_path), sizes=(60, 30, 30)).images)
 
 
 def test_pairs_are_halved_by_averaging(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, size=(4, 28, 28))
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.array([3, 3, 3, 3]))
-    source = sets.load("fashion-pairs", str(tmp_path), sizes=(2, 0, 0))
+    source = loading.load("fashion-pairs", str(tmp_path), sizes=(2, 0, 0))
     assert source.labels.tolist() == [33, 33]
     averaged = pixels.reshape(4, 14, 2, 14, 2).mean((2, 4)) / 255
     assert float(source.images.sum()) == pytest.approx(averaged.sum())
@@ -145,7 +145,7 @@ def published(nowhere, served, monkeypatch):
 
 
 def load_tiny(folder=None, **options):
-    source = sets.load("fashion-mnist", folder and str(folder), sizes=(10, 5, 5), **options)
+    source = loading.load("fashion-mnist", folder and str(folder), sizes=(10, 5, 5), **options)
     return (source.images[:, 0] * 255).round().long().numpy()
 
 
@@ -154,19 +154,19 @@ def load_tiny(folder=None, **options):
 def test_missing_fashion_mnist_says_where_to_get_it(name, tmp_path):
     names = r"\(train-images-idx3-ubyte\.gz and train-labels-idx1-ubyte\.gz\)"
     rest = r"it could not be downloaded: .*--data-dir.*apt-get install dataset-fashion-mnist"
-    with pytest.raises(sets.DataError, match=rf"{names} is not in {tmp_path}/here, and {rest}"):
-        sets.load(name, str(tmp_path / "here"))
+    with pytest.raises(loading.DataError, match=rf"{names} is not in {tmp_path}/here, and {rest}"):
+        loading.load(name, str(tmp_path / "here"))
     with pytest.raises(
-        sets.DataError, match=rf"is not in {tmp_path}/debian or {tmp_path}/cache/varloss-bench, and {rest}"
+        loading.DataError, match=rf"is not in {tmp_path}/debian or {tmp_path}/cache/varloss-bench, and {rest}"
     ):
-        sets.load(name)
+        loading.load(name)
     write_fashion_mnist(tmp_path / "half")
     (tmp_path / "half" / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(sets.DataError, match=r"half/train-labels-idx1-ubyte\.gz does not exist\. .*apt-get"):
-        sets.load(name, str(tmp_path / "half"))
+    with pytest.raises(loading.DataError, match=r"half/train-labels-idx1-ubyte\.gz does not exist\. .*apt-get"):
+        loading.load(name, str(tmp_path / "half"))
     (tmp_path / "file").touch()
-    with pytest.raises(sets.DataError, match=r"could not be downloaded: .*Not a directory"):
-        sets.load(name, str(tmp_path / "file" / "below"))
+    with pytest.raises(loading.DataError, match=r"could not be downloaded: .*Not a directory"):
+        loading.load(name, str(tmp_path / "file" / "below"))
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -194,7 +194,7 @@ def test_fashion_mnist_that_is_there_is_not_downloaded(tmp_path):
 def test_only_the_files_that_are_needed_are_asked_for(tmp_path):
     train = write_fashion_mnist(tmp_path / "named", ["train"])
     assert np.array_equal(load_tiny(tmp_path / "named"), train["train"])
-    with pytest.raises(sets.DataError, match=r"\(t10k-images-idx3-ubyte\.gz and .* is not in"):
+    with pytest.raises(loading.DataError, match=r"\(t10k-images-idx3-ubyte\.gz and .* is not in"):
         load_tiny(tmp_path / "named", official_test=True)
 
 
@@ -202,7 +202,7 @@ def test_only_the_files_that_lack_are_downloaded(tmp_path, published):
     train = write_fashion_mnist(tmp_path / "named", ["t10k", "train"])["train"]
     for file in (tmp_path / "named").glob("t10k*"):
         file.unlink()
-    source = sets.load("fashion-mnist", str(tmp_path / "named"), sizes=(10, 5, 5), official_test=True)
+    source = loading.load("fashion-mnist", str(tmp_path / "named"), sizes=(10, 5, 5), official_test=True)
     assert np.array_equal((source.images[:, 0] * 255).round().long().numpy(), train)
     assert np.array_equal((source.official_test.images[:, 0] * 255).round().long().numpy(), published[0]["t10k"])
 
@@ -213,16 +213,16 @@ def test_cut_idx_file_is_named(tmp_path, cut):
     write_idx(path, np.zeros((20, 28, 28)))
     raw = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(raw[:cut]))
-    with pytest.raises(sets.DataError, match=r"train-images-idx3-ubyte\.gz is not a complete IDX file"):
-        sets.load("fashion-mnist", str(tmp_path))
+    with pytest.raises(loading.DataError, match=r"train-images-idx3-ubyte\.gz is not a complete IDX file"):
+        loading.load("fashion-mnist", str(tmp_path))
     path.write_bytes(b"not gzip")
-    with pytest.raises(sets.DataError, match="cannot be read"):
-        sets.load("fashion-mnist", str(tmp_path))
+    with pytest.raises(loading.DataError, match="cannot be read"):
+        loading.load("fashion-mnist", str(tmp_path))
 
 
 def make_loader(digits, batch_size=16, seed=0, **changes):
     return augment.TwoViewLoader(
-        sets.split(digits, seed).train, augment.build_augmentation(digits), batch_size, seed, **changes
+        loading.split(digits, seed).train, augment.build_augmentation(digits), batch_size, seed, **changes
     )
 
 
@@ -256,7 +256,7 @@ def test_epochs_are_whole_differ_and_do_not_depend_on_what_training_draws(digits
 
 
 def test_batches_follow_the_order_and_both_views_are_of_one_image(digits):
-    split = sets.split(digits, 0).train
+    split = loading.split(digits, 0).train
     loader = augment.TwoViewLoader(split, torch.nn.Identity(), 16, 0)
     for epoch in range(2):
         order = loader.order(epoch)
