@@ -35,6 +35,7 @@ include_patterns = [
     "docs/**",
     "benchmarks/README.md",
     "benchmarks/recipes/README.md",
+    "benchmarks/gpu/README.md",
     "benchmarks/results/*/README.md",
     "integrations/README.md",
 ]

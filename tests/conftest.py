@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import cache
 
 # Set before torch is imported, here and in every process that a test starts, because pytest-xdist runs one worker per core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,6 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("exhaustive")  # the same test, with more examples
         if group := _group(item):
             item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("cuda") and not _has_cuda():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     if not exhaustive.WANTED:
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=left_out)
@@ -52,6 +55,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid
         ]
         assert not alone, f"pytest-xdist does not keep together what belongs together, such as {alone[0]}"
+
+
+@cache
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _group(item: pytest.Item) -> str | None:

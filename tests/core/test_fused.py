@@ -453,7 +453,6 @@ def test_memory_grows_linearly():
     assert used[1] < 6 * used[0]
 
 
-ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 # The whole matrix at once, VRN in tiles, VRN from Gram matrices, Triton where it is installed.
 CUDA_ROUTES = [
     (32, 64, torch.float32),
@@ -480,7 +479,7 @@ def on_cuda(n, d, dtype):
     return loss, z, compare
 
 
-@ON_CUDA
+@pytest.mark.cuda
 @pytest.mark.parametrize(("n", "d", "dtype"), CUDA_ROUTES)
 def test_cuda_agrees_and_never_waits_for_the_device(n, d, dtype):
     loss, z, compare = on_cuda(n, d, dtype)
@@ -496,7 +495,7 @@ def test_cuda_agrees_and_never_waits_for_the_device(n, d, dtype):
     compare(value.detach(), gradients)
 
 
-@ON_CUDA
+@pytest.mark.cuda
 @pytest.mark.parametrize(("n", "d", "dtype"), CUDA_ROUTES)
 def test_a_cuda_graph_holds_a_step(n, d, dtype):
     loss, z, compare = on_cuda(n, d, dtype)

@@ -164,7 +164,7 @@ def test_memory_that_runs_out_is_not_taken_for_a_broken_triton(asks_triton, monk
         functional.nt_xent(*oracles.views(9, 4))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_gpu(case, dtype):
@@ -173,7 +173,7 @@ def test_on_a_gpu(case, dtype):
     assert gradient < 3e-5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 def test_large_half_precision_batches_take_it(monkeypatch):
     from varloss._kernels import triton as triton_kernels
 
@@ -187,7 +187,7 @@ def test_large_half_precision_batches_take_it(monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 def test_odd_and_even_batches_share_what_is_compiled():
     from varloss._kernels import triton as triton_kernels
 

@@ -36,7 +36,10 @@ EXCEPTIONS = {"varloss/_kernels/triton.py": {"triton"}}
 # The harness may use any third-party library, but of ours only these; solo-learn is driven as a subprocess.
 HARNESS = "benchmarks/varloss_bench"
 HARNESS_OURS = {"varloss", "varloss_lightly", "varloss_lightning", "varloss_bench"}
-OURS = {"varloss_bench"} | {Path(folder).name for folder in ALLOWED}
+# Scripts for a short visit to a GPU, which is not part of the wheel.
+VISIT = "benchmarks/gpu"
+VISIT_OURS = {"gpu", "varloss", "varloss_bench"}
+OURS = {"gpu", "varloss_bench"} | {Path(folder).name for folder in ALLOWED}
 # Floors of a package, lowest first: folders and files that import from lower floors only, not from their own.
 FLOORS = {
     "varloss": [{"_core"}, {"_kernels", "distributed", "metrics"}, {"losses"}, {"functional"}, {"__init__"}],
@@ -54,7 +57,7 @@ FLOORS = {
         {"__init__", "cli", "__main__"},
     ],
 }
-MODULES = (*ALLOWED, HARNESS)
+MODULES = (*ALLOWED, HARNESS, VISIT)
 MOST_LINES = 400
 MOST_LINES_OF_THE_CORE = 4100
 
@@ -90,9 +93,26 @@ def test_harness_imports_of_ours_only_what_it_compares():
         assert "solo" not in imported(path), path.relative_to(ROOT)
 
 
+def test_visit_imports_what_a_bare_machine_has():
+    """Beside the standard library and the checkout; the other packages come in by the study it calls."""
+    for path in sources(VISIT):
+        allowed = VISIT_OURS | {"torch", "triton", "pytest", "rich"}
+        assert imported(path) - STANDARD <= allowed, path.relative_to(ROOT)
+
+
+def test_visit_starts_without_torch():
+    """The process that watches over the steps takes no memory of the card, and answers at once."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import gpu.command; "
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'triton', 'varloss', 'pytest'}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_nothing_imports_the_tests():
     test_modules = {path.stem for path in (ROOT / "tests").rglob("*.py")}
-    for folder in (*ALLOWED, HARNESS):
+    for folder in MODULES:
         for path in sources(folder):
             assert not imported(path) & (test_modules | {"tests"}), path.relative_to(ROOT)
 

@@ -16,6 +16,7 @@ PAGES = sorted(
         "docs/**/*.md",
         "benchmarks/README.md",
         "benchmarks/recipes/README.md",
+        "benchmarks/gpu/README.md",
         "benchmarks/results/*/README.md",
         "integrations/*.md",
     )

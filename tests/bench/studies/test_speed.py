@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from support import oracles
 from typer.testing import CliRunner
 
 import varloss
 from varloss_bench.cli import app
-from varloss_bench.studies.speed import before, losses, measure, report
+from varloss_bench.studies.speed import before, losses, measure, report, run
 from varloss_bench.studies.speed.losses import GROUPS, NUM_SAMPLES, TEMPERATURE, WEIGHT
 
 
@@ -26,7 +27,9 @@ def test_papers_mask_and_solo_learns_formula_equal_the_loops():
     torch.testing.assert_close(losses.mask_vrn(*z), oracles.vrn(*z, delta, "cross", 2))
     expected = oracles.nt_xent(*z, TEMPERATURE, "both", False)
     torch.testing.assert_close(losses.indexed_formula(*z), expected)
-    ours, without, lightly = (who.build()(*z) for who in GROUPS["NT-Xent + VRN"])
+    torch.testing.assert_close(losses.plain_formula(*z), expected)
+    ours, without, lightly = (who.build()(*z) for who in GROUPS["NT-Xent + VRN"][:3])
+    torch.testing.assert_close(losses.plain_formula_with_vrn(*z), ours)
     torch.testing.assert_close(without, expected)
     torch.testing.assert_close(ours, expected + WEIGHT * oracles.vrn(*z, delta, "cross", 2))
     torch.testing.assert_close(lightly, ours)
@@ -51,6 +54,34 @@ def test_memeff_is_timed_with_the_gradient_of_the_formula(monkeypatch):
     assert made == [{"temperature": TEMPERATURE, "stable": False}]
 
 
+def test_siglip_kernel_is_given_unit_rows_and_the_logarithm_of_the_scale(monkeypatch):
+    def fused(u, v, log_scale, bias):
+        signs = 2 * torch.eye(len(u)) - 1
+        return -torch.nn.functional.logsigmoid(signs * (u @ v.T * log_scale.exp() + bias)).sum() / len(u)
+
+    monkeypatch.setitem(sys.modules, "siglip_kernel", SimpleNamespace(fused_siglip_loss=fused))
+    ours, _, theirs = GROUPS["sigmoid"]
+    assert losses.disagreement(ours.build(), theirs.build(), 9, 4, "cpu") < 1e-5
+
+
+def test_the_compiled_formulas_agree(monkeypatch):
+    """They run on a GPU only; here without the compiler's own kernels."""
+    monkeypatch.setattr(torch, "compile", lambda formula, dynamic: formula)
+    for group in ("NT-Xent", "NT-Xent + VRN"):
+        (theirs,) = (who for who in GROUPS[group] if who.name == "compiled formula")
+        assert losses.disagreement(GROUPS[group][0].build(), theirs.build(), 9, 4, "cpu") < 1e-5
+
+
+def test_a_gpu_takes_larger_matrices():
+    who = losses.Contender("a", lambda: losses.mask_vrn, largest=64, largest_on_cuda=256)
+    assert [who.takes(n, device) for n, device in ((64, "cpu"), (256, "cpu"), (256, "cuda"), (257, "cuda"))] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
 def test_disagreement_sees_a_wrong_gradient():
     right = GROUPS["VRN"][1].build()
     wrong = [lambda a, b: right(a, b).detach() + 0 * a.sum() + 0 * b.sum(), lambda a, b: right(a, b) * 1.01]
@@ -65,6 +96,16 @@ def test_a_disagreement_stops_the_run(monkeypatch, tmp_path):
     assert result.exit_code == 1
     assert "VRN: wrong differs from varloss by" in result.output.replace("\n", " ")
     assert not list(tmp_path.iterdir())
+
+
+def test_where_it_is_not_strict_the_disagreeing_one_is_left_out(monkeypatch, tmp_path):
+    wrong = losses.Contender("wrong", lambda: lambda a, b: 2 * losses.mask_vrn(a, b))
+    monkeypatch.setitem(GROUPS, "VRN", [GROUPS["VRN"][0], wrong])
+    plan = run.Plan([4], [4], ["VRN"], 1, "cpu", torch.float32, 0.001, memory=False)
+    (message,) = run.run(plan, tmp_path / "rows.csv", Console(), strict=False)
+    assert message.startswith("VRN: wrong is left out at d = 4: it differs from varloss by")
+    with (tmp_path / "rows.csv").open() as file:
+        assert [row["loss"] for row in csv.DictReader(file)] == ["varloss", "floor"]
 
 
 def test_two_checkouts_are_timed_by_turns(monkeypatch, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +18,9 @@ import varloss
 Loss = Callable[[Tensor, Tensor], Tensor]
 TEMPERATURE = 0.5
 WEIGHT, NUM_SAMPLES = 3.0, 50_000
+SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
+# A GPU with 80 GB holds what the formulas on the whole matrix keep at this N.
+ON_A_GPU = 16384
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Contender:
         build: Makes the loss; other packages are imported then.
         needs: The package it comes from; None if torch is enough.
         largest: Largest N it is run at, because of memory or time.
+        largest_on_cuda: Larger N that a GPU takes; a contender that runs out of memory there is left out.
         only_cuda: Whether it only has CUDA kernels.
         tolerance: Largest allowed difference of value and gradient from ours in fp32.
         is_reference: Whether it computes something else and is timed for reference; it need not agree with ours.
@@ -36,6 +42,7 @@ class Contender:
     build: Callable[[], Loss]
     needs: str | None = None
     largest: int = 8192
+    largest_on_cuda: int = 0
     only_cuda: bool = False
     tolerance: float = 2e-4
     is_reference: bool = False
@@ -43,6 +50,10 @@ class Contender:
     def is_here(self, device: str) -> bool:
         """Whether it can run on this machine."""
         return (self.needs is None or find_spec(self.needs) is not None) and (device == "cuda" or not self.only_cuda)
+
+    def takes(self, n: int, device: str) -> bool:
+        """Whether it is run at N rows a view."""
+        return n <= max(self.largest, self.largest_on_cuda if device == "cuda" else 0)
 
 
 def _ours_with_vrn() -> Loss:
@@ -58,6 +69,10 @@ def _ours(**options: Any) -> Callable[[], Loss]:
 
 def _ours_vrn() -> Loss:
     return varloss.VRNRegularizer(weight=1, num_samples=NUM_SAMPLES)
+
+
+def _ours_sigmoid() -> Loss:
+    return varloss.SigmoidLoss(scale=SIGMOID_SCALE, bias=SIGMOID_BIAS)
 
 
 def _lightly(name: str) -> Callable[[], Loss]:
@@ -92,6 +107,40 @@ def indexed_formula(z0: Tensor, z1: Tensor) -> Tensor:
     return -torch.mean(torch.log(positive / (positive + negative)))
 
 
+def plain_formula(z0: Tensor, z1: Tensor) -> Tensor:
+    """SimCLR's loss as most people write it: one matrix, its diagonal filled, cross-entropy with the other view's rows."""
+    z = torch.nn.functional.normalize(torch.cat([z0, z1]), dim=1)
+    logits = z @ z.T / TEMPERATURE
+    logits = logits.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -math.inf)
+    other = torch.arange(len(z), device=z.device).roll(z0.shape[0])
+    return torch.nn.functional.cross_entropy(logits, other)
+
+
+def plain_formula_with_vrn(z0: Tensor, z1: Tensor) -> Tensor:
+    """``plain_formula``, and VRN without a boolean mask: the sum over the matrix less that of its diagonal."""
+    u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
+    gaps = (u @ v.T + 1 / (NUM_SAMPLES - 1)).square()
+    n = z0.shape[0]
+    return plain_formula(z0, z1) + WEIGHT * (gaps.sum() - gaps.diagonal().sum()) / (n * (n - 1))
+
+
+def sigmoid_formula(z0: Tensor, z1: Tensor) -> Tensor:
+    """SigLIP's loss as its paper prints it, on the whole matrix."""
+    u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
+    signs = 2 * torch.eye(len(u), dtype=u.dtype, device=u.device) - 1
+    return -torch.nn.functional.logsigmoid(signs * (SIGMOID_SCALE * u @ v.T + SIGMOID_BIAS)).sum() / len(u)
+
+
+def compiled(formula: Loss) -> Callable[[], Loss]:
+    """The formula under torch.compile, for all sizes at once: else each size would be compiled anew, seconds each."""
+
+    def build() -> Loss:
+        made: Loss = torch.compile(formula, dynamic=True)
+        return made
+
+    return build
+
+
 def _metric_learning() -> Loss:
     losses = import_module("pytorch_metric_learning.losses")
     made: Loss = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=TEMPERATURE))
@@ -118,7 +167,23 @@ def _memeff() -> Loss:
     return made
 
 
-# Both multiply in TF32, with a mantissa of 10 bits.
+@cache
+def _number(value: float, device: torch.device) -> Tensor:
+    return torch.tensor(value, device=device)
+
+
+def _siglip_kernel() -> Loss:
+    fused = import_module("siglip_kernel").fused_siglip_loss
+
+    def loss(z0: Tensor, z1: Tensor) -> Tensor:
+        u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
+        made: Tensor = fused(u, v, _number(math.log(SIGMOID_SCALE), u.device), _number(SIGMOID_BIAS, u.device))
+        return made
+
+    return loss
+
+
+# These multiply in TF32, with a mantissa of 10 bits.
 TF32_TOLERANCE = 5e-3
 
 # The first of each group is ours; ratios are times over its time.
@@ -126,12 +191,14 @@ GROUPS: dict[str, list[Contender]] = {
     "NT-Xent + VRN": [
         Contender("varloss", _ours_with_vrn, largest=65536),
         Contender("varloss without VRN", _ours(), largest=65536, is_reference=True),
-        Contender("lightly + mask VRN", _lightly_with_mask_vrn, "lightly"),
+        Contender("lightly + mask VRN", _lightly_with_mask_vrn, "lightly", largest_on_cuda=ON_A_GPU),
+        Contender("compiled formula", compiled(plain_formula_with_vrn), "triton", ON_A_GPU, only_cuda=True),
     ],
     "NT-Xent": [
         Contender("varloss", _ours(), largest=65536),
-        Contender("lightly", _lightly("NTXentLoss"), "lightly", 4096),
+        Contender("lightly", _lightly("NTXentLoss"), "lightly", 4096, ON_A_GPU),
         Contender("solo-learn's formula", lambda: indexed_formula, largest=4096),
+        Contender("compiled formula", compiled(plain_formula), "triton", ON_A_GPU, only_cuda=True),
         # O(N^3) in memory.
         Contender("pytorch-metric-learning", _metric_learning, "pytorch_metric_learning", 256),
     ],
@@ -147,6 +214,11 @@ GROUPS: dict[str, list[Contender]] = {
         Contender("varloss", _ours(negatives="cross"), largest=65536),
         Contender("inf-cl", _inf_cl, "inf_cl", 65536, only_cuda=True, tolerance=TF32_TOLERANCE),
         Contender("memeff", _memeff, "memeff", 65536, only_cuda=True, tolerance=TF32_TOLERANCE),
+    ],
+    "sigmoid": [
+        Contender("varloss", _ours_sigmoid, largest_on_cuda=ON_A_GPU),
+        Contender("plain formula", lambda: sigmoid_formula, largest=4096, largest_on_cuda=ON_A_GPU),
+        Contender("siglip-kernel", _siglip_kernel, "siglip_kernel", ON_A_GPU, only_cuda=True, tolerance=TF32_TOLERANCE),
     ],
 }
 

@@ -24,6 +24,9 @@ _COLOURS = {
     "boolean mask": COLOURS[4],
     "inf-cl": COLOURS[5],
     "memeff": "#F0E442",
+    "siglip-kernel": "#F0E442",
+    "compiled formula": "#7A5195",
+    "plain formula": COLOURS[2],
     FLOOR: "#888888",
 }
 

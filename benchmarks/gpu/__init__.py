@@ -1,0 +1,1 @@
+"""Measurements for a short visit to a machine with a GPU: ``python benchmarks/gpu --help``."""
