@@ -17,6 +17,9 @@ from gpu.steps import NO_DEVICE, OTHER_CARD, Visit, run_cells
 from varloss._core.numerics import full_precision
 
 STEP = "ceilings"
+# At most what issuing a call takes, and about a GPU's clock.
+ISSUE_SECONDS, CYCLES_A_SECOND = 40e-6, 1.8e9
+MOST_CALLS = 50
 VERSIONS = ("torch", "triton", "lightly", "pytorch-metric-learning", "memeff", "inf-cl", "siglip-kernel", "numpy")
 
 
@@ -37,7 +40,7 @@ def seconds_of(action: Callable[[], object], device: str, *, seconds: float = 0.
     """Median time of a call, over groups of calls that take so long together; on a GPU by its own clock."""
     action()
     took = _timed(action, 1, device)
-    calls = max(1, min(1000, round(seconds / groups / max(took, 1e-7))))
+    calls = max(1, min(MOST_CALLS, round(seconds / groups / max(took, 1e-7))))
     return sorted(_timed(action, calls, device) for _ in range(groups))[groups // 2]
 
 
@@ -49,6 +52,8 @@ def _timed(action: Callable[[], object], calls: int, device: str) -> float:
             action()
         return (time.perf_counter() - started) / calls
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    # The GPU waits until all calls are issued: they follow one another without a gap, however slow the host is.
+    torch.cuda._sleep(round(calls * ISSUE_SECONDS * CYCLES_A_SECOND))  # type: ignore[no-untyped-call]
     first.record()
     for _ in range(calls):
         action()

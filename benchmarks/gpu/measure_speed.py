@@ -38,7 +38,9 @@ class Cell(NamedTuple):
 def cells(rehearse: bool) -> Iterator[Cell]:
     """Small batches first, then 4096 and 16384, then the rest; d = 128 first, each time."""
     if rehearse:
-        yield from (Cell(group, n, 8, dtype) for n in (8, 16) for group in ("NT-Xent + VRN", "VRN") for dtype in DTYPES)
+        yield from (
+            Cell(group, n, 8, dtype) for n in (8, 12) for group, dtype in (("VRN", DTYPES[0]), (MAIN[0], DTYPES[1]))
+        )
         return
     first, *others = DIMS
     yield from (Cell(group, n, first, dtype) for group in MAIN for dtype in DTYPES for n in SMALL)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.1
 # Kept back for the summary, and for a process to die in.
 SPARE_SECONDS = 4.0
-# A step is not begun with less.
+# What a step gets at least, where there is so much.
 LEAST_SECONDS = 2.0
 
 _MESSAGES = {
@@ -64,35 +64,49 @@ class Outcome:
 
 
 def visit(plan: Plan) -> int:
-    """Run the steps; returns 0, or 1 where anything failed or was cut off, or 2 where it cannot run at all."""
+    """Run the steps; returns 0, 1 where anything failed or was cut off, 2 where nothing can run, 130 after Ctrl-C or SIGTERM."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     for path in plan.folder.glob("*.csv"):
         mend(path)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     trouble: list[str] = []
+    try:
+        code = _visit(plan, trouble)
+    except KeyboardInterrupt:
+        trouble.append("the visit was interrupted")
+        code = 130
+    failed = summary.write(plan.folder, trouble)
+    print(f"\n{(plan.folder / 'summary.txt').read_text(encoding='utf-8')}", flush=True)
+    return code or int(failed > 0)
+
+
+def _visit(plan: Plan, trouble: list[str]) -> int:
     complete = True
     with tempfile.TemporaryDirectory(prefix="varloss-gpu-") as temporary:
-        missing = wheels.install(plan.wheels, Path(temporary))
-        for sentence in missing:
+        trouble += wheels.install(plan.wheels, Path(temporary))
+        for sentence in trouble:
             print(sentence, flush=True)
         environment = _environment(Path(temporary), plan.rehearse)
         for number, step in enumerate(plan.steps):
             print(f"{step.name:9} ", end="", flush=True)
             share = step.share / sum(other.share for other in plan.steps[number:])
-            outcome = _Runner(plan, step, environment).run(plan.seconds_left() * share)
+            outcome = _Runner(plan, step, environment).run(
+                min(plan.seconds_left(), max(LEAST_SECONDS, plan.seconds_left() * share))
+            )
             if outcome.fatal:
                 print(f"\nerror: {_MESSAGES[outcome.fatal]}", file=sys.stderr)
                 return 2
             print(_line(plan.folder, step, outcome), flush=True)
             complete &= outcome.state.startswith("complete")
             trouble += outcome.trouble
-    failed = summary.write(plan.folder, [*missing, *trouble])
-    print((plan.folder / "summary.txt").read_text(encoding="utf-8"), flush=True)
-    return 0 if complete and not failed else 1
+            # Whoever ends this process now still finds tables.
+            summary.write(plan.folder, trouble)
+    return 0 if complete else 1
 
 
 def _environment(installed: Path, rehearse: bool) -> dict[str, str]:
     """Of the steps' processes: the checkout's folders and the installed wheels go before all else on the path."""
-    paths = [*(str(ROOT / name) for name in ("", "integrations", "benchmarks", "tests")), str(installed)]
+    paths = [*(str(ROOT / name) for name in ("", "integrations", "benchmarks")), str(installed)]
     paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     if rehearse:
@@ -113,14 +127,14 @@ class _Runner:
         """Run it, for so many seconds at most."""
         started = time.monotonic()
         entries = self.progress.entries()
-        if self.plan.retry:
-            _forget_failures(self.plan.folder, self.step.name)
-        elif WHOLE in entries and entries[WHOLE].state == DONE:
+        self.progress.reopen(BEGAN)
+        again = self.progress.reopen(FAILED) if self.plan.retry else 0
+        if not again and WHOLE in entries and entries[WHOLE].state == DONE:
             self.outcome.state = "complete before"
             return self.outcome
         while not self.outcome.state:
             left = started + seconds - time.monotonic()
-            if left < min(LEAST_SECONDS, seconds) or left <= 0:
+            if left <= 0:
                 self.outcome.state = "cut off"
                 break
             before = len(self.progress.settled())
@@ -190,19 +204,12 @@ def _cause(code: int) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def _forget_failures(folder: Path, step: str) -> None:
-    """Failed cells, and that the step is complete, are forgotten; what is done stays."""
-    progress = Progress(folder, step)
-    for cell, entry in progress.entries().items():
-        if entry.state == FAILED or cell == WHOLE:
-            progress.began(cell)
-
-
 def _line(folder: Path, step: Step, outcome: Outcome) -> str:
     entries = {cell: entry for cell, entry in Progress(folder, step.name).entries().items() if cell != WHOLE}
     states = [entry.state for entry in entries.values()]
     counts = f"{states.count(DONE)} done, {states.count(FAILED)} failed"
     rows = len(read(folder / f"{step.name}.csv"))
     counts += f", {rows} rows" if rows else ""
-    counts += ", 1 unfinished" if BEGAN in states else ""
+    open_ = len(states) - states.count(DONE) - states.count(FAILED)
+    counts += f", {open_} unfinished" if open_ else ""
     return f"{outcome.state}: {counts}, {outcome.seconds:.1f} s"

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 FIELDS = ("step", "cell", "state", "seconds", "note")
 BEGAN, DONE, FAILED = "began", "done", "failed"
+# Whoever worked at the cell is gone, or it failed and is to be tried again.
+OPEN = "open"
 # The name of the cell whose end is the end of its step.
 WHOLE = "*"
 
@@ -43,16 +45,24 @@ class Progress:
         self._write(cell, state, time.monotonic() - self._since, note)
 
     def entries(self) -> dict[str, Entry]:
-        """The latest entry of each cell, in the order in which cells began."""
+        """The latest entry of each cell, in the order of these."""
         found: dict[str, Entry] = {}
         for row in read(self.path):
             if row["step"] == self.step:
+                found.pop(row["cell"], None)
                 found[row["cell"]] = Entry(row["state"], float(row["seconds"]), row["note"])
         return found
 
     def settled(self) -> set[str]:
         """The cells that are not worked at again."""
-        return {cell for cell, entry in self.entries().items() if entry.state != BEGAN}
+        return {cell for cell, entry in self.entries().items() if entry.state in (DONE, FAILED)}
+
+    def reopen(self, *states: str) -> int:
+        """Cells in one of these states become open; returns how many."""
+        cells = [cell for cell, entry in self.entries().items() if entry.state in states]
+        for cell in cells:
+            self._write(cell, OPEN, 0.0, "")
+        return len(cells)
 
     def running(self) -> str | None:
         """The cell that began last and has no end."""

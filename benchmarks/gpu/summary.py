@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from gpu.progress import BEGAN, DONE, FAILED, WHOLE, Entry, Progress, read
+from gpu.progress import BEGAN, DONE, FAILED, OPEN, WHOLE, Entry, Progress, read
 from gpu.steps import STEPS
 
 BEST = 5
@@ -26,10 +25,16 @@ def write(folder: Path, trouble: Sequence[str]) -> int:
     with (folder / "summary.txt").open("w", encoding="utf-8") as file:
         console = Console(file=file, width=150)
         console.print(_steps(entries))
-        for table in (_ceilings(folder), _launches(folder), _speed(folder), *_tuned(folder)):
+        unprinted = []
+        for make in (_ceilings, _launches, _speed, _best, _worth):
+            try:
+                table = make(folder)
+            except (KeyError, ValueError) as error:
+                unprinted.append(f"no table {make.__name__.strip('_')}: its rows cannot be read: {error!r}")
+                continue
             if table.row_count:
                 console.print(table)
-        sentences = [*trouble, *_failures(entries), *_notes(entries)]
+        sentences = [*trouble, *unprinted, *_failures(entries), *_notes(entries)]
         console.print("What failed or was left out:" if sentences else "Nothing failed.", markup=False)
         for sentence in sentences:
             console.print(f"- {sentence}", markup=False, soft_wrap=True, highlight=False)
@@ -47,7 +52,7 @@ def _steps(entries: dict[str, dict[str, Entry]]) -> Table:
     table = _table("Steps", ("step", "done", "failed", "unfinished", "seconds", "complete"))
     for step, found in entries.items():
         cells = [entry for cell, entry in found.items() if cell != WHOLE]
-        counts = [str(sum(entry.state == state for entry in cells)) for state in (DONE, FAILED, BEGAN)]
+        counts = [str(sum(entry.state in states for entry in cells)) for states in ((DONE,), (FAILED,), (BEGAN, OPEN))]
         whole = found.get(WHOLE)
         complete = "yes" if whole is not None and whole.state == DONE else "no"
         table.add_row(step, *counts, f"{sum(entry.seconds for entry in cells):.1f}", complete)
@@ -101,21 +106,33 @@ def bound(row: Row, rates: dict[str, float]) -> float | None:
     return max(flop / (rate * 1e12), moved / (copy * 1e9))
 
 
-def _tuned(folder: Path) -> list[Table]:
+def _tuned(folder: Path) -> Iterator[tuple[str, str, list[Row]]]:
+    """Each case, its N, and its rows that have a time, the fastest first."""
     keys = ("kernel", "dim", "dtype", "vrn", "n")
-    rows = [row for row in latest(folder / "tune.csv", ("cell",)) if row["us"]]
-    rows.sort(key=lambda row: tuple(row[key] for key in keys))
-    best = _table(f"Shapes of tiles: the best {BEST} of each case, * the default", ("case", "N", "shapes, us"), left=3)
-    worth = _table("Default against best", ("case", "N", "default us", "best us", "default / best", "best shape"))
-    for key, found in itertools.groupby(rows, key=lambda row: tuple(row[key] for key in keys)):
-        ordered = sorted(found, key=lambda row: float(row["us"]))
-        kernel, dim, dtype, vrn, n = key
-        case = f"{kernel}, D = {dim}, {dtype}, VRN {vrn or 'none'}"
-        best.add_row(case, n, "; ".join(f"{_shape(row)} {row['us']}" for row in ordered[:BEST]))
-        for ours in (row for row in ordered if row["default"] == "1"):
-            ratio = float(ours["us"]) / float(ordered[0]["us"])
-            worth.add_row(case, n, ours["us"], ordered[0]["us"], f"{ratio:.2f}", _shape(ordered[0]))
-    return [best, worth]
+    found: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in latest(folder / "tune.csv", ("cell",)):
+        if row["us"]:
+            found[tuple(row[key] for key in keys)].append(row)
+    for (kernel, dim, dtype, vrn, n), rows in sorted(found.items(), key=lambda item: (*item[0][:1], int(item[0][1]))):
+        yield f"{kernel}, D = {dim}, {dtype}, VRN {vrn or 'none'}", n, sorted(rows, key=lambda row: float(row["us"]))
+
+
+def _best(folder: Path) -> Table:
+    title = f"Shapes of tiles: the best {BEST} of each case in us, * the default"
+    table = _table(title, ("case", "N", *map(str, range(1, BEST + 1))), left=BEST + 2)
+    for case, n, rows in _tuned(folder):
+        table.add_row(case, n, *(f"{_shape(row)} {float(row['us']):.0f}" for row in rows[:BEST]))
+    return table
+
+
+def _worth(folder: Path) -> Table:
+    columns = ("case", "N", "default us", "best us", "default / best", "best shape")
+    table = _table("Default against best", columns)
+    for case, n, rows in _tuned(folder):
+        for ours in (row for row in rows if row["default"] == "1"):
+            ratio = float(ours["us"]) / float(rows[0]["us"])
+            table.add_row(case, n, ours["us"], rows[0]["us"], f"{ratio:.2f}", _shape(rows[0]))
+    return table
 
 
 def _shape(row: Row) -> str:

@@ -57,6 +57,8 @@ def _module(wheel: Path) -> str:
 
 def _pip(arguments: list[str]) -> str:
     """What went wrong; empty if nothing did."""
+    if find_spec("pip") is None:
+        return f"{sys.executable} has no pip"
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PIP_SECONDS)
