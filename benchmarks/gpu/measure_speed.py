@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -12,8 +13,8 @@ import torch
 from rich.console import Console
 
 from gpu.measure_ceilings import unfit
-from gpu.progress import mend
-from gpu.steps import Visit, run_cells
+from gpu.progress import FAILED, Progress, mend
+from gpu.steps import Visit, complain, run_cells
 from varloss_bench.studies.speed import run
 from varloss_bench.studies.speed.losses import GROUPS
 
@@ -24,6 +25,7 @@ DTYPES = ("bfloat16", "float32")
 # Groups with a peer that users of a GPU have.
 MAIN = ("NT-Xent + VRN", "NT-Xent", "InfoNCE", "sigmoid")
 SECONDS = 0.1
+MOST_ENDS = 2
 
 
 class Cell(NamedTuple):
@@ -59,6 +61,7 @@ def work(visit: Visit) -> int:
         return code
     path = visit.folder / "speed.csv"
     mend(path)
+    without, ended = _culprits(Progress(visit.folder, STEP))
     console = Console(width=160)
 
     def measured(cell: Cell) -> str:
@@ -74,10 +77,28 @@ def work(visit: Visit) -> int:
         )
         # Rows say which command measures the same.
         with mock.patch.object(sys, "argv", ["varloss-bench", *_words(plan, cell)]):
-            return "; ".join(run.run(plan, path, console, strict=False))
+            return "; ".join(run.run(plan, path, console, strict=False, without=without))
 
-    named = {f"{c.group}, N = {c.n}, d = {c.d}, {c.dtype}": partial(measured, c) for c in cells(visit.rehearse)}
+    named = {
+        f"{c.group}, N = {c.n}, d = {c.d}, {c.dtype}": partial(measured, c)
+        for c in cells(visit.rehearse)
+        if c.group not in ended
+    }
     return run_cells(visit, STEP, named)
+
+
+def _culprits(progress: Progress) -> tuple[set[str], set[str]]:
+    """Who ended a CUDA context before and is not asked again; groups that cost MOST_ENDS processes and are given up."""
+    without, ends = set(), Counter[str]()
+    for cell, entry in progress.entries().items():
+        if entry.state == FAILED and entry.note.startswith("LostContextError: "):
+            without.add(entry.note.split(": ")[1])
+        elif entry.state == FAILED and entry.note.startswith(("it hung", "its process died")):
+            ends[cell.split(", N = ")[0]] += 1
+    for group, number in ends.items():
+        if number >= MOST_ENDS:
+            complain(f"{group} is given up: it hung or died {number} times")
+    return without, {group for group, number in ends.items() if number >= MOST_ENDS}
 
 
 def _words(plan: run.Plan, cell: Cell) -> list[str]:

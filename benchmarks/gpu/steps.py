@@ -38,7 +38,7 @@ STEPS = (
     Step("ceilings", 4, 30, "card, versions, copy bandwidth, matrix rates"),
     Step("tests", 20, 60, "the tests that need a CUDA device"),
     Step("launches", 10, 60, "kernel launches and host time of a training step of the loss"),
-    Step("speed", 36, 60, "time and memory against other packages, as `varloss-bench study speed` measures"),
+    Step("speed", 36, 45, "time and memory against other packages, as `varloss-bench study speed` measures"),
     Step("tune", 30, 40, "tile sizes, warps and stages of both Triton kernels"),
 )
 BY_NAME = {step.name: step for step in STEPS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import os
 import re
 import shutil
@@ -93,7 +94,8 @@ def wait_for(out: Path, step: str, cell: str, state: str) -> None:
 
 def test_a_killed_visit_goes_on_after_its_last_row(fake, tmp_path):
     """Killed with its children alive: they end by themselves, and no row is lost or there twice."""
-    slow = {"a": "pass", "b": "time.sleep(0 if visit.rehearse else 30)", "c": "pass"}
+    beats = "while not visit.rehearse: (visit.folder / 'heart').write_text(str(time.time())); time.sleep(0.05)"
+    slow = {"a": "pass", "b": beats, "c": "pass"}
     gpu, out = fake(tests=slow), tmp_path / "out"
     process = start(gpu, out)
     wait_for(out, "tests", "b", "began")
@@ -101,7 +103,9 @@ def test_a_killed_visit_goes_on_after_its_last_row(fake, tmp_path):
     process.communicate()
     with (out / "rows-tests.csv").open("a") as file:
         file.write("b,1\nc,")  # a row of the cell that has no end, and a torn one
-    time.sleep(0.5)
+    time.sleep(1)
+    assert time.time() - (out / "heart").stat().st_mtime > 0.3
+    (out / "heart").unlink()
     code, printed = run(gpu, out, "--rehearse")
     assert code == 0, printed
     assert re.search(r"^ceilings +complete before: 2 done", printed, flags=re.MULTILINE)
@@ -267,6 +271,48 @@ def test_help_teaches():
     done = subprocess.run([sys.executable, str(GPU), "--help"], capture_output=True, text=True, check=True)
     for words in (*STEPS, "--rehearse", "--prepare", "resumes", "summary.txt", "--minutes 9"):
         assert words in done.stdout
+
+
+def test_a_peer_that_ends_processes_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(GPU.parent))
+    progress = importlib.import_module("gpu.progress").Progress(tmp_path, "speed")
+    for group, n, note in (
+        ("InfoNCE", 32, "LostContextError: inf-cl: CUDA error: an illegal memory access"),
+        ("InfoNCE", 128, "it hung: more than 45 s"),
+        ("sigmoid", 32, "it hung: more than 45 s"),
+        ("sigmoid", 128, "its process died: SIGABRT"),
+        ("VRN", 32, "ValueError: no"),
+        ("VRN", 128, "ValueError: no"),
+    ):
+        progress.settle(f"{group}, N = {n}, d = 128, bfloat16", "failed", note)
+    assert importlib.import_module("gpu.measure_speed")._culprits(progress) == ({"inf-cl"}, {"sigmoid"})
+
+
+def test_a_summary_is_made_of_rows_of_a_gpu(tmp_path, monkeypatch):
+    """Of rows as a GPU gives them: bounds, the best shapes, what the default is worth, and failures."""
+    monkeypatch.syspath_prepend(str(GPU.parent))
+    summary = importlib.import_module("gpu.summary")
+    append = importlib.import_module("gpu.progress").append
+    for name, value, unit in (("card", "H100", ""), ("copy", "3000", "GB/s"), ("bf16", "800", "TFLOP/s")):
+        append(tmp_path / "ceilings.csv", {"cell": name, "name": name, "value": value, "unit": unit})
+    speed = {"group": "NT-Xent", "loss": "varloss", "n": 16384, "d": 128, "dtype": "bfloat16", "median_s": "0.00103"}
+    append(tmp_path / "speed.csv", {**speed, "over_varloss": "1.000", "peak_extra_mib": "20.0"})
+    case = {"kernel": "gradient", "dim": 128, "dtype": "bfloat16", "vrn": "", "n": 8192, "rows": 64, "columns": 64}
+    for warps, stages, default, us in ((4, 3, 1, "300"), (8, 2, 0, "250"), (4, 4, 0, "")):
+        row = {**case, "warps": warps, "stages": stages, "default": default, "us": us}
+        append(tmp_path / "tune.csv", {"cell": f"{warps} {stages}", **row})
+    assert summary.write(tmp_path, ["memeff is missing"]) == 0
+    text = (tmp_path / "summary.txt").read_text()
+    # 12 N^2 D operations at 800 TFLOP/s take 0.515 ms.
+    assert re.search(r"^NT-Xent +varloss +bfloat16 +128 +16384 +1.03 +1.000 +2.00 +20.0", text, flags=re.MULTILINE)
+    assert re.search(r"VRN none +8192 +64x64 w8 s2 250 +64x64 w4 s3\* 300", text)
+    assert re.search(r"VRN none +8192 +300 +250 +1.20 +64x64 w8 s2", text)
+    assert "- memeff is missing" in text
+    # Rows of another making are named, and the other tables stand.
+    (tmp_path / "launches.csv").write_text("a\n1\n")
+    assert summary.write(tmp_path, []) == 0
+    assert "no table launches" in (tmp_path / "summary.txt").read_text()
+    assert "Default against best" in (tmp_path / "summary.txt").read_text()
 
 
 @pytest.mark.slow

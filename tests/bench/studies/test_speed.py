@@ -55,7 +55,8 @@ def test_memeff_is_timed_with_the_gradient_of_the_formula(monkeypatch):
 
 
 def test_siglip_kernel_is_given_unit_rows_and_the_logarithm_of_the_scale(monkeypatch):
-    def fused(u, v, log_scale, bias):
+    def fused(u, v, log_scale, bias, backend):
+        assert backend == "chunked"
         signs = 2 * torch.eye(len(u)) - 1
         return -torch.nn.functional.logsigmoid(signs * (u @ v.T * log_scale.exp() + bias)).sum() / len(u)
 
@@ -106,6 +107,23 @@ def test_where_it_is_not_strict_the_disagreeing_one_is_left_out(monkeypatch, tmp
     assert message.startswith("VRN: wrong is left out at d = 4: it differs from varloss by")
     with (tmp_path / "rows.csv").open() as file:
         assert [row["loss"] for row in csv.DictReader(file)] == ["varloss", "floor"]
+
+
+def test_who_ends_the_cuda_context_is_named_and_can_be_left_out(monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError("an illegal memory access")
+
+    broken = losses.Contender("broken", lambda: fail, needs="torch")
+    monkeypatch.setitem(GROUPS, "VRN", [*GROUPS["VRN"], broken])
+    built = {who.name: (who, who.build()) for who in (GROUPS["VRN"][0], broken)}
+    monkeypatch.setattr(run, "disagreement", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(run.LostContextError, match=r"^broken: CUDA error: an illegal memory access"):
+        run._check("VRN", built, 4, "cuda", leave_out=lambda *_: None, strict=False)
+    monkeypatch.undo()
+    monkeypatch.setitem(GROUPS, "VRN", [*GROUPS["VRN"], broken])
+    plan = run.Plan([4], [4], ["VRN"], 1, "cpu", torch.float32, 0.001, memory=False)
+    assert run.run(plan, tmp_path / "rows.csv", Console(), without={"broken"}) == []
 
 
 def test_two_checkouts_are_timed_by_turns(monkeypatch, tmp_path):

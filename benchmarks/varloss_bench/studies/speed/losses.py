@@ -177,7 +177,10 @@ def _siglip_kernel() -> Loss:
 
     def loss(z0: Tensor, z1: Tensor) -> Tensor:
         u, v = (torch.nn.functional.normalize(z, dim=1) for z in (z0, z1))
-        made: Tensor = fused(u, v, _number(math.log(SIGMOID_SCALE), u.device), _number(SIGMOID_BIAS, u.device))
+        # Its own choice for fp32 tunes fifteen shapes for each size, a minute each time.
+        backend = "chunked" if u.dtype == torch.float32 else "auto"
+        numbers = (_number(value, u.device) for value in (math.log(SIGMOID_SCALE), SIGMOID_BIAS))
+        made: Tensor = fused(u, v, *numbers, backend=backend)
         return made
 
     return loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -31,6 +31,10 @@ LeaveOut = Callable[[str, str], None]
 
 class DisagreementError(Exception):
     """Two implementations of one loss differ, so their times are not comparable."""
+
+
+class LostContextError(Exception):
+    """An implementation ended the CUDA context of this process: nothing else can be timed in it."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,14 @@ class Plan:
             raise ValueError(f"--clock thread is for one thread on the CPU, got {self.threads} on {self.device}")
 
 
-def run(plan: Plan, path: Path, console: Console, *, strict: bool = True) -> list[str]:
+def run(plan: Plan, path: Path, console: Console, *, strict: bool = True, without: Collection[str] = ()) -> list[str]:
     """Measure, and append each row to ``path`` as soon as it is known. Returns which contenders were left out and why.
+
+    ``without`` names contenders that are not asked.
 
     Raises:
         DisagreementError: Two implementations differ; where not ``strict``, the other one is left out instead.
+        LostContextError: Names the contender after which CUDA does not work any more.
     """
     origin = source(plan)
     left_out: list[str] = []
@@ -77,7 +84,7 @@ def run(plan: Plan, path: Path, console: Console, *, strict: bool = True) -> lis
 
     for d in plan.dims:
         for group in plan.groups:
-            built = {c.name: (c, c.build()) for c in contenders(group, plan.device)}
+            built = {c.name: (c, c.build()) for c in contenders(group, plan.device) if c.name not in without}
             worst = _check(group, built, d, plan.device, leave_out=leave_out, strict=strict)
             if not worst:
                 console.print(f"{group}: no other implementation available on {plan.device}", style="dim")
@@ -103,6 +110,7 @@ def _check(
             # Any error of another package: its kernels may not support this device or size.
             if who.needs is None:
                 raise
+            _require_context(name, device, error)
             leave_out(f"{group}: {name}", f"d = {d}: {type(error).__name__}: {error}")
             del built[name]
             continue
@@ -159,17 +167,29 @@ def _runs(name: str, who: Contender, loss: Loss, inputs: tuple[Tensor, Tensor], 
     """Whether one step works at this size on a GPU: one that runs out of memory there must not take the others along."""
     if not inputs[0].is_cuda or who.name == "varloss":
         return True
+    reason = ""
     try:
         measure.step(loss, *inputs)
         torch.cuda.synchronize()
     except Exception as error:
+        _require_context(who.name, "cuda", error)
         n, d = inputs[0].shape
-        leave_out(name, f"N = {n}, d = {d}: {type(error).__name__}: {str(error)[:200]}")
-        return False
-    finally:
-        inputs[0].grad = inputs[1].grad = None
-        torch.cuda.empty_cache()
-    return True
+        reason = f"N = {n}, d = {d}: {type(error).__name__}: {str(error)[:200]}"
+    inputs[0].grad = inputs[1].grad = None
+    torch.cuda.empty_cache()
+    if reason:
+        leave_out(name, reason)
+    return not reason
+
+
+def _require_context(name: str, device: str, error: Exception) -> None:
+    """Raises LostContextError if CUDA does not work after an error of this contender."""
+    if device != "cuda":
+        return
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        raise LostContextError(f"{name}: CUDA error: {error}") from error
 
 
 def source(plan: Plan) -> dict[str, Any]:
