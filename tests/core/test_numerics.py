@@ -84,6 +84,13 @@ def test_a_flag_that_follows_that_of_all_backends_goes_on_to_do_so(monkeypatch):
     assert (cuda.fp32_precision, cpu.fp32_precision) == ("tf32", "ieee")
 
 
+def test_the_operator_of_products_has_both_derivatives():
+    """Float64 does without it outside torch.compile, so other tests differentiate it in fp32 alone."""
+    a, b = oracles.views(5, 3)
+    torch.autograd.gradcheck(numerics_of_core._products, (a, b[:4].detach().requires_grad_()))
+    torch.autograd.gradgradcheck(numerics_of_core._products, (a, b[:4].detach().requires_grad_()))
+
+
 # ---- rows
 
 

@@ -147,7 +147,10 @@ _products.register_autograd(_products_backward, setup_context=_save_factors)
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """All inner products ``a @ b.mT`` of rows of ``a`` and rows of ``b``, (..., N, D) and (..., M, D) -> (..., N, M)."""
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
+    compiling = torch.compiler.is_compiling()
+    if a.dtype == torch.float64 and not compiling:  # nothing lowers its precision
+        return a @ b.mT
+    if compiling or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
         return _products(a, b)  # type: ignore[no-any-return]
     # Nothing has to look into it, and an operator's dispatch costs as much as ten plain ones.
     return _plain_products(a, b)
