@@ -315,7 +315,7 @@ def test_a_summary_is_made_of_rows_of_a_gpu(tmp_path, monkeypatch):
     assert "Default against best" in (tmp_path / "summary.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # a minute; a visit begins with the same
 def test_rehearsal(tmp_path):
     """All steps at tiny sizes, killed in the middle of one and resumed."""
     out, wheels = tmp_path / "out", tmp_path / "wheels"
