@@ -135,8 +135,9 @@ class TwoViews:
             return (self.mean_over_pairs(cost, "cross") + self.mean_over_pairs(cost, "within")) / 2
         keys0, keys1 = self.keys
         blocks = [(self.u, keys1)] if pairs == "cross" else [(self.u, keys0), (self.v, keys1)]
+        costs = [cost(products(rows, keys)) for rows, keys in blocks]
         own = self.own()
-        sums = [cost(products(rows, keys)).masked_fill(own, 0).sum() for rows, keys in blocks]
+        sums = [values.masked_fill(own, 0).sum() for values in costs]
         total = sums[0] if pairs == "cross" else (sums[0] + sums[1]) / 2
         return total / (own.shape[0] * (own.shape[1] - 1))
 
