@@ -17,7 +17,7 @@ WHEELS = Path(__file__).parent / "wheels"
 _EXAMPLES = """\
 examples:
   python benchmarks/gpu --prepare                                   before the visit, with a network: packages to compare with
-  python benchmarks/gpu --out /tmp/rehearsal --rehearse             before the visit, on a CPU: everything, at tiny sizes
+  python benchmarks/gpu --out varloss-runs/rehearsal --rehearse             before the visit, on a CPU: everything, at tiny sizes
   python benchmarks/gpu --out results --minutes 9                   the visit
   python benchmarks/gpu --out results --minutes 5                   the same once more: goes on where the first ended
   python benchmarks/gpu --out results --minutes 2 --steps tests,launches --retry

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from gpu.progress import append, mend, read
+from gpu.progress import mend, read
 from gpu.steps import NO_DEVICE, OTHER_CARD, Visit, run_cells
 from varloss._core.numerics import full_precision
+from varloss_bench.studies.speed.rows import append
 
 STEP = "ceilings"
 # At most what issuing a call takes, and about a GPU's clock.
@@ -162,7 +163,5 @@ def _version(distribution: str) -> str:
 def _commit() -> str:
     from varloss_bench.records import provenance  # noqa: PLC0415  (a slow import, for one row)
 
-    environment = provenance.environment()
-    git = environment["git"] or {}
     # A copy of the checkout may have no git: the digest of the sources says which they are.
-    return f"{git.get('commit', 'no git')}{'+changes' if git.get('dirty') else ''} {environment['varloss_source']}"
+    return f"{provenance.commit() or 'no git'} {provenance.environment()['varloss_source']}"

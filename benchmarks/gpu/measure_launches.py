@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import varloss
 from gpu.measure_ceilings import card, unfit
-from gpu.progress import Progress, append, mend
+from gpu.progress import Progress, mend
 from gpu.steps import Visit, run_cells
 from varloss_bench.studies.speed import losses, measure
 from varloss_bench.studies.speed.losses import NUM_SAMPLES, TEMPERATURE, WEIGHT, Loss
+from varloss_bench.studies.speed.rows import append
 
 STEP = "launches"
 SIZES, DIM = (32, 128, 512), 128

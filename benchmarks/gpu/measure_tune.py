@@ -8,9 +8,10 @@ from importlib.util import find_spec
 
 from gpu import compiling, shapes
 from gpu.measure_ceilings import card, seconds_of, unfit
-from gpu.progress import Progress, append, mend
+from gpu.progress import Progress, mend
 from gpu.shapes import Case, Problem, Shape
 from gpu.steps import Visit, complain, is_lost, run_cells
+from varloss_bench.studies.speed.rows import append
 
 STEP = "tune"
 # Part of the time that is left, for compiling one type.

@@ -9,7 +9,9 @@ import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from varloss_bench.studies.speed.rows import append
 
 FIELDS = ("step", "cell", "state", "seconds", "note")
 BEGAN, DONE, FAILED = "began", "done", "failed"
@@ -72,16 +74,6 @@ class Progress:
     def _write(self, cell: str, state: str, seconds: float, note: str) -> None:
         line = (self.step, cell, state, f"{seconds:.3f}", " ".join(note.split())[:500])
         append(self.path, dict(zip(FIELDS, line, strict=True)))
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row; it is with the operating system when this returns."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def read(path: Path) -> list[dict[str, str]]:

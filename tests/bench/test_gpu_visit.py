@@ -22,8 +22,9 @@ STEPS = ("ceilings", "tests", "launches", "speed", "tune")
 # A step with a few cells; each is a line of code.
 FAKE = """
 import os, time
-from gpu.progress import Progress, append, mend
+from gpu.progress import Progress, mend
 from gpu.steps import Visit, run_cells
+from varloss_bench.studies.speed.rows import append
 
 BODIES = {bodies!r}
 

@@ -17,8 +17,11 @@ from varloss import functional
 from varloss._kernels import autograd
 
 errors_of_triton = pytest.importorskip("triton.runtime.errors", reason="Triton is not installed")
+triton_kernels = pytest.importorskip("varloss._kernels.triton")
+VERSION = tuple(map(int, triton_kernels.triton.__version__.split(".")[:2]))
 
 
+@pytest.mark.skipif(VERSION == (3, 3), reason="Triton 3.3's interpreter cannot combine a comparison with a constant")
 def test_interpreted_kernels_equal_the_tiles():
     """In fp16 alone: Triton's interpreter multiplies the bits of bf16 numbers as integers."""
     program = (
@@ -42,8 +45,6 @@ def test_interpreted_kernels_equal_the_tiles():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rows_of_any_length_are_brought_near_one_exactly(dtype):
-    from varloss._kernels import triton as triton_kernels
-
     limits = torch.finfo(dtype)
     directions = oracles.views(6, 4)[0].detach()
     directions = directions / directions.abs().amax(dim=1, keepdim=True)
@@ -60,6 +61,9 @@ def test_rows_of_any_length_are_brought_near_one_exactly(dtype):
     torch.testing.assert_close((rows.float() * scale.unsqueeze(1))[1:], (z.double() / exact)[1:].float())
 
 
+SUPPORTED = pytest.mark.skipif(not triton_kernels.is_supported(), reason="varloss does without a Triton this old")
+# Measured: 52 on sm_80 with Triton 3.5, 36 with 3.6 to 3.9, none on other cards. 3.3 and 3.4 spill at D = 256, for one card 580.
+MOST_SPILLED_BYTES = 52 if VERSION >= (3, 5) else 580
 # Capability -> shared memory that a multiprocessor lends to one block.
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}
 ALL_CELLS = [(kind, pairs) for kind in KINDS for pairs in (None, *KINDS) if pairs is None or kind in ("both", pairs)]
@@ -84,28 +88,27 @@ def compilations(dims, cells):
         *(pytest.param(*made, marks=pytest.mark.exhaustive) for made in compilations([64, 128, 256], ALL_CELLS)),
     ],
 )
+@SUPPORTED
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's CUDA assembler comes with its Linux wheels")
 def test_kernels_compile_for_cards_that_are_not_here(capability, dtype, dim, cell, tmp_path, capfd):
-    """What no interpreter sees: tiles fit, nothing is computed twice or spilled, tensor cores multiply, nothing is printed."""
+    """What no interpreter sees: tiles fit, nothing is computed twice, hardly a register is spilled, nothing is printed."""
     for compiled in triton_cases.compiled(capability, dtype, dim, cell):
         assert compiled.metadata.shared <= SHARED[capability] * 1024
         assert ("wgmma" if capability == 90 else "mma.sync") in compiled.asm["ptx"]
         assert not triton_cases.computes_twice(compiled.asm["ttgir"])
-        # One cell of sm_80 spills 36.
-        assert triton_cases.spilled_bytes(compiled.asm["ptx"], capability, tmp_path) < 64
+        assert triton_cases.spilled_bytes(compiled.asm["ptx"], capability, tmp_path) <= MOST_SPILLED_BYTES
     assert capfd.readouterr().err == ""
 
 
 def test_an_odd_last_batch_compiles_nothing_anew():
-    from varloss._kernels import triton as kernels
-
-    for kernel in (kernels._sums_kernel, kernels._gradient_kernel):
+    for kernel in (triton_kernels._sums_kernel, triton_kernels._gradient_kernel):
         assert {p.name for p in kernel.params if p.do_not_specialize} == {"n"}
 
 
 @pytest.fixture
 def asks_triton(monkeypatch):
-    """Batches on the CPU are taken for such as suit Triton, and nothing failed before."""
+    """Batches on the CPU count as such that suit Triton, which is new enough, and nothing failed before."""
+    monkeypatch.setattr(triton_kernels.triton, "__version__", "3.8.0")
     monkeypatch.setattr(autograd, "_suits_triton", lambda *_: True)
     monkeypatch.setattr(autograd, "WHOLE_ELEMENTS", {"cuda": 0})
     monkeypatch.setattr(autograd, "_triton_failed", False)
@@ -124,15 +127,13 @@ def asks_triton(monkeypatch):
     ids=lambda error: type(error).__name__,
 )
 def test_without_a_working_triton_the_tiles_go_on(error, asks_triton, monkeypatch):
-    from varloss._kernels import triton as kernels
-
     calls = []
 
     def fail(*_):
         calls.append(1)
         raise error
 
-    monkeypatch.setattr(kernels, "value_and_gradient", fail)
+    monkeypatch.setattr(triton_kernels, "value_and_gradient", fail)
     z = [x.requires_grad_() for x in oracles.views(9, 4)]
     with pytest.warns(UserWarning, match=f"does without its Triton kernels.*{type(error).__name__}"):
         ours = functional.nt_xent(*z)
@@ -145,25 +146,22 @@ def test_without_a_working_triton_the_tiles_go_on(error, asks_triton, monkeypatc
 
 
 def test_triton_that_aborts_on_hopper_is_not_asked(asks_triton, monkeypatch):
-    from varloss._kernels import triton as kernels
-
-    monkeypatch.setattr(kernels.triton, "__version__", "3.2.0")
-    monkeypatch.setattr(kernels, "value_and_gradient", None)
+    monkeypatch.setattr(triton_kernels.triton, "__version__", "3.2.0")
+    monkeypatch.setattr(triton_kernels, "value_and_gradient", None)
     with pytest.warns(UserWarning, match=r"it is older than version 3\.3"):
         functional.nt_xent(*oracles.views(9, 4))
 
 
 def test_memory_that_runs_out_is_not_taken_for_a_broken_triton(asks_triton, monkeypatch):
-    from varloss._kernels import triton as kernels
-
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(kernels, "value_and_gradient", fail)
+    monkeypatch.setattr(triton_kernels, "value_and_gradient", fail)
     with pytest.raises(torch.OutOfMemoryError):
         functional.nt_xent(*oracles.views(9, 4))
 
 
+@SUPPORTED
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
@@ -173,10 +171,9 @@ def test_on_a_gpu(case, dtype):
     assert gradient < 3e-5
 
 
+@SUPPORTED
 @pytest.mark.cuda
 def test_large_half_precision_batches_take_it(monkeypatch):
-    from varloss._kernels import triton as triton_kernels
-
     calls = []
     genuine = triton_kernels.value_and_gradient
     monkeypatch.setattr(triton_kernels, "value_and_gradient", lambda *a: calls.append(1) or genuine(*a))
@@ -187,10 +184,9 @@ def test_large_half_precision_batches_take_it(monkeypatch):
     assert len(calls) == 1
 
 
+@SUPPORTED
 @pytest.mark.cuda
 def test_odd_and_even_batches_share_what_is_compiled():
-    from varloss._kernels import triton as triton_kernels
-
     z = [x.detach().cuda().bfloat16().requires_grad_() for x in oracles.views(2048, 64)]
     kept = []
     for rows in (2000, 2001, 2016):

@@ -116,12 +116,18 @@ def _cuda() -> dict[str, Any] | None:
     }
 
 
-def _git() -> dict[str, Any] | None:
-    """Commit of the checkout that contains this file; None if the package is installed elsewhere or git is missing."""
+def commit(file: Path = Path(__file__)) -> str:
+    """Commit of the checkout that contains a file, marked where it has changes since; empty where there is none."""
+    found = _git(file)
+    return "" if found is None else f"{found['commit']}{'+changes' if found['dirty'] else ''}"
+
+
+def _git(file: Path = Path(__file__)) -> dict[str, Any] | None:
+    """State of the checkout that contains a file; None if the file is installed elsewhere or git is missing."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
+            ["git", "-C", str(file.parent), *arguments],
             capture_output=True,
             text=True,
             check=True,
@@ -129,8 +135,8 @@ def _git() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        # Only a checkout that tracks this file is ours; site-packages may lie inside another repository.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
+        # Only a checkout that tracks the file is its own; site-packages may lie inside another repository.
+        git("ls-files", "--error-unmatch", file.name)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -143,6 +143,7 @@ def test_two_checkouts_are_timed_by_turns(monkeypatch, tmp_path):
     with (tmp_path / "before.csv").open(newline="") as file:
         rows = {row["loss"]: row for row in csv.DictReader(file)}
     assert rows.keys() == chosen.keys()
+    assert {row["before"] for row in rows.values()} == {""}  # no checkout of git
     assert float(rows["NTXentLoss"]["difference"]) == 0
     assert 0.3 < float(rows["NTXentLoss"]["ratio"]) < 3
     assert float(rows["SimpleLoss"]["difference"]) > 0.01

@@ -6,13 +6,12 @@ What is compared is the processor time of one thread.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from rich.table import Table
 
 import varloss
 from varloss_bench.messages import say
+from varloss_bench.records import provenance
+from varloss_bench.studies.speed.rows import append
 from varloss_bench.studies.speed.run import Plan, source
 
 TURN_SECONDS = 0.03
@@ -63,9 +64,10 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         """Raises ValueError where the folder holds no varloss."""
-        if not (folder / "varloss" / "__init__.py").is_file():
+        self.package = folder.resolve() / "varloss" / "__init__.py"
+        if not self.package.is_file():
             raise ValueError(f"--before takes a checkout of varloss, got {folder}, which has no varloss/__init__.py")
-        self.folder = folder.resolve()
+        self.folder = self.package.parents[1]
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("steps.py"))],
             stdin=subprocess.PIPE,
@@ -75,6 +77,7 @@ class Checkout:
         )
         found = Path(self._answer()["file"])
         if not found.is_relative_to(self.folder):
+            self.__exit__()
             raise RuntimeError(f"{self.folder} was to be timed, but Python imports {found}")
 
     def __enter__(self) -> Checkout:
@@ -101,30 +104,25 @@ class Checkout:
 
 
 def run(before: Path, plan: Plan, path: Path, console: Console) -> None:
-    """Time every loss in both checkouts at the plan's sizes, print the table and write the rows.
+    """Time every loss in both checkouts at the plan's sizes, append each row as it is known, and print the table.
 
     Raises:
         ValueError: `before` is no checkout.
     """
-    origin = source(plan)
     with ExitStack() as stack:
         checkouts = [stack.enter_context(Checkout(folder)) for folder in (before, Path(varloss.__file__).parents[1])]
+        origin = {**source(plan), "before": provenance.commit(checkouts[0].package)}
         cells = [(name, n, d) for name in LOSSES for d in plan.dims for n in plan.sizes]
-        rows = [
-            {**origin, **row}
-            for cell in track(cells, "Timing", console=console, transient=True)
-            for row in _compare(checkouts, *cell, console)
-        ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        rows = []
+        for cell in track(cells, "Timing", console=console, transient=True):
+            if row := _compare(checkouts, *cell, console):
+                rows.append({**origin, **row})
+                append(path, rows[-1])
     console.print(_table(rows))
     say(console, f"rows: {path}")
 
 
-def _compare(checkouts: list[Checkout], name: str, n: int, d: int, console: Console) -> Iterator[dict[str, Any]]:
+def _compare(checkouts: list[Checkout], name: str, n: int, d: int, console: Console) -> dict[str, Any] | None:
     """The row of a cell; none where one of the two cannot compute it, and the reason is printed."""
     loss = {"loss": LOSSES[name], "n": n, "d": d}
     for _ in range(2):
@@ -132,7 +130,7 @@ def _compare(checkouts: list[Checkout], name: str, n: int, d: int, console: Cons
         for checkout, answer in zip(checkouts, first, strict=True):
             if "error" in answer:
                 say(console, f"{name}, N = {n}, d = {d} is left out: {answer['error']} ({checkout.folder})", "yellow")
-                return
+                return None
     slowest = max(answer["seconds"] for answer in first)
     steps = max(1, round(TURN_SECONDS / slowest))
     pairs = []
@@ -143,7 +141,7 @@ def _compare(checkouts: list[Checkout], name: str, n: int, d: int, console: Cons
         pairs.append((seconds[0], seconds[1]))
     low, middle, high = statistics.quantiles([after / before for before, after in pairs], n=4, method="inclusive")
     old, new = (answer["found"] for answer in first)
-    yield {
+    return {
         "loss": name,
         "n": n,
         "d": d,

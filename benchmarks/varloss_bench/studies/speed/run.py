@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -19,6 +18,7 @@ from varloss_bench.messages import say
 from varloss_bench.records import provenance
 from varloss_bench.studies.speed import measure
 from varloss_bench.studies.speed.losses import Contender, Loss, contenders, disagreement
+from varloss_bench.studies.speed.rows import append
 
 # Batch size at which the implementations are compared before they are timed.
 CHECKED_ROWS = 48
@@ -91,7 +91,7 @@ def run(plan: Plan, path: Path, console: Console, *, strict: bool = True, withou
             for n in plan.sizes:
                 console.print(f"{group}, N = {n}, d = {d} ...", style="dim")
                 for row in _measure(plan, group, built, n, d, leave_out=leave_out):
-                    _append(path, {**origin, **row, "largest_difference": worst.get(str(row["loss"]), "")})
+                    append(path, {**origin, **row, "largest_difference": worst.get(str(row["loss"]), "")})
     return left_out
 
 
@@ -195,7 +195,7 @@ def _require_context(name: str, device: str, error: Exception) -> None:
 def source(plan: Plan) -> dict[str, Any]:
     """The part of every row that says where it comes from."""
     environment = provenance.environment()
-    machine, git = environment["machine"], environment["git"] or {}
+    machine = environment["machine"]
     gpu = machine["gpu"] if plan.device == "cuda" else None
     names = ("varloss", "torch", "lightly", "pytorch-metric-learning", "inf-cl", "memeff", "siglip-kernel")
     versions = {"python": environment["versions"]["python"]}
@@ -205,7 +205,7 @@ def source(plan: Plan) -> dict[str, Any]:
         "device": gpu or machine["cpu"],
         "threads": plan.threads,
         "versions": " ".join(f"{name}={version}" for name, version in versions.items() if version),
-        "commit": f"{git.get('commit', '')}{'+changes' if git.get('dirty') else ''}",
+        "commit": provenance.commit(),
         "command": " ".join(provenance.command_line()),
     }
 
@@ -215,13 +215,3 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
