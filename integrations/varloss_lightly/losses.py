@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import varloss
 from varloss import distributed, functional
+from varloss._core import checks
+from varloss._core.pairs import PAIRS
 from varloss.distributed import Gathered
 from varloss.functional import Pairs
 from varloss.losses.vrn import ONE_SIDED
@@ -26,6 +28,9 @@ def _regularizer(
     weight: float, num_samples: int | None, target: float | None, pairs: Pairs, gather_distributed: bool
 ) -> varloss.VRNRegularizer | None:
     """VRN if it is switched on or can be switched on later (a warm-up from weight 0); None otherwise."""
+    # Under the names of these classes; VRNRegularizer has others.
+    checks.not_negative("vrn_weight", weight)
+    checks.one_of(pairs, PAIRS, "vrn_pairs")
     if weight == 0 and num_samples is None and target is None:
         return None
     return varloss.VRNRegularizer(
@@ -116,8 +121,7 @@ class NTXentLoss(varloss.NTXentLoss):
         return self._with_regularizer(_active(self.regularizer), out0, out1)
 
     def _has_no_negatives(self, out0: Tensor, out1: Tensor) -> bool:
-        alone = not self.gather_distributed or distributed.world_size() == 1
-        return alone and not self.decoupled and out0.shape == out1.shape and out0.shape[:1] == (1,)
+        return not self.is_distributed() and not self.decoupled and out0.shape == out1.shape and out0.shape[:1] == (1,)
 
     def _against_bank(self, memory: varloss.MemoryBank, out0: Tensor, out1: Tensor) -> Tensor:
         # A copy, because the backward pass needs the bank as it was and enqueueing writes in place.
@@ -226,7 +230,7 @@ class DCLWLoss(DCLLoss):
             target=target,
             vrn_pairs=vrn_pairs,
         )
-        self.sigma = sigma
+        self.sigma = checks.positive("sigma", sigma)
 
     def positive_weight(self, z0: Tensor, z1: Tensor, gathered: Gathered | None) -> Tensor:
         """:func:`varloss.functional.dclw_weights`."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varloss._core import checks
 from varloss.metrics import SimilarityStatistics, SimilaritySums
 
 Projections = Callable[[Any, Any, Any, Any], "tuple[Tensor, Tensor] | None"]
@@ -60,14 +61,12 @@ class SimilarityMonitorMixin:
     ) -> None:
         if not (isinstance(projections, str) or callable(projections)):
             raise TypeError(f"projections must be a name or a callable; got {type(projections).__name__}.")
-        for name, value in (("every_n_steps", every_n_steps), ("window", window)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}.")
+        window = checks.whole("window", window, 1)
         self.projections = projections
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = checks.whole("every_n_steps", every_n_steps, 1)
         self.prefix = prefix
-        self.alignment_floor = alignment_floor
-        self.collapse_ceiling = collapse_ceiling
+        self.alignment_floor = checks.real("alignment_floor", alignment_floor)
+        self.collapse_ceiling = checks.real("collapse_ceiling", collapse_ceiling)
         self._batches = 0
         self._positives: deque[float] = deque(maxlen=window)
         self._negatives: deque[float] = deque(maxlen=window)

@@ -10,7 +10,7 @@ from support.cases import KINDS
 
 from varloss import functional as vf
 from varloss import metrics
-from varloss._core.grams import Grams
+from varloss._core.grams import Grams, RowSums
 from varloss.distributed import Gathered
 
 RANKS = (slice(0, 1), slice(1, 6), slice(6, 9))
@@ -65,3 +65,12 @@ def test_sums_in_another_dtype_are_those_of_the_rounded_rows():
         ours = Grams.of(*z, dtype=torch.float64).pack()
     torch.testing.assert_close(ours, Grams.of(*(x.double() for x in z)).pack(), rtol=1e-13, atol=1e-15)
     assert Grams.of(*z).pack().dtype == torch.float32
+
+
+def test_sums_over_pairs_of_fp32_rows_are_formed_in_float64():
+    """The pairs of a row with itself are taken off them: what is left may be smaller than fp32's rounding of the whole."""
+    first, second = (RowSums.of(torch.nn.functional.normalize(z.detach().float())) for z in oracles.views(40, 6))
+    found = first.pairs_with(second)
+    squares = (first.gram.double() * second.gram.double()).sum()
+    total = first.sum.double() @ second.sum.double()
+    torch.testing.assert_close((found.squares, found.total), (squares, total), rtol=1e-14, atol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
@@ -65,7 +66,39 @@ def test_no_thread_lowers_the_precision_of_another(order):
 def test_flags_are_put_back_after_an_error():
     with pytest.raises(RuntimeError, match="within"), numerics_of_core.full_precision("cpu"):
         raise RuntimeError("within")
+    assert not numerics_of_core._products_are_ieee()
     assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.usefixtures("lowered_products")
+def test_who_comes_while_flags_are_raised_or_put_back_waits(monkeypatch):
+    """Between two threads' steps: somebody who looks then must not multiply without entering."""
+    alone = []
+    for name in ("_raise_precision", "_put_back"):
+        step = getattr(numerics_of_core, name)
+
+        def look(*given, step=step):
+            alone.append(isinstance(numerics_of_core.full_precision("cpu"), contextlib.nullcontext))
+            done = step(*given)
+            alone.append(isinstance(numerics_of_core.full_precision("cpu"), contextlib.nullcontext))
+            return done
+
+        monkeypatch.setattr(numerics_of_core, name, look)
+    with numerics_of_core.full_precision("cpu"):
+        pass
+    assert alone == [False] * 4
+
+
+@pytest.mark.usefixtures("lowered_products")
+def test_who_raises_flags_while_another_looks_is_seen(monkeypatch):
+    looks = numerics_of_core._products_are_ieee
+
+    def look():
+        with numerics_of_core._ieee_products("cpu"):
+            return looks()
+
+    monkeypatch.setattr(numerics_of_core, "_products_are_ieee", look)
+    assert not isinstance(numerics_of_core.full_precision("cpu"), contextlib.nullcontext)
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one flag")
@@ -89,6 +122,18 @@ def test_the_operator_of_products_has_both_derivatives():
     a, b = oracles.views(5, 3)
     torch.autograd.gradcheck(numerics_of_core._products, (a, b[:4].detach().requires_grad_()))
     torch.autograd.gradgradcheck(numerics_of_core._products, (a, b[:4].detach().requires_grad_()))
+
+
+@pytest.mark.parametrize("route", ["whole", "linear", "dense", "gathered"])
+def test_no_digit_of_a_large_loss_is_lost(route):
+    """log(1 + e^30) - 30 is 9e-14, which float64 holds; a softplus that turns linear at 20 does not."""
+    u = torch.eye(2, dtype=torch.float64)
+    v = u.flip(0)  # positives at 0, the negative at 1
+    options = (
+        {"gathered": Gathered((u, v), 0)} if route == "gathered" else {"form": "auto" if route == "whole" else route}
+    )
+    value = vf.nt_xent(u, v, temperature=1 / 30, negatives="cross", **options).item()
+    assert value - 30 == pytest.approx(math.log1p(math.exp(-30)), abs=2e-14)
 
 
 # ---- rows

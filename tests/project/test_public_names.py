@@ -89,7 +89,8 @@ def test_every_public_name_is_on_a_page_of_the_api(module: ModuleType):
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *(loss.__name__ for loss in LOSSES)])
 def test_every_loss_is_on_a_page_of_the_losses(name):
-    assert name in "\n".join(path.read_text() for path in (ROOT / "docs" / "losses").glob("*.md"))
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs" / "losses").glob("*.md"))
+    assert re.search(rf"\b{name}\b", pages)
 
 
 def test_what_pages_link_to_in_the_api_exists():

@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import sys
 from functools import cache
+from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from unittest import mock
+
+PRELOADED = ("support.ranks", "support.metric_ranks", "varloss_bench.execution.workers")
 
 
 @cache
@@ -18,8 +21,10 @@ def context() -> ForkServerContext:
     It keeps the folder and the environment of its start: a test of these spawns.
     """
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["support.ranks", "support.metric_ranks", "varloss_bench.execution.workers"])
-    # Before Python 3.13 the server does not get sys.path, and an import that fails there is passed over in silence.
+    for name in PRELOADED:  # the server passes over a module that it cannot import
+        import_module(name)
+    found.set_forkserver_preload(list(PRELOADED))
+    # Before Python 3.13 the server does not get sys.path.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
         forkserver.ensure_running()
     return found

@@ -1,6 +1,6 @@
 """Input checks that cost nothing on the device: types, dtypes, shapes and hyper-parameters.
 
-A check of a number or a choice returns it, and its message names the argument.
+A check of a number or a choice returns it.
 What shapes decide raises here. What values decide (NaN rows, anchors without negatives) would make the host wait for the
 device, so it is looked at only when a caller asks with ``check=True``.
 """
@@ -55,7 +55,7 @@ def embeddings(*, mixed: bool = False, **named: Tensor) -> None:
 
 def alike(**named: Tensor) -> None:
     """Checks that two tensors hold one embedding each of the same samples, of any number."""
-    embeddings(mixed=False, **named)
+    embeddings(mixed=False, **named)  # said, or a type checker takes a tensor for it
     (name0, z0), (name1, z1) = named.items()
     if z0.shape != z1.shape:
         raise ValueError(f"{name0} and {name1} must have the same shape; got {tuple(z0.shape)} and {tuple(z1.shape)}.")

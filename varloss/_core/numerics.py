@@ -51,7 +51,10 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
 
     Nothing is entered where nothing lowers the precision: the contexts cost as much as five operations.
     """
-    if not _flags.threads and _products_are_ieee() and not torch.is_autocast_enabled(device_type):
+    entered = _flags.entered
+    # Whoever enters between the three looks may raise the flags and put them back while the caller multiplies.
+    alone = entered == _flags.left and _products_are_ieee() and entered == _flags.entered
+    if alone and not torch.is_autocast_enabled(device_type):
         return contextlib.nullcontext()
     return _ieee_products(device_type)
 
@@ -67,22 +70,22 @@ def _products_are_ieee() -> bool:
 def _ieee_products(device_type: str) -> Iterator[None]:
     """The flags belong to the process: the first thread that enters raises them, and the last that leaves puts them back."""
     with _flags.lock:
-        if _flags.threads == 0:
+        _flags.entered += 1
+        if _flags.entered == _flags.left + 1:
             _flags.lowered = _raise_precision()
-        _flags.threads += 1
     try:
         with torch.autocast(device_type, enabled=False):
             yield
     finally:
         with _flags.lock:
-            _flags.threads -= 1
-            if _flags.threads == 0:
+            if _flags.entered == _flags.left + 1:
                 _put_back(_flags.lowered)
+            _flags.left += 1
 
 
 class _flags:  # noqa: N801  (one of them, for the process)
     lock = threading.Lock()
-    threads = 0
+    entered = left = 0  # how often, in this process
     lowered: ClassVar[list[tuple[Any, str]]] = []
 
 
@@ -92,7 +95,8 @@ _HAS_BACKENDS = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # since t
 def _raise_precision() -> list[tuple[Any, str]]:
     """Make fp32 products IEEE; returns the flags that were not, with their values. ``torch`` stands for the one of torch < 2.9."""
     if not _HAS_BACKENDS:
-        before = torch.get_float32_matmul_precision()
+        if (before := torch.get_float32_matmul_precision()) == "highest":
+            return []
         torch.set_float32_matmul_precision("highest")
         return [(torch, before)]
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]

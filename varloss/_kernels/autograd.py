@@ -18,8 +18,8 @@ from varloss._core.pairs import Gathered, TwoViews
 from varloss._kernels import dense, gathered, gram, tiles, whole
 from varloss._kernels.problem import Problem
 
-# Up to this many similarities the whole matrix at once is faster than its tiles: N = 181 on CPU, N = 1024 on a GPU, where
-# launches cost more.
+# Up to this many similarities the whole matrix at once is faster than its tiles: with both kinds of negatives N = 181 on
+# CPU. N = 1024 on a GPU is a guess: launches cost more there.
 WHOLE_ELEMENTS = {"cpu": 2**17, "cuda": 2**22}
 
 # A block of rows and its gradient have to stay on the chip.

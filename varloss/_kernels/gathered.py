@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from varloss._kernels.problem import Problem, anchor_losses, to_raw_rows, unit_rows
+from varloss._kernels.problem import Problem, anchor_losses, pull_positives, to_raw_rows, unit_rows
 
 # Logits held at once: at least MIN_HEIGHT rows, at most MAX_HEIGHT, against all columns.
 PANEL_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
@@ -63,13 +63,11 @@ def value_and_gradient(
             torch.mm(weights, others, out=gradient[view * n : view * n + n][anchors])
             key_gradient[source].addmm_(weights.t(), rows)
 
-    value = anchor_losses(log_sums, positive, problem.decoupled).mean()
+    value = anchor_losses(log_sums - positive, problem.decoupled).mean()
     if not need_gradient:
         return value, None, None
     scale = 1 / (2 * n * t)
-    pull = torch.full_like(positive, 2) if problem.decoupled else torch.sigmoid(log_sums - positive).sum(0)
-    gradient[:n].addcmul_(pull.unsqueeze(1), z[n:], value=-1)
-    gradient[n:].addcmul_(pull.unsqueeze(1), z[:n], value=-1)
+    pull_positives(gradient, z, log_sums, positive, problem.decoupled)
     return (
         value,
         to_raw_rows(gradient.mul_(scale), z, length).view(2, n, -1),

@@ -56,8 +56,15 @@ def to_raw_rows(grad: Tensor, z: Tensor, length: Tensor) -> Tensor:
     return grad.addcmul_(z, along, value=-1).div_(length)
 
 
-def anchor_losses(log_sums: Tensor, positive: Tensor, decoupled: bool) -> Tensor:
-    """Loss of each anchor, (2, N), and nothing cancels: ``log(1 + e^y)`` of the gap ``y``, not a difference of logs."""
-    gap = log_sums - positive
+def anchor_losses(gap: Tensor, decoupled: bool) -> Tensor:
+    """Loss of each anchor, (2, N), of its ``log sum - positive``. Nothing cancels in ``log(1 + e^gap)``."""
     # Beyond 40 the softplus is its argument to the last bit, in float64 too.
     return gap if decoupled else torch.nn.functional.softplus(gap, 1.0, 40.0)
+
+
+def pull_positives(gradient: Tensor, z: Tensor, log_sums: Tensor, positive: Tensor, decoupled: bool) -> None:
+    """Adds the part of the positive pairs to the (2N, D) gradient by unit rows ``z``, short of the factor 1 / (2 N t)."""
+    n = positive.shape[0]
+    pull = torch.full_like(positive, 2) if decoupled else torch.sigmoid(log_sums - positive).sum(0)
+    gradient[:n].addcmul_(pull.unsqueeze(1), z[n:], value=-1)
+    gradient[n:].addcmul_(pull.unsqueeze(1), z[:n], value=-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from varloss._kernels import gram
-from varloss._kernels.problem import Problem, anchor_losses, to_raw_rows, unit_rows
+from varloss._kernels.problem import Problem, anchor_losses, pull_positives, to_raw_rows, unit_rows
 
 # Two or three buffers of this shape in fp32, with the rows they belong to, stay in a CPU core's second-level cache; fewer
 # rows, and the calls begin to cost. A GPU needs tiles that keep it busy.
@@ -84,16 +84,14 @@ def value_and_gradient(
     parts = tiles(n, in_tiles, tile or (CPU_TILE if z.device.type == "cpu" else GPU_TILE))
     positive = (u * v).sum(1).mul_(1 / t)
     log_sums, squared_gaps, gradient = _both_passes(z, positive, in_tiles, parts, need_gradient)
-    value = anchor_losses(log_sums, positive, problem.decoupled).mean()
+    value = anchor_losses(log_sums - positive, problem.decoupled).mean()
     if closed:
         value.add_(gram.add_to(gradient, z, problem, 2 * n * t))
     elif problem.has_vrn:
         value.add_(squared_gaps, alpha=problem.slope(n) / 2 * t**2)
     if gradient is None:
         return value, None
-    pull = torch.full_like(positive, 2) if problem.decoupled else torch.sigmoid(log_sums - positive).sum(0)
-    gradient[:n].addcmul_(pull.unsqueeze(1), v, value=-1)
-    gradient[n:].addcmul_(pull.unsqueeze(1), u, value=-1)
+    pull_positives(gradient, z, log_sums, positive, problem.decoupled)
     return value, to_raw_rows(gradient, z, length.mul_(2 * n * t)).view(2, n, -1)
 
 

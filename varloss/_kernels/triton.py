@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from varloss._core.numerics import lengths, wide
-from varloss._kernels.problem import Problem, anchor_losses, to_raw_rows
+from varloss._kernels.problem import Problem, anchor_losses, pull_positives, to_raw_rows
 
 # Triton 3.0 to 3.2 abort the process where they compile the gradient for Hopper.
 OLDEST = (3, 3)
@@ -38,7 +38,7 @@ def is_supported() -> bool:
 def tile_sizes(dim: int) -> dict[Any, dict[str, int]]:
     """Rows and columns of each kernel's tiles for rows of dimension ``dim``.
 
-    Compiled for capabilities 8.0 to 12.0, a block fits into the 99 KiB of the smaller cards, and no two groups of warps
+    Compiled for 8.0, 8.6, 8.9, 9.0 and 12.0, a block fits into the 99 KiB of the smaller cards, and no two groups of warps
     compute the same weights, as 8 warps on 64 rows do on Hopper. From Triton 3.5 on at most 52 bytes are spilled.
     """
     return {
@@ -166,7 +166,7 @@ def _value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient:
     unit = wide(z) * scale.unsqueeze(1)
     positive = (unit[:n] * unit[n:]).sum(1).mul_(1 / t)
     log_sums = sums.log().view(2, n)
-    value = anchor_losses(log_sums, positive, problem.decoupled).mean()
+    value = anchor_losses(log_sums - positive, problem.decoupled).mean()
     slope = problem.slope(n) if problem.has_vrn else 0.0
     if problem.has_vrn:
         # Every pair was met from both its ends.
@@ -183,7 +183,5 @@ def _value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient:
         z, scale, sums.reciprocal_(), gradient, n, problem.target, 1 / t, slope / factor, split_scale,
         **width, **sizes[_gradient_kernel], **kinds, **OPTIONS,
     )  # fmt: skip
-    pull = torch.full_like(positive, 2) if problem.decoupled else torch.sigmoid(log_sums - positive).sum(0)
-    gradient[:n].addcmul_(pull.unsqueeze(1), unit[n:], value=-1)
-    gradient[n:].addcmul_(pull.unsqueeze(1), unit[:n], value=-1)
+    pull_positives(gradient, unit, log_sums, positive, problem.decoupled)
     return value, to_raw_rows(gradient.mul_(factor), unit, length).view(2, n, dim)

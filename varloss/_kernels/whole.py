@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from varloss._kernels.problem import Problem, to_raw_rows, unit_rows
+from varloss._kernels.problem import Problem, anchor_losses, to_raw_rows, unit_rows
 
 
 def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
@@ -25,7 +25,7 @@ def value_and_gradient(z0: Tensor, z1: Tensor, problem: Problem, need_gradient: 
 
     sums = layout.sums(exponentials)
     gap = sums.log().sub_(positive)
-    value = gap.mean() if problem.decoupled else torch.nn.functional.softplus(gap, 1.0, 40.0).mean()
+    value = anchor_losses(gap, problem.decoupled).mean()
     if problem.has_vrn:
         value.add_(gaps.square().sum(), alpha=slope * t**2 * layout.share_of_pairs)
     if not need_gradient:

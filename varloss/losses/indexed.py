@@ -1,5 +1,6 @@
 """Losses by sample index: several crops of an image, duplicates in a batch, or labels in place of indices."""
 
+import functools
 from typing import Literal
 
 import torch
@@ -170,7 +171,7 @@ class IndexedRows:
             raise ValueError("one row has neither positives nor negatives: give at least 2 rows (or gathered rows).")
 
         same_sample = index.unsqueeze(1) == keys_index
-        self.positive = same_sample & ~own_columns(z.shape[0], total, offset, z.device)
+        self._same_sample, self._place = same_sample, (total, offset)
         self.negative = ~same_sample
         if views is not None and keys_views is not None:
             same_view = views.unsqueeze(1) == keys_views
@@ -178,6 +179,12 @@ class IndexedRows:
         self._kind, self._keys_index, self._keys_views = kind, keys_index, keys_views
         # A sum over R of M rows is the global sum's part that a rank of average size would have: see Gathered.scale.
         self._scale = share * total / z.shape[0]
+
+    @functools.cached_property
+    def positive(self) -> Tensor:
+        """(R, M) mask of the other rows of an anchor's sample; VRN does without."""
+        rows, device = self._same_sample.shape[0], self._same_sample.device
+        return self._same_sample & ~own_columns(rows, *self._place, device)
 
     def negatives_of_each_key(self) -> Tensor:
         """(M,) number of negatives that each row of all ranks has."""

@@ -81,7 +81,6 @@ class KCLLoss(TwoViewLoss):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
-        checks.positive("t", t)
         self.gamma = checks.not_negative("gamma", gamma)
         self.kernel: Literal["gaussian"] = checks.one_of(kernel, ("gaussian",), "kernel")
-        self.t = t
+        self.t = checks.positive("t", t)

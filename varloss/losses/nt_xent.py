@@ -90,7 +90,7 @@ def nt_xent(
             z0, z1 = wide(z0), wide(z1)
         loss = autograd.nt_xent(z0, z1, problem, force_tiles=form == "linear", others=gathered)
         if positive_weight is not None:  # The loss is affine in the weight.
-            loss = loss + dense.lighter(positive_weight, (unit(z0) * unit(z1)).sum(dim=1) / temperature).mean()
+            loss = loss + dense.lighter(positive_weight, (unit(z0) * (1 / temperature) * unit(z1)).sum(dim=1)).mean()
         return scaled(loss, gathered)
     if form == "linear":
         reason = "hard negatives" if not all_negatives else "a temperature that is a tensor"

@@ -55,11 +55,8 @@ def queue_info_nce(
         >>> loss = varloss.functional.queue_info_nce(query, key, queue, temperature=0.1)
     """
     checks.alike(query=query, key=key)
-    checks.embeddings(mixed=True, query=query, queue=queue)
-    if query.shape[0] == 0:
-        raise ValueError("query is empty: a batch needs at least one sample.")
     checks.temperature(temperature)
-    keep = valid_slots(valid, queue)
+    keep = _valid_slots(query, queue, valid)
     if check:
         checks.rows_are_sound(query=query, key=key)
     # Both kinds of logits from one scaled query, so that a negative equal to the key gets the positive's logit.
@@ -103,9 +100,8 @@ def vrn_queue(
         >>> query, queue = torch.nn.functional.normalize(torch.randn(2, 16, 128), dim=2)
         >>> loss = varloss.functional.vrn_queue(query, queue, num_samples=50_000)
     """
-    checks.embeddings(mixed=True, query=query, queue=queue)
     delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
-    keep = valid_slots(valid, queue)
+    keep = _valid_slots(query, queue, valid)
     if check:
         checks.rows_are_sound(query=query)
     q, memory = unit(query), wide(queue.detach()).to(wide(query).dtype)
@@ -118,8 +114,11 @@ def vrn_queue(
     return dense.power(gap, p).sum() / pairs
 
 
-def valid_slots(valid: Tensor | None, queue: Tensor) -> Tensor:
-    """(K,) mask of the slots of ``queue`` that hold a key: ``valid``, checked, or all."""
+def _valid_slots(query: Tensor, queue: Tensor, valid: Tensor | None) -> Tensor:
+    """(K,) mask of the slots of ``queue`` that hold a key: ``valid``, or all. Checks the three."""
+    checks.embeddings(mixed=True, query=query, queue=queue)
+    if query.shape[0] == 0:
+        raise ValueError("query is empty: a batch needs at least one sample.")
     if valid is None:
         return torch.ones(queue.shape[0], dtype=torch.bool, device=queue.device)
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:

@@ -99,13 +99,12 @@ class SigmoidLoss(TwoViewLoss):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
-        checks.positive("scale", scale)
-        checks.real("bias", bias)
+        scale, bias = checks.positive("scale", scale), checks.real("bias", bias)
         self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
         self.learnable = learnable
         self._fixed_scale = None if learnable else scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnable else None
-        self.bias: float | nn.Parameter = nn.Parameter(torch.tensor(float(bias))) if learnable else bias
+        self.bias: float | nn.Parameter = nn.Parameter(torch.tensor(bias)) if learnable else bias
 
     @property
     def scale(self) -> float | Tensor:

@@ -248,7 +248,9 @@ class TestAdditions:
             ({"temperature": 0}, ValueError, "temperature must not be 0"),
             ({"temperature": math.nan}, ValueError, "temperature must be finite"),
             ({"vrn_weight": 3}, ValueError, "exactly one of num_samples .* and target"),
-            ({"vrn_weight": -1, "num_samples": 9}, ValueError, "weight must not be negative; got -1"),
+            ({"vrn_weight": -1, "num_samples": 9}, ValueError, "^vrn_weight must not be negative; got -1"),
+            ({"vrn_weight": "3"}, TypeError, "^vrn_weight must be"),
+            ({"vrn_pairs": "all"}, ValueError, "^vrn_pairs must be one of 'cross', 'within', 'both'; got 'all'"),
             ({"num_samples": 1}, ValueError, "num_samples must be at least 2; got 1"),
         ],
     )

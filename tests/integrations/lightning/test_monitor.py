@@ -210,6 +210,9 @@ def test_the_other_lightning_does_not_take_it() -> None:
         ({"projections": 3}, TypeError, "projections must be a name or a callable; got int"),
         ({"every_n_steps": 0}, ValueError, "every_n_steps must be at least 1; got 0"),
         ({"window": 0}, ValueError, "window must be at least 1; got 0"),
+        ({"every_n_steps": "x"}, TypeError, "every_n_steps must be an integer; got str"),
+        ({"alignment_floor": "x"}, TypeError, "alignment_floor must be"),
+        ({"collapse_ceiling": float("nan")}, ValueError, "collapse_ceiling must be finite"),
     ],
 )
 def test_bad_options_are_named(options, error, message) -> None:
