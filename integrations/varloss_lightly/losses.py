@@ -115,13 +115,7 @@ class NTXentLoss(varloss.NTXentLoss):
         """Loss of two views, each (batch_size, embedding_size)."""
         if self.memory_bank is not None:
             return _add(self._against_bank(self.memory_bank, out0, out1), self.regularizer, out0, out1)
-        if self._has_no_negatives(out0, out1):
-            # The loss is log(1 + 0). The core refuses one sample, lightly returns 0. Two equal samples pass the core's checks.
-            return super().forward(torch.cat([out0, out0]), torch.cat([out1, out1])) * 0
         return self._with_regularizer(_active(self.regularizer), out0, out1)
-
-    def _has_no_negatives(self, out0: Tensor, out1: Tensor) -> bool:
-        return not self.is_distributed() and not self.decoupled and out0.shape == out1.shape and out0.shape[:1] == (1,)
 
     def _against_bank(self, memory: varloss.MemoryBank, out0: Tensor, out1: Tensor) -> Tensor:
         # A copy, because the backward pass needs the bank as it was and enqueueing writes in place.
@@ -148,9 +142,20 @@ def _random_bank(size: int | Sequence[int]) -> varloss.MemoryBank | None:
         raise ValueError(f"memory_bank_size must be 0 or a pair (number of keys, dimension); got {tuple(size)}.")
     if size[0] == 0:
         return None
-    bank = varloss.MemoryBank(*size)
-    bank.enqueue(torch.randn(bank.num, bank.dim))
-    return bank
+    return _RandomBank(*size)
+
+
+class _RandomBank(varloss.MemoryBank):
+    """A bank that starts full of random unit vectors."""
+
+    def __init__(self, num: int, dim: int) -> None:
+        super().__init__(num, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fills the ring with random unit vectors."""
+        super().reset_parameters()
+        self.enqueue(torch.randn(self.num, self.dim, device=self.bank.device))
 
 
 class DCLLoss(varloss.NTXentLoss):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import varloss
 from varloss import functional
-from varloss._core.numerics import wide
+from varloss._core.numerics import follows_operations, nothing, wide
 from varloss._core.pairs import check_two_views
 from varloss._kernels import autograd
 from varloss._kernels.problem import Problem
@@ -74,8 +74,10 @@ def nt_xent_with_vrn(
         z0, z1 = wide(z0), wide(z1)
         term = functional.vrn(z0, z1, num_samples=num_samples, pairs=pairs, form="dense")
         return functional.nt_xent(z0, z1, form="dense", **cell) + weight * term
-    if form == "linear" and negatives in ("both", pairs) and not torch.compiler.is_compiling():
-        check_two_views(z0, z1, None)
+    plain = torch.compiler.is_compiling() or follows_operations(z0)
+    if form == "linear" and negatives in ("both", pairs) and not plain:
+        if not check_two_views(z0, z1, None):
+            return nothing(z0, z1)
         problem = Problem(temperature, negatives, decoupled, weight, -1 / (num_samples - 1), pairs)
         return autograd.nt_xent(z0, z1, problem, force_tiles=True)
     return varloss.WithVRN(varloss.NTXentLoss(**cell), weight=weight, num_samples=num_samples, pairs=pairs)(z0, z1)

@@ -5,7 +5,6 @@ What shapes decide raises here. What values decide (NaN rows, anchors without ne
 device, so it is looked at only when a caller asks with ``check=True``.
 """
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Literal, SupportsIndex, TypeVar, cast
@@ -13,12 +12,14 @@ from typing import Literal, SupportsIndex, TypeVar, cast
 import torch
 from torch import Tensor
 
-from varloss._core.numerics import lengths, wide
+from varloss._core.numerics import lengths, savable, wide
 
 Form = Literal["auto", "dense", "linear"]
 """How a loss is computed: by cost, as an N x N matrix under autograd, or in memory linear in N."""
 FORMS: tuple[Form, ...] = ("auto", "dense", "linear")
 MIN_TEMPERATURE = 1e-8
+# What every device multiplies; fp8 is for storage.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _Choice = TypeVar("_Choice", bound=str)
 
@@ -37,6 +38,12 @@ def embeddings(*, mixed: bool = False, **named: Tensor) -> None:
             raise TypeError(f"{name} must be a torch.Tensor; got {type(z).__name__}.")
         if not z.is_floating_point():
             raise TypeError(f"{name} must have a floating-point dtype; got {z.dtype}.")
+        if z.dtype not in DTYPES:
+            raise TypeError(
+                f"{name} must have a dtype of 16, 32 or 64 bits; got {z.dtype}. Convert it: {name}.float()."
+            )
+        if z.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor; got layout {z.layout}. Convert it: {name}.to_dense().")
         if z.ndim != 2:
             raise ValueError(f"{name} must be 2-D, one embedding a row; got shape {tuple(z.shape)}.")
         if z.shape[1] == 0:
@@ -71,6 +78,8 @@ def rows_inside(rows: int, total: int, offset: int) -> None:
 def ids(name: str, value: Tensor | None, like: Tensor, like_name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of integers; got {type(value).__name__}.")
+    if value.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        value = value.long()  # torch sorts none of them; what wraps stays different
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must have an integer dtype; got {value.dtype}.")
     if value.shape != like.shape[:1]:
@@ -82,16 +91,26 @@ def ids(name: str, value: Tensor | None, like: Tensor, like_name: str) -> Tensor
     return value
 
 
-def temperature(value: float | Tensor) -> None:
-    """Checks a temperature. A tensor (a learnable temperature) is checked for its shape alone: its value is on the device.
+def temperature(value: float | Tensor) -> float | Tensor:
+    """A number, or a tensor as :func:`scalar` makes it, where a temperature is learned.
 
     Negative temperatures are allowed, as in lightly: they turn the loss around.
     """
-    if isinstance(value, Tensor):
-        if value.ndim != 0:
-            raise ValueError(f"temperature must be a single number; got a tensor of shape {tuple(value.shape)}.")
-    elif abs(real("temperature", value)) < MIN_TEMPERATURE:
+    number = scalar("temperature", value)
+    if not isinstance(number, Tensor) and abs(number) < MIN_TEMPERATURE:
         raise ValueError(f"temperature must not be 0 (|temperature| >= {MIN_TEMPERATURE}); got {value}.")
+    return number
+
+
+def scalar(name: str, value: float | Tensor) -> float | Tensor:
+    """A number, or a 0-dim tensor of at least fp32 of a tensor of one element, whose value is on the device."""
+    if not isinstance(value, Tensor):
+        return real(name, value)
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be a single number; got a tensor of shape {tuple(value.shape)}.")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name} must be a number or a floating-point tensor; got {value.dtype}.")
+    return savable(wide(value).reshape(()))
 
 
 def real(name: str, value: float) -> float:
@@ -100,7 +119,7 @@ def real(name: str, value: float) -> float:
             value = cast(float, value).__float__()
         except (AttributeError, TypeError, ValueError) as error:
             raise TypeError(f"{name} must be a number; got {type(value).__name__}.") from error
-    if not math.isfinite(value):
+    if value - value != 0:  # math.isfinite looks at a value that torch.compile keeps as a symbol
         raise ValueError(f"{name} must be finite; got {value}.")
     return float(value)
 

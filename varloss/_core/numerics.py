@@ -4,10 +4,11 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def wide(z: Tensor) -> Tensor:
@@ -46,6 +47,56 @@ def unit(z: Tensor) -> Tensor:
     return z / lengths(z)
 
 
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` records: numbers that come from shapes are then tensors."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call,no-any-return]
+
+
+def follows_operations(z: Tensor) -> bool:
+    """Whether forward-mode AD, ``torch.func``, ``torch.jit.trace`` or the meta device looks at each operation on ``z``.
+
+    Only plain formulas give them derivatives, batched values, records and shapes.
+    """
+    return (
+        forward_ad._current_level >= 0  # no public function tells
+        or torch._C._are_functorch_transforms_active()
+        or is_traced()
+        or z.device.type == "meta"
+    )
+
+
+_Rows = TypeVar("_Rows", Tensor, Tensor | None)
+
+
+def savable(z: _Rows) -> _Rows:
+    """``z``, or a copy of rows made in inference mode, which autograd cannot save for a backward pass."""
+    if z is None or torch.compiler.is_compiling() or not z.is_inference() or not torch.is_grad_enabled():
+        return z
+    return z.clone()
+
+
+def symbol(value: float, device: torch.device | str) -> Tensor | None:
+    """A number that changes between calls of a compiled graph, as a tensor; None for one that does not, and in eager mode.
+
+    torch.compile makes it a symbol once it has changed. As a constant it would cost a compilation for each value. Of
+    operations on symbols, products with tensors alone stay symbolic. torch before 2.7 does not tell them from constants.
+    """
+    if not torch.compiler.is_compiling():
+        return None
+    from torch.fx.experimental import symbolic_shapes  # noqa: PLC0415  (imported by torch.compile, and slow)
+
+    if not hasattr(symbolic_shapes, "has_static_value") or symbolic_shapes.has_static_value(value):
+        return None
+    return torch.ones((), dtype=torch.float64, device=device) * value
+
+
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:
+    """No autocast, also on devices that have none, such as meta."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
     """Full fp32 products: no autocast, no TF32 on CUDA, no bf16 on CPUs whose matmul precision was lowered.
 
@@ -54,7 +105,7 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
     entered = _flags.entered
     # Whoever enters between the three looks may raise the flags and put them back while the caller multiplies.
     alone = entered == _flags.left and _products_are_ieee() and entered == _flags.entered
-    if alone and not torch.is_autocast_enabled(device_type):
+    if alone and not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
         return contextlib.nullcontext()
     return _ieee_products(device_type)
 
@@ -74,7 +125,7 @@ def _ieee_products(device_type: str) -> Iterator[None]:
         if _flags.entered == _flags.left + 1:
             _flags.lowered = _raise_precision()
     try:
-        with torch.autocast(device_type, enabled=False):
+        with no_autocast(device_type):
             yield
     finally:
         with _flags.lock:
@@ -123,8 +174,7 @@ def _plain_products(a: Tensor, b: Tensor) -> Tensor:
         return a @ b.mT
 
 
-# A custom operator rather than ``a @ b.mT``: torch.compile, autocast and fake tensors see one opaque node, so that the
-# precision holds in the backward pass and in compiled code too.
+# An operator rather than ``a @ b.mT``: torch.compile sees one opaque node, so that the precision holds in compiled code too.
 @torch.library.custom_op("varloss::products", mutates_args=())
 def _products(a: Tensor, b: Tensor) -> Tensor:
     return _plain_products(a, b)
@@ -135,29 +185,49 @@ def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(*a.shape[:-1], b.shape[-2])
 
 
-def _save_factors(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def _save_factors(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
+    ctx.save_for_forward(*inputs)
 
 
-def _products_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    a, b = ctx.saved_tensors  # type: ignore[attr-defined]
-    need_a, need_b = ctx.needs_input_grad  # type: ignore[attr-defined]
-    # The operator again, so that the gradient is as precise as the value and can itself be differentiated.
+def _products_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    a, b = ctx.saved_tensors
+    need_a, need_b = ctx.needs_input_grad
+    # Again with the precision of the value, so that the gradient can itself be differentiated.
     return (products(grad, b.mT) if need_a else None, products(grad.mT, a.mT) if need_b else None)
 
 
 _products.register_autograd(_products_backward, setup_context=_save_factors)
 
 
+class _Products(torch.autograd.Function):
+    """The operator for eager mode: less to dispatch, and forward-mode AD and ``torch.func`` have their rules."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(_plain_products)
+    setup_context = staticmethod(_save_factors)
+    backward = staticmethod(_products_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_a: Tensor | None, tangent_b: Tensor | None) -> Tensor | None:
+        a, b = ctx.saved_tensors
+        parts = [products(tangent_a, b)] if tangent_a is not None else []
+        parts += [products(a, tangent_b)] if tangent_b is not None else []
+        return sum(parts[1:], parts[0]) if parts else None
+
+
 def products(a: Tensor, b: Tensor) -> Tensor:
     """All inner products ``a @ b.mT`` of rows of ``a`` and rows of ``b``, (..., N, D) and (..., M, D) -> (..., N, M)."""
-    compiling = torch.compiler.is_compiling()
-    if a.dtype == torch.float64 and not compiling:  # nothing lowers its precision
-        return a @ b.mT
-    if compiling or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
+    if torch.compiler.is_compiling():
         return _products(a, b)  # type: ignore[no-any-return]
-    # Nothing has to look into it, and an operator's dispatch costs as much as ten plain ones.
-    return _plain_products(a, b)
+    if is_traced():  # a record holds plain operations
+        return a @ b.mT
+    if not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
+        return _plain_products(a, b)
+    a, b = savable(a), savable(b)
+    if a.dtype == torch.float64:  # nothing lowers its precision
+        return a @ b.mT
+    return _Products.apply(a, b)  # type: ignore[no-any-return]
 
 
 def masked_logsumexp(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,6 +238,16 @@ def masked_logsumexp(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """
     some = keep.any(dim=-1)
     return torch.logsumexp(logits.masked_fill(~keep & some.unsqueeze(-1), -math.inf), dim=-1), some
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over all entries; 0, attached to the graph, where there are none."""
+    return x.sum() / max(x.numel(), 1)
+
+
+def nothing(*parts: Tensor | float | None) -> Tensor:
+    """The mean over no pairs: 0, attached to the graph of every tensor given, so that no gradient is waited for."""
+    return torch.stack([wide(x.reshape(-1)[:0]).sum() for x in parts if isinstance(x, Tensor)]).sum()
 
 
 def own_columns(rows: int, total: int, offset: int, device: torch.device) -> Tensor:

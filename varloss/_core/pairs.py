@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.numerics import own_columns, products, unit
+from varloss._core.numerics import is_traced, own_columns, products, symbol, unit
 
 Pairs = Literal["cross", "within", "both"]
 """Pairs of different samples: one row from each view, two rows of one view, or both kinds."""
@@ -47,8 +47,11 @@ def scaled(loss: Tensor, gathered: Gathered | None) -> Tensor:
     return loss if gathered is None else gathered.scale(loss)
 
 
-def check_two_views(z0: Tensor, z1: Tensor, gathered: Gathered | None, look: bool = False) -> None:
-    """Checks a two-view batch and, where given, the gathered rows that contain it; ``look`` looks at the values too."""
+def check_two_views(z0: Tensor, z1: Tensor, gathered: Gathered | None, look: bool = False) -> int:
+    """Checks a two-view batch and, where given, the gathered rows that contain it; ``look`` looks at the values too.
+
+    Returns the number of pairs of a sample of the batch and another one.
+    """
     checks.alike(z0=z0, z1=z1)
     total = z0.shape[0]
     if gathered is not None:
@@ -64,12 +67,9 @@ def check_two_views(z0: Tensor, z1: Tensor, gathered: Gathered | None, look: boo
             )
         total = keys[0].shape[0]
         checks.rows_inside(z0.shape[0], total, offset)
-    if z0.shape[0] == 0:
-        raise ValueError("z0 and z1 are empty: a batch needs at least one sample.")
-    if total < 2:
-        raise ValueError("a batch of one sample has no negatives: give at least 2 samples (or gathered keys).")
     if look:
         checks.rows_are_sound(z0=z0, z1=z1)
+    return z0.shape[0] * (total - 1) if total else 0
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,14 @@ class TwoViews:
         return own_columns(self.u.shape[0], self.keys[0].shape[0], self.offset, self.u.device)
 
     def number_of_negatives(self, pairs: Pairs) -> int:
-        return (self.keys[0].shape[0] - 1) * (2 if pairs == "both" else 1)
+        return max(self.keys[0].shape[0] - 1, 0) * (2 if pairs == "both" else 1)
 
     def over_negatives(
-        self, function: Callable[[Tensor, int], Tensor], pairs: Pairs, kept: int | None, scale: float | Tensor = 1.0
+        self,
+        function: Callable[[Tensor, int], Tensor],
+        pairs: Pairs,
+        kept: int | Tensor | None,
+        scale: float | Tensor = 1.0,
     ) -> Tensor:
         """(2, N): ``function(similarities * scale, dim)`` over the ``kept`` hardest negatives of each anchor; None keeps all.
 
@@ -114,7 +118,10 @@ class TwoViews:
 
         def reduce(similarities: Tensor, dim: int) -> Tensor:
             if kept is not None:
-                least = similarities.detach().topk(kept, dim=dim).values.amin(dim=dim, keepdim=True)
+                if isinstance(kept, Tensor):
+                    least = similarities.detach().sort(dim, descending=True).values.index_select(dim, kept.view(1) - 1)
+                else:
+                    least = similarities.detach().topk(kept, dim=dim).values.amin(dim=dim, keepdim=True)
                 similarities = similarities.masked_fill(similarities < least, -math.inf)
             return function(similarities, dim)
 
@@ -139,7 +146,7 @@ class TwoViews:
         own = self.own()
         sums = [values.masked_fill(own, 0).sum() for values in costs]
         total = sums[0] if pairs == "cross" else (sums[0] + sums[1]) / 2
-        return total / (own.shape[0] * (own.shape[1] - 1))
+        return total / max(own.shape[0] * (own.shape[1] - 1), 1)
 
 
 def check_hard(hard_fraction: float | None, hard_count: int | None) -> tuple[float | None, int | None]:
@@ -155,11 +162,14 @@ def check_hard(hard_fraction: float | None, hard_count: int | None) -> tuple[flo
     return hard_fraction, hard_count
 
 
-def count_of_hard(available: int, hard_fraction: float | None, hard_count: int | None) -> int | None:
-    """How many of an anchor's ``available`` negatives are kept, None for all."""
+def count_of_hard(
+    available: int, hard_fraction: float | None, hard_count: int | None, device: torch.device
+) -> int | Tensor | None:
+    """How many of an anchor's ``available`` negatives are kept, None for all; a tensor where a compiled graph's fraction changes."""
     check_hard(hard_fraction, hard_count)
-    if hard_count is not None and hard_count > available:
-        raise ValueError(f"hard_count must be at most the {available} negatives of an anchor; got {hard_count}.")
+    available = int(available) if is_traced() else available
+    if hard_fraction is not None and (changing := symbol(hard_fraction, device)) is not None:
+        return torch.ceil(torch.round(changing * available, decimals=9)).long()
     # Rounded before it is rounded up: 0.1 * 30 is 3.0000000000000004.
     kept = hard_count if hard_fraction is None else math.ceil(round(hard_fraction * available, 9))
-    return None if kept == available else kept
+    return None if kept is None or kept >= available else kept

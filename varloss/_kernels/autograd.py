@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varloss._core.numerics import full_precision
+from varloss._core.numerics import full_precision, savable, symbol
 from varloss._core.pairs import Gathered, TwoViews
 from varloss._kernels import dense, gathered, gram, tiles, whole
 from varloss._kernels.problem import Problem
@@ -43,10 +43,13 @@ def nt_xent(
     inputs = (z0, z1, *keys)
     need_gradient = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
     if torch.compiler.is_compiling():  # never with VRN, see NTXentLoss
-        return _operator(*inputs, offset, force_tiles, need_gradient, *problem[:3])[0]  # type: ignore[no-any-return]
+        temperature = symbol(problem.temperature, "cpu")  # on the host: read there without waiting for a device
+        fixed = problem.temperature if temperature is None else 1.0
+        given = (*inputs, temperature, offset, force_tiles, need_gradient, fixed, *problem[1:3])
+        return _operator(*given)[0]  # type: ignore[no-any-return]
     compute = partial(_compute, offset=offset, force_tiles=force_tiles, problem=problem)
     if need_gradient:
-        return _Fused.apply(*inputs, compute, partial(_dense, problem, offset))  # type: ignore[no-any-return]
+        return _Fused.apply(*map(savable, inputs), compute, partial(_dense, problem, offset))  # type: ignore[no-any-return]
     return compute(inputs, need_gradient=False)[0]
 
 
@@ -59,7 +62,7 @@ def vrn(z0: Tensor, z1: Tensor, problem: Problem, closed: bool, formula: Dense) 
             return *routine(inputs[0], inputs[1], problem, need_gradient), None
 
     if torch.is_grad_enabled() and (z0.requires_grad or z1.requires_grad):
-        return _Fused.apply(z0, z1, None, None, compute, formula)  # type: ignore[no-any-return]
+        return _Fused.apply(savable(z0), savable(z1), None, None, compute, formula)  # type: ignore[no-any-return]
     return compute((z0, z1, None, None), need_gradient=False)[0]
 
 
@@ -155,19 +158,19 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        return (*_backward(upstream, inputs, gradients, ctx.formula), None, None)
+        saved = ctx.saved_tensors  # once: whoever packs them (checkpoints, offloading) unpacks them at each look
+        return (*_backward(upstream, saved[:4], saved[4:], ctx.formula), None, None)
 
 
 @torch.library.custom_op(
     "varloss::nt_xent",
     mutates_args=(),
-    schema="(Tensor z0, Tensor z1, Tensor? k0, Tensor? k1, int offset, bool force_tiles, bool need_gradient, "
-    "float temperature, str negatives, bool decoupled) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor z0, Tensor z1, Tensor? k0, Tensor? k1, Tensor? changing, SymInt offset, bool force_tiles, "
+    "bool need_gradient, float temperature, str negatives, bool decoupled) -> (Tensor, Tensor, Tensor)",
 )
 def _operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`_compute`; an operator cannot return None, so a gradient that is not there is an empty tensor."""
-    inputs, (offset, force_tiles, need_gradient), problem = arguments[:4], arguments[4:7], Problem(*arguments[7:])
+    inputs, (offset, force_tiles, need_gradient), problem = arguments[:4], arguments[5:8], _problem_of(arguments)
     value, *gradients = _compute(
         inputs, offset=offset, force_tiles=force_tiles, problem=problem, need_gradient=need_gradient
     )
@@ -177,21 +180,28 @@ def _operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @_operator.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    z0, z1, k0, _, _, _, need_gradient = arguments[:7]
+    z0, z1, k0, _, _, _, _, need_gradient = arguments[:8]
     value = z0.new_empty((), dtype=_dtype_inside(z0, z1))
     shapes = [(2, *z.shape) if need_gradient and z is not None else (0,) for z in (z0, k0)]
     return value, value.new_empty(shapes[0]), value.new_empty(shapes[1])
 
 
+def _problem_of(arguments: tuple[Any, ...]) -> Problem:
+    changing, (fixed, *rest) = arguments[4], arguments[8:]
+    return Problem(fixed if changing is None else changing.item(), *rest)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.offset, ctx.problem = inputs[4], Problem(*inputs[7:])
-    ctx.save_for_backward(*inputs[:4], *output[1:])
+    ctx.offset, ctx.problem = inputs[5], inputs[8:]
+    ctx.save_for_backward(*inputs[:5], *output[1:])
 
 
 def _operator_backward(ctx: Any, upstream: Tensor, *of_gradients: Tensor) -> tuple[Tensor | None, ...]:
-    inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-    found = _backward(upstream, inputs, gradients, partial(_dense, ctx.problem, ctx.offset))
-    return (*found, *(None,) * 6)
+    saved = ctx.saved_tensors
+    fixed, *rest = ctx.problem
+    problem = Problem(fixed if saved[4] is None else saved[4], *rest)
+    found = _backward(upstream, saved[:4], saved[5:], partial(_dense, problem, ctx.offset))
+    return (*found, *(None,) * 7)
 
 
 _operator.register_autograd(_operator_backward, setup_context=_save)

@@ -6,10 +6,35 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from varloss import distributed
 from varloss._core import checks
 from varloss._core.pairs import Gathered
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def calls_only(part: Any, kind: type[nn.Module]) -> bool:
+    """Whether calling ``part`` runs the forward of ``kind`` and nothing else, so that it can be computed in another way.
+
+    A subclass or an instance may have a forward or a call of its own, and any module may have hooks, or all of them.
+    """
+    own = type(part)
+    return (
+        isinstance(part, kind)
+        and own.forward is kind.forward
+        and own.__call__ is nn.Module.__call__
+        and not {"forward", "_call_impl", "_compiled_call_impl"} & vars(part).keys()
+        and not any(getattr(part, hooks) or getattr(module, f"_global{hooks}") for hooks in _HOOKS)
+    )
+
+
+def shown(value: float | Tensor) -> str:
+    """A number as printed; the meta device has none."""
+    if isinstance(value, Tensor):
+        return "?" if value.is_meta else f"{value.item():.4g}"
+    return str(value)
 
 
 class TwoViewLoss(nn.Module):
@@ -24,6 +49,31 @@ class TwoViewLoss(nn.Module):
         if gather_distributed:
             distributed.require_available()
         self.gather_distributed = gather_distributed
+        self._starts: dict[str, float] = {}
+
+    def _learn(self, name: str, start: float) -> None:
+        """Makes ``name`` a parameter. It has shape (1,), since FSDP takes no 0-dim parameters."""
+        self._starts[name] = start
+        with torch.inference_mode(False):  # a parameter made in inference mode cannot be trained
+            setattr(self, name, nn.Parameter(torch.full((1,), start)))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Sets what is learned to its start, as torch asks for after ``to_empty`` of a module built on the meta device."""
+        for name, start in self._starts.items():
+            getattr(self, name).fill_(start)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch's; TypeError for an option that is a number and would hide the parameter."""
+        if isinstance(getattr(type(self), name, None), property):
+            raise TypeError(f"{type(self).__name__}.{name} takes a number, and no nn.Parameter.")
+        super().register_parameter(name, param)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in self._starts:  # 0-dim in checkpoints of earlier versions
+            if isinstance(value := state_dict.get(prefix + name), Tensor) and value.ndim == 0:
+                state_dict[prefix + name] = value.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def is_distributed(self) -> bool:
         """Whether this loss looks at rows of other ranks."""
@@ -58,13 +108,15 @@ class TemperedLoss(TwoViewLoss):
                 f"a learnable temperature is exp(log_temperature) and must start above 0; got {temperature}."
             )
         self._fixed_temperature: float | Tensor | None = None if learnable_temperature else temperature
-        # None keeps the name out of parameters() and state_dict().
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable_temperature else None
+        self.log_temperature: nn.Parameter | None = None
+        if learnable_temperature:
+            self._learn("log_temperature", math.log(temperature))
 
     @property
     def temperature(self) -> float | Tensor:
         """The number given, or, where it is learned, a 0-dim tensor with gradient."""
-        return self.log_temperature.exp() if self.log_temperature is not None else cast(float, self._fixed_temperature)
+        log = self.log_temperature
+        return cast(float, self._fixed_temperature) if log is None else log.exp().squeeze()
 
     @temperature.setter
     def temperature(self, value: float) -> None:
@@ -75,6 +127,5 @@ class TemperedLoss(TwoViewLoss):
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
-        log = self.log_temperature
-        shown = self.temperature if log is None else f"{log.exp().item():.4g}, learnable_temperature=True"
-        return f"temperature={shown}, {super().extra_repr()}"
+        learned = "" if self.log_temperature is None else ", learnable_temperature=True"
+        return f"temperature={shown(self.temperature)}{learned}, {super().extra_repr()}"

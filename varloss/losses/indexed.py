@@ -1,6 +1,5 @@
 """Losses by sample index: several crops of an image, duplicates in a batch, or labels in place of indices."""
 
-import functools
 from typing import Literal
 
 import torch
@@ -73,7 +72,7 @@ def nt_xent_indexed(
     checks.embeddings(z=z)
     checks.one_of(negatives, PAIRS, "negatives")
     checks.one_of(positives, ("inside", "outside"), "positives")
-    checks.temperature(temperature)
+    temperature = checks.temperature(temperature)
     rows = IndexedRows(z, index, views, gathered, negatives)
     if check:
         checks.rows_are_sound(z=z)
@@ -81,12 +80,13 @@ def nt_xent_indexed(
     u = unit(z)
     logits = products(u / temperature, u if gathered is None else unit(gathered.keys))
     log_negatives, has_negative = masked_logsumexp(logits, rows.negative)
-    log_positives, has_positive = masked_logsumexp(logits, rows.positive)
+    positive = rows.positive()
+    log_positives, has_positive = masked_logsumexp(logits, positive)
     if positives == "inside":
         loss = dense.excess(log_negatives, log_positives, decoupled)
     else:
-        count = rows.positive.sum(dim=1).clamp_min(1)
-        mean_positive = logits.masked_fill(~rows.positive, 0).sum(dim=1) / count
+        count = positive.sum(dim=1).clamp_min(1)
+        mean_positive = logits.masked_fill(~positive, 0).sum(dim=1) / count
         denominator = log_negatives if decoupled else torch.logaddexp(log_negatives, log_positives)
         loss = denominator - mean_positive
     loss = loss.masked_fill(~(has_negative & has_positive), 0)
@@ -165,11 +165,6 @@ class IndexedRows:
             checks.rows_inside(z.shape[0], total, offset)
             keys_index = checks.ids("keys_index", gathered.keys_index, keys, "keys")
             keys_views = _views_to_compare("keys_views", gathered.keys_views, keys, "keys", kind)
-        if z.shape[0] == 0:
-            raise ValueError("z is empty: a batch needs at least one row.")
-        if total < 2:
-            raise ValueError("one row has neither positives nor negatives: give at least 2 rows (or gathered rows).")
-
         same_sample = index.unsqueeze(1) == keys_index
         self._same_sample, self._place = same_sample, (total, offset)
         self.negative = ~same_sample
@@ -178,11 +173,10 @@ class IndexedRows:
             self.negative = self.negative & (same_view if kind == "within" else ~same_view)
         self._kind, self._keys_index, self._keys_views = kind, keys_index, keys_views
         # A sum over R of M rows is the global sum's part that a rank of average size would have: see Gathered.scale.
-        self._scale = share * total / z.shape[0]
+        self._scale = share * total / max(z.shape[0], 1)
 
-    @functools.cached_property
     def positive(self) -> Tensor:
-        """(R, M) mask of the other rows of an anchor's sample; VRN does without."""
+        """(R, M) mask of the other rows of an anchor's sample. VRN does without."""
         rows, device = self._same_sample.shape[0], self._same_sample.device
         return self._same_sample & ~own_columns(rows, *self._place, device)
 
@@ -207,7 +201,7 @@ class IndexedRows:
 
     def require_pairs(self) -> None:
         """Raises where an anchor has no positive or no negative. Synchronises with the device."""
-        for name, mask in (("positive", self.positive), ("negative", self.negative)):
+        for name, mask in (("positive", self.positive()), ("negative", self.negative)):
             if without := int((~mask.any(dim=1)).sum()):
                 raise ValueError(f"{without} of {mask.shape[0]} anchors have no {name}.")
 

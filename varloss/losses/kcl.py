@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from varloss._core import checks
+from varloss._core.numerics import mean
 from varloss._core.pairs import Gathered, TwoViews, check_two_views, scaled
 from varloss.losses.base import TwoViewLoss
 
@@ -57,7 +58,7 @@ def kcl(
     def gaussian(s: Tensor) -> Tensor:
         return torch.exp(2 * t * (s - 1))
 
-    loss = 2 * gamma * views.mean_over_pairs(gaussian, "within") - 2 * gaussian(views.positive).mean()
+    loss = 2 * gamma * views.mean_over_pairs(gaussian, "within") - 2 * mean(gaussian(views.positive))
     return scaled(loss, gathered)
 
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from varloss._core import checks
 from varloss._core.checks import Form
-from varloss._core.numerics import unit, wide
+from varloss._core.numerics import follows_operations, nothing, unit, wide
 from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_hard, check_two_views, count_of_hard, scaled
 from varloss._kernels import autograd, dense
 from varloss._kernels.problem import Problem
-from varloss.losses.base import TemperedLoss
+from varloss.losses.base import TemperedLoss, calls_only
 from varloss.losses.vrn import VRNRegularizer
 
 
@@ -48,14 +48,14 @@ def nt_xent(
     Args:
         z0: (N, D) projections of view 0, of any length: rows are normalised inside.
         z1: (N, D) projections of view 1; row i is the positive of row i of ``z0``.
-        temperature: divides the cosine similarities; a 0-dim tensor where it is learned. One below 0 is taken as it is, and
+        temperature: divides the cosine similarities; a tensor of one element where it is learned. One below 0 is taken as it is, and
             turns the loss around: it pulls negatives together.
         negatives: ``"cross"`` the other samples in the other view, ``"within"`` in the anchor's own view, ``"both"``.
         decoupled: leaves the positive pair out of the denominator.
         positive_weight: factor on the positive term alone: a number, (N,) for both views' anchors, or (2, N).
         hard_fraction: keep, for each anchor, only this upper share, in (0, 1], of its negatives (rounded up): the hard
             contrastive loss. The rest gets no gradient; negatives that tie with the last one kept stay.
-        hard_count: or keep this many.
+        hard_count: or keep this many; all where there are fewer.
         gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
         form: ``"dense"`` keeps the N x N similarity matrix for the backward pass. ``"linear"`` computes the gradient with the
             value, tile by tile, in memory linear in N. ``"auto"`` chooses by cost: the whole matrix at once where the batch
@@ -65,12 +65,13 @@ def nt_xent(
 
     Returns a scalar in nats, float64 for float64 input and float32 otherwise, also under autocast. It is the mean over local
     anchors, times ``gathered.share`` where rows are gathered: its mean over ranks is the value of one process.
-    Raises TypeError for what is not a floating-point tensor or not a number; ValueError for shapes, devices or options that
-    do not fit, temperature 0, or one sample without gathered keys.
-    Edge cases: a zero row has similarity 0 to everything and gets a zero gradient. A row whose length leaves the range of
-    fp32 (below 1.2e-38 or above 3.4e38) counts as a zero row; ``check`` reports it. The loss of a perfectly separated batch
-    underflows to 0 without cancellation. The backward pass with ``create_graph=True`` takes the dense formula for every
-    ``form``. The transforms of ``torch.func`` are not supported.
+    Raises TypeError for what is not a dense tensor of floating-point numbers (of at least 16 bits), or not a number; ValueError
+    for shapes, devices or options that do not fit, or temperature 0.
+    Edge cases: one sample has no negatives, and no sample is no batch; both give 0, attached to the graph. A zero row has
+    similarity 0 to everything and gets a zero gradient. A row whose length leaves the range of fp32 (below 1.2e-38 or above
+    3.4e38) counts as a zero row; ``check`` reports it. The loss of a perfectly separated batch underflows to 0 without
+    cancellation. The backward pass with ``create_graph=True`` takes the dense formula for every ``form``, and so do
+    forward-mode AD, the transforms of ``torch.func``, ``torch.jit.trace`` and the meta device.
     Sources: Chen et al. 2020 (SimCLR, arXiv 2002.05709) eq. 1; Yeh et al. 2022 (DCL, arXiv 2110.06848) eq. 6; Lee et al.
     2025 (arXiv 2506.09781) Def. 3.1; Wang & Liu 2021 (arXiv 2012.09740) section 3 for hard negatives.
 
@@ -78,12 +79,19 @@ def nt_xent(
         >>> import torch, varloss
         >>> loss = varloss.functional.nt_xent(torch.randn(16, 128), torch.randn(16, 128), temperature=0.2, negatives="within")
     """
-    check_two_views(z0, z1, gathered, check)
+    pairs = check_two_views(z0, z1, gathered, check)
     checks.one_of(negatives, PAIRS, "negatives")
-    checks.temperature(temperature)
+    temperature = checks.temperature(temperature)
     checks.one_of(form, checks.FORMS, "form")
     all_negatives = hard_fraction is None and hard_count is None
-    if form != "dense" and not isinstance(temperature, Tensor) and all_negatives:
+    fused = form != "dense" and not isinstance(temperature, Tensor) and all_negatives
+    if form == "linear" and not fused:
+        reason = "hard negatives" if not all_negatives else "a temperature that is a tensor"
+        raise ValueError(f"form='linear' does not go with {reason}; use form='dense' or 'auto'.")
+    if not pairs:
+        keys = () if gathered is None else gathered.keys
+        return nothing(z0, z1, *keys, temperature, positive_weight)
+    if fused and not follows_operations(z0):
         problem = Problem(float(temperature), negatives, decoupled)
         if positive_weight is not None:
             # Widened once: half-precision gradients are summed before they are rounded.
@@ -92,11 +100,8 @@ def nt_xent(
         if positive_weight is not None:  # The loss is affine in the weight.
             loss = loss + dense.lighter(positive_weight, (unit(z0) * (1 / temperature) * unit(z1)).sum(dim=1)).mean()
         return scaled(loss, gathered)
-    if form == "linear":
-        reason = "hard negatives" if not all_negatives else "a temperature that is a tensor"
-        raise ValueError(f"form='linear' does not go with {reason}; use form='dense' or 'auto'.")
     views = TwoViews.of(z0, z1, gathered)
-    kept = count_of_hard(views.number_of_negatives(negatives), hard_fraction, hard_count)
+    kept = count_of_hard(views.number_of_negatives(negatives), hard_fraction, hard_count, z0.device)
     loss = dense.nt_xent(views, temperature, negatives, decoupled, positive_weight=positive_weight, kept=kept)
     return scaled(loss, gathered)
 
@@ -186,19 +191,22 @@ class NTXentLoss(TemperedLoss):
         gathered = self._gathered(z0, z1)
         positive_weight = self.positive_weight(z0, z1, gathered)
         if regularizer is not None:
+            checks.alike(z0=z0, z1=z1)
             plain = self.hard_fraction is None and self.hard_count is None and positive_weight is None
             fusable = regularizer.exponent == 2 and self.negatives in ("both", regularizer.pairs)
             # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a
             # constant of an operator it would cost a compilation each time.
-            eager = not torch.compiler.is_compiling() and gathered is None and not regularizer.is_distributed()
+            eager = not torch.compiler.is_compiling() and not follows_operations(z0)
+            alone = gathered is None and not regularizer.is_distributed()
             temperature = self._fixed_temperature  # None where it is learned
             fixed = temperature is not None and not isinstance(temperature, Tensor)
-            if plain and fusable and eager and fixed and regularizer.weight != 0:
-                check_two_views(z0, z1, None)
+            ours = calls_only(regularizer, VRNRegularizer)
+            if plain and fusable and eager and alone and fixed and ours and regularizer.weight != 0:
+                if z0.shape[0] < 2:
+                    return nothing(z0, z1)
                 regularizer.warn_if_one_sided(z0, z1)
                 own = (float(cast(float, temperature)), self.negatives, self.decoupled)
                 return autograd.nt_xent(z0, z1, Problem(*own, regularizer.weight, regularizer.delta, regularizer.pairs))
-            checks.alike(z0=z0, z1=z1)
             z0, z1 = wide(z0), wide(z1)  # as in nt_xent
         loss = self._value(z0, z1, positive_weight=positive_weight, gathered=gathered)
         if regularizer is None or (regularizer.weight == 0 and not regularizer.is_distributed()):

@@ -1,6 +1,7 @@
 """Contrast with a queue of past keys (MoCo), VRN against it, and the ring that holds the keys."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from varloss import distributed
 from varloss._core import checks
 from varloss._core.grams import RowSums
-from varloss._core.numerics import masked_logsumexp, products, unit, wide
+from varloss._core.numerics import masked_logsumexp, mean, products, unit, wide
 from varloss._kernels import dense, gram
 from varloss.losses.base import TwoViewLoss
 
@@ -55,7 +56,7 @@ def queue_info_nce(
         >>> loss = varloss.functional.queue_info_nce(query, key, queue, temperature=0.1)
     """
     checks.alike(query=query, key=key)
-    checks.temperature(temperature)
+    temperature = checks.temperature(temperature)
     keep = _valid_slots(query, queue, valid)
     if check:
         checks.rows_are_sound(query=query, key=key)
@@ -64,7 +65,7 @@ def queue_info_nce(
     positive = (q * k).sum(dim=1)
     logits = products(q, wide(queue.detach()).to(q.dtype))
     log_negatives, some = masked_logsumexp(logits, keep.expand_as(logits))
-    return dense.excess(log_negatives, positive, decoupled=False).masked_fill(~some, 0).mean()
+    return mean(dense.excess(log_negatives, positive, decoupled=False).masked_fill(~some, 0))
 
 
 def vrn_queue(
@@ -105,7 +106,7 @@ def vrn_queue(
     if check:
         checks.rows_are_sound(query=query)
     q, memory = unit(query), wide(queue.detach()).to(wide(query).dtype)
-    pairs = q.shape[0] * keep.sum().clamp_min(1)
+    pairs = max(q.shape[0], 1) * keep.sum().clamp_min(1)
     if p == 2 and gram.is_cheaper(*query.shape[:1], *queue.shape):
         kept = memory * keep.unsqueeze(1)
         total = RowSums.of(q).pairs_with(RowSums.of(kept, keep.sum())).squared_gaps(delta)
@@ -117,8 +118,6 @@ def vrn_queue(
 def _valid_slots(query: Tensor, queue: Tensor, valid: Tensor | None) -> Tensor:
     """(K,) mask of the slots of ``queue`` that hold a key: ``valid``, or all. Checks the three."""
     checks.embeddings(mixed=True, query=query, queue=queue)
-    if query.shape[0] == 0:
-        raise ValueError("query is empty: a batch needs at least one sample.")
     if valid is None:
         return torch.ones(queue.shape[0], dtype=torch.bool, device=queue.device)
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
@@ -151,9 +150,16 @@ class MemoryBank(nn.Module):
         super().__init__()
         self.num = checks.whole("number of slots", num, 1)
         self.dim = checks.whole("dimension of the bank", dim, 1)
-        self.register_buffer("bank", torch.zeros(self.num, self.dim))
-        self.register_buffer("ptr", torch.zeros((), dtype=torch.long))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+        with torch.inference_mode(False):  # or the ring could be written in inference mode alone
+            self.register_buffer("bank", torch.zeros(self.num, self.dim))
+            self.register_buffer("ptr", torch.zeros((), dtype=torch.long))
+            self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Empties the ring, as after ``to_empty`` of a module that was built on the meta device."""
+        for buffer in (self.bank, self.ptr, self.filled):
+            buffer.zero_()
 
     def extra_repr(self) -> str:
         """Size of the ring, for ``print(module)``."""
@@ -165,12 +171,19 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Overwrites the oldest slots with ``keys`` (N, dim), normalised here."""
+        """Overwrites the oldest slots with ``keys`` (N, dim), normalised here.
+
+        A key that is not finite leaves a zero row, which has similarity 0 to every query, until its slot is written again.
+        """
         checks.embeddings(keys=keys)
         if keys.shape[1] != self.dim:
             raise ValueError(f"the bank holds keys of dimension {self.dim}; got {keys.shape[1]}.")
+        if not torch.compiler.is_compiling() and self.bank.is_inference() and not torch.is_inference_mode_enabled():
+            # Copied in inference mode, and then written in it alone.
+            self.bank, self.ptr, self.filled = self.bank.clone(), self.ptr.clone(), self.filled.clone()
         count = keys.shape[0]
-        kept = unit(keys[-self.num :]).to(self.bank.dtype)
+        kept = unit(keys[-self.num :])
+        kept = kept.masked_fill(~kept.isfinite().all(dim=1, keepdim=True), 0).to(self.bank.dtype)
         first = self.ptr + (count - kept.shape[0])
         slots = (first + torch.arange(kept.shape[0], device=self.bank.device)) % self.num
         self.bank.index_copy_(0, slots, kept)
@@ -228,11 +241,11 @@ class QueueInfoNCELoss(TwoViewLoss):
     _shown = ("temperature",)
 
     def __init__(
-        self, *, memory_bank_size: tuple[int, int], temperature: float = 0.2, gather_distributed: bool = False
+        self, *, memory_bank_size: Sequence[int], temperature: float = 0.2, gather_distributed: bool = False
     ) -> None:
         super().__init__(gather_distributed)
         checks.temperature(temperature)
-        if not isinstance(memory_bank_size, (tuple, list)) or len(memory_bank_size) != 2:
+        if not isinstance(memory_bank_size, Sequence) or len(memory_bank_size) != 2:
             raise ValueError(f"memory_bank_size must be a pair (number of keys, dimension); got {memory_bank_size}.")
         self.temperature = temperature
         self.memory_bank = MemoryBank(*memory_bank_size)

@@ -3,14 +3,13 @@
 import math
 from typing import cast
 
-import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from varloss._core import checks
-from varloss._core.numerics import wide
+from varloss._core.numerics import mean
 from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
-from varloss.losses.base import TwoViewLoss
+from varloss.losses.base import TwoViewLoss, shown
 
 
 def sigmoid_loss(
@@ -40,11 +39,12 @@ def sigmoid_loss(
 
     Args:
         z0, z1, gathered, check: as :func:`nt_xent`.
-        scale: t, MULTIPLIES similarities (an inverse temperature). Where learned, a 0-dim tensor.
+        scale: t, MULTIPLIES similarities (an inverse temperature). Where learned, a tensor of one element.
         bias: b, open_clip's sign: negative, since most pairs are negatives. Lee et al. write -b.
 
     Returns a scalar in nats, and raises, as :func:`nt_xent`.
-    Edge cases: grows linearly, never overflows. A zero row has similarity 0 to everything and gets a zero gradient.
+    Edge cases: grows linearly, never overflows. One sample leaves the positive term. A zero row has similarity 0 to
+    everything and gets a zero gradient.
     Sources: Zhai et al. 2023 (SigLIP, arXiv 2303.15343) section 3.2; Lee et al. 2025 (arXiv 2506.09781) Def. 3.2 with
     psi = softplus, c1 = c2 = N - 1.
 
@@ -54,25 +54,17 @@ def sigmoid_loss(
     """
     check_two_views(z0, z1, gathered, check)
     checks.one_of(negatives, PAIRS, "negatives")
-    t, b = _number("scale", scale), _number("bias", bias)
+    t, b = checks.scalar("scale", scale), checks.scalar("bias", bias)
     views = TwoViews.of(z0, z1, gathered)
 
     cost = views.mean_over_pairs(lambda similarities: _softplus(t * similarities + b), negatives)
-    loss = _softplus(-(t * views.positive + b)).mean() + views.number_of_negatives(negatives) * cost
+    loss = mean(_softplus(-(t * views.positive + b))) + views.number_of_negatives(negatives) * cost
     return scaled(loss, gathered)
 
 
 def _softplus(x: Tensor) -> Tensor:
     # torch's softplus turns linear at 20, which costs float64 half its digits.
     return -nnf.logsigmoid(-x)
-
-
-def _number(name: str, value: float | Tensor) -> float | Tensor:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"{name} must be a single number; got a tensor of shape {tuple(value.shape)}.")
-        return wide(value)
-    return checks.real(name, value)
 
 
 class SigmoidLoss(TwoViewLoss):
@@ -103,13 +95,16 @@ class SigmoidLoss(TwoViewLoss):
         self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
         self.learnable = learnable
         self._fixed_scale = None if learnable else scale
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnable else None
-        self.bias: float | nn.Parameter = nn.Parameter(torch.tensor(bias)) if learnable else bias
+        self.log_scale: nn.Parameter | None = None
+        self.bias: float | nn.Parameter = bias
+        if learnable:
+            self._learn("log_scale", math.log(scale))
+            self._learn("bias", bias)
 
     @property
     def scale(self) -> float | Tensor:
         """The number given, or, where it is learned, a 0-dim tensor with gradient."""
-        return self.log_scale.exp() if self.log_scale is not None else cast(float, self._fixed_scale)
+        return self.log_scale.exp().squeeze() if self.log_scale is not None else cast(float, self._fixed_scale)
 
     @scale.setter
     def scale(self, value: float) -> None:
@@ -119,5 +114,4 @@ class SigmoidLoss(TwoViewLoss):
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
-        scale, bias = (x.item() if isinstance(x, Tensor) else x for x in (self.scale, self.bias))
-        return f"scale={scale:.4g}, bias={bias:.4g}, {super().extra_repr()}"
+        return f"scale={shown(self.scale)}, bias={shown(self.bias)}, {super().extra_repr()}"

@@ -5,6 +5,7 @@ import math
 from torch import Tensor
 
 from varloss._core import checks
+from varloss._core.numerics import mean
 from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_hard, check_two_views, count_of_hard, scaled
 from varloss.losses.base import TwoViewLoss
 
@@ -35,11 +36,12 @@ def simple_loss(
     what that costs.
 
     Args:
-        z0, z1, negatives, hard_fraction, hard_count, gathered, check: as :func:`nt_xent`; at least one negative is kept.
+        z0, z1, negatives, hard_fraction, hard_count, gathered, check: as :func:`nt_xent`.
         weight: lambda >= 0; by default 1 over the number of negatives that are kept for each anchor.
 
     Returns a scalar, at least float32, also under autocast. Raises as :func:`nt_xent`.
-    Edge cases: negatives that tie with the last one kept are kept too. A zero row gets a zero gradient.
+    Edge cases: one sample leaves the positive term. Negatives that tie with the last one kept are kept too. A zero row gets
+    a zero gradient.
     Source: Wang & Liu 2021 (arXiv 2012.09740), the simple and the hard contrastive loss of section 3.
 
     Example:
@@ -50,13 +52,15 @@ def simple_loss(
     checks.one_of(negatives, PAIRS, "negatives")
     views = TwoViews.of(z0, z1, gathered)
     available = views.number_of_negatives(negatives)
-    kept = count_of_hard(available, hard_fraction, hard_count)
-    factor = 1 / (available if kept is None else kept) if weight is None else checks.not_negative("weight", weight)
+    kept = count_of_hard(available, hard_fraction, hard_count, z0.device)
+    factor: float | Tensor = 1 / (max(available, 1) if kept is None else kept)
+    if weight is not None:
+        factor = checks.not_negative("weight", weight)
 
     def repulsion(similarities: Tensor, dim: int) -> Tensor:
         return similarities.masked_fill(similarities == -math.inf, 0).sum(dim=dim)
 
-    loss = factor * views.over_negatives(repulsion, negatives, kept).mean() - views.positive.mean()
+    loss = factor * mean(views.over_negatives(repulsion, negatives, kept)) - mean(views.positive)
     return scaled(loss, gathered)
 
 

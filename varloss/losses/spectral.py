@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.numerics import unit, wide
+from varloss._core.numerics import mean, unit, wide
 from varloss._core.pairs import PAIRS, Gathered, Pairs, check_two_views, scaled
 from varloss.losses.base import TwoViewLoss
 from varloss.losses.vrn import vrn
@@ -42,7 +42,7 @@ def spectral_loss(
     squares = vrn(z0, z1, target=0.0, pairs=negatives, gathered=gathered, check=check)
     # VRN's "both" averages the two kinds where Def. 3.2 adds them.
     squares = 2 * squares if negatives == "both" else squares
-    return squares - scaled((unit(z0) * unit(z1)).sum(dim=1).mean(), gathered)
+    return squares - scaled(mean((unit(z0) * unit(z1)).sum(dim=1)), gathered)
 
 
 class SpectralLoss(TwoViewLoss):

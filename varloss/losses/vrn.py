@@ -9,6 +9,7 @@ from varloss import distributed
 from varloss._core import checks
 from varloss._core.checks import Form
 from varloss._core.grams import Grams
+from varloss._core.numerics import follows_operations, nothing
 from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
 from varloss._kernels import autograd, dense, gram
 from varloss._kernels.problem import Problem
@@ -56,24 +57,26 @@ def vrn(
 
     Returns a scalar, at least float32, also under autocast; not multiplied by a weight (see ``VRNRegularizer``).
     Raises as :func:`nt_xent`; for neither or both of ``num_samples`` and ``target``; for the closed form of p != 2.
-    Edge cases: 0 where every negative similarity is :math:`\delta`; rounding leaves up to some 1e-6 in fp32, in the closed
-    form also below 0. Finite, not 0, for collapsed embeddings.
+    Edge cases: 0, attached to the graph, for one sample or none. 0 where every negative similarity is :math:`\delta`;
+    rounding leaves up to some 1e-6 in fp32, in the closed form also below 0. Finite, not 0, for collapsed embeddings.
     Source: Lee et al. 2025 (arXiv 2506.09781) Def. 5.7; the closed form is this package's own.
 
     Example:
         >>> import torch, varloss
         >>> loss = varloss.functional.vrn(torch.randn(16, 128), torch.randn(16, 128), num_samples=50_000, pairs="both")
     """
-    check_two_views(z0, z1, gathered, check)
+    number = check_two_views(z0, z1, gathered, check)
     checks.one_of(pairs, PAIRS, "pairs")
     checks.one_of(form, checks.FORMS, "form")
     delta, p = checks.delta(num_samples, target), checks.exponent(exponent)
     if form == "linear" and p != 2:
         raise ValueError(f"form='linear' needs exponent 2; got {exponent}. Use form='dense' or 'auto'.")
+    if not number:
+        return nothing(z0, z1, *(() if gathered is None else gathered.keys))
     keys = z0 if gathered is None else gathered.keys[0]
     closed = form == "linear" or (form == "auto" and p == 2 and gram.is_cheaper(len(z0), len(keys), z0.shape[1]))
     # One step of autograd; torch.compile fuses what it sees well enough, and an operator would hide it.
-    if p == 2 and gathered is None and not torch.compiler.is_compiling():
+    if p == 2 and gathered is None and not torch.compiler.is_compiling() and not follows_operations(z0):
         problem = Problem(1.0, pairs, True, 1.0, delta, pairs)
         return autograd.vrn(
             z0, z1, problem, closed, lambda given: dense.vrn(TwoViews.of(*given[:2]), delta, 2, pairs, closed=closed)
@@ -147,7 +150,10 @@ class VRNRegularizer(TwoViewLoss):
 
     def warn_if_one_sided(self, z0: Tensor, z1: Tensor) -> None:
         """Warns, once, where only one of the views carries a gradient, as momentum keys do not."""
-        if self.warned_of_one_side or self.weight == 0 or z0.requires_grad == z1.requires_grad:
+        # A compiled graph warns no one, and a flag that a call changes would break it.
+        if self.warned_of_one_side or torch.compiler.is_compiling():
+            return
+        if self.weight == 0 or z0.requires_grad == z1.requires_grad:
             return
         self.warned_of_one_side = True
         warnings.warn(ONE_SIDED, UserWarning, stacklevel=3)

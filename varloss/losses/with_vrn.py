@@ -1,10 +1,12 @@
 """Any two-view loss with VRN added to it."""
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from varloss._core.pairs import Pairs
+from varloss.losses.base import calls_only
 from varloss.losses.nt_xent import NTXentLoss
 from varloss.losses.vrn import VRNRegularizer
 
@@ -13,7 +15,8 @@ class WithVRN(nn.Module):
     """Any two-view loss plus weighted VRN, under the loss's own call.
 
     Args:
-        base: a module or function of two (N, D) views that returns a scalar.
+        base: a module or function of two (N, D) views that returns a scalar, or a dictionary of scalars that the caller adds
+            up, as open_clip's ``ClipLoss(...)(..., output_dict=True)`` does.
         weight, num_samples, target, pairs, exponent: as :class:`VRNRegularizer`.
         gather_distributed: takes VRN's pairs from the global batch. The base decides for itself.
 
@@ -47,12 +50,15 @@ class WithVRN(nn.Module):
             gather_distributed=gather_distributed,
         )
 
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Loss of two views, each (N, D)."""
-        # A subclass with a forward of its own, or a hook on either part, must be called.
-        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        if getattr(type(self.base), "forward", None) is NTXentLoss.forward and not any(
-            getattr(part, kind) for part in (self.base, self.regularizer) for kind in kinds
-        ):
-            return cast(Tensor, self.base._with_regularizer(self.regularizer, z0, z1))
-        return cast(Tensor, self.base(z0, z1) + self.regularizer(z0, z1))
+    def forward(self, z0: Tensor, z1: Tensor) -> Any:
+        """Loss of two views, each (N, D): a scalar, or the base's dictionary of losses with VRN added under ``"vrn"``."""
+        if calls_only(self.base, NTXentLoss):
+            return self.base._with_regularizer(self.regularizer, z0, z1)
+        loss, term = self.base(z0, z1), self.regularizer(z0, z1)
+        if isinstance(loss, Mapping):
+            return {**loss, "vrn": term}
+        if not isinstance(loss, (Tensor, float, int)):
+            raise TypeError(
+                f"base must return a scalar or a dictionary of scalars to add up; got {type(loss).__name__}."
+            )
+        return loss + term
