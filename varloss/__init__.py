@@ -6,8 +6,9 @@ The losses are functions in :mod:`varloss.functional` and modules here. Imports 
 from varloss import distributed, functional, metrics
 from varloss.losses.dhel import DHELLoss
 from varloss.losses.kcl import KCLLoss
+from varloss.losses.memory_bank import MemoryBank
 from varloss.losses.nt_xent import DCLLoss, InfoNCELoss, NTXentLoss
-from varloss.losses.queue import MemoryBank, QueueInfoNCELoss
+from varloss.losses.queue import QueueInfoNCELoss
 from varloss.losses.sigmoid import SigmoidLoss
 from varloss.losses.simple import SimpleLoss
 from varloss.losses.spectral import SpectralLoss

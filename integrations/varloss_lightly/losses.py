@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import varloss
-from varloss import distributed, functional
+from varloss import functional
 from varloss._core import checks
 from varloss._core.pairs import PAIRS
 from varloss.distributed import Gathered
 from varloss.functional import Pairs
+from varloss.losses.queue import contrast
 from varloss.losses.vrn import ONE_SIDED
 
 WeightFunction = Callable[[Tensor, Tensor], Tensor]
@@ -114,20 +115,16 @@ class NTXentLoss(varloss.NTXentLoss):
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
         if self.memory_bank is not None:
-            return _add(self._against_bank(self.memory_bank, out0, out1), self.regularizer, out0, out1)
+            loss = contrast(
+                self.memory_bank,
+                out0,
+                out1,
+                temperature=self.temperature,
+                update=None,
+                gather_distributed=self.gather_distributed,
+            )
+            return _add(loss, self.regularizer, out0, out1)
         return self._with_regularizer(_active(self.regularizer), out0, out1)
-
-    def _against_bank(self, memory: varloss.MemoryBank, out0: Tensor, out1: Tensor) -> Tensor:
-        # A copy, because the backward pass needs the bank as it was and enqueueing writes in place.
-        loss = functional.queue_info_nce(
-            out0, out1, memory.bank.clone(), temperature=self.temperature, valid=memory.valid()
-        )
-        if out0.requires_grad:
-            if self.gather_distributed:
-                loss = distributed.as_share(loss, out0)
-            keys = out1.detach()
-            memory.enqueue(distributed.gather(keys) if self.gather_distributed else keys)
-        return loss
 
 
 def _random_bank(size: int | Sequence[int]) -> varloss.MemoryBank | None:

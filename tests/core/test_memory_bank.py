@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from support import oracles
 from support.agreement import assert_same
 from support.cases import FAKE_DEVICE
+from torch.utils.checkpoint import checkpoint
 
 import varloss
+import varloss_lightly
 from varloss import functional as vf
 
 
@@ -154,3 +157,74 @@ def test_bad_queues_are_named(queue, valid, error, message):
         vf.queue_info_nce(z, z, queue, valid=valid)
     with pytest.raises(error, match=message):
         vf.vrn_queue(z, queue, num_samples=9, valid=valid)
+
+
+def steps_of_moco(build, around, *, wrap):
+    """Gradients of four steps, and the bank after them; ``around`` is what the checkpoint holds, ``wrap`` makes it."""
+    torch.manual_seed(3)
+    encoder, loss_fn = torch.nn.Linear(5, 4), build()
+    found = []
+    for _ in range(4):
+        x0, x1, k0, k1 = torch.randn(4, 6, 5)
+        k0, k1 = (torch.nn.functional.normalize(encoder(x).detach() + 0.1, dim=1) for x in (k0, k1))
+        x0, x1 = x0.requires_grad_(), x1.requires_grad_()
+        if around == "encoder and loss":
+            loss = wrap(lambda x, k: loss_fn(encoder(x), k), x0, k0)
+        elif around == "loss":
+            loss = wrap(loss_fn, encoder(x0), k0)
+        else:  # each direction of a symmetric loss
+            loss = wrap(loss_fn, encoder(x0), k0) + wrap(loss_fn, encoder(x1), k1)
+        encoder.zero_grad()
+        loss.backward()
+        found.append(encoder.weight.grad.clone())
+    return [*found, loss_fn.memory_bank.bank, loss_fn.memory_bank.ptr, loss_fn.memory_bank.filled]
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("around", ["loss", "encoder and loss", "two losses"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: varloss.QueueInfoNCELoss(memory_bank_size=(20, 4)),
+        lambda: varloss_lightly.NTXentLoss(0.2, memory_bank_size=(20, 4)),
+        lambda: varloss_lightly.NTXentLoss(0.2, memory_bank_size=(3, 4)),
+    ],
+)
+def test_a_checkpoint_sees_the_bank_of_the_first_time(build, around, use_reentrant):
+    plain = steps_of_moco(build, around, wrap=lambda function, *rows: function(*rows))
+    again = steps_of_moco(
+        build, around, wrap=lambda function, *rows: checkpoint(function, *rows, use_reentrant=use_reentrant)
+    )
+    for a, b in zip(again, plain, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_call_too_long_ago_for_a_checkpoint_is_named():
+    loss_fn = varloss.QueueInfoNCELoss(memory_bank_size=(9, 4))
+    query, key = torch.randn(2, 3, 4)
+    loss = checkpoint(loss_fn, query.requires_grad_(), key, use_reentrant=False)
+    for _ in range(20):
+        loss_fn.enqueue(torch.randn(3, 4))
+    with pytest.raises(RuntimeError, match="Keep this loss outside of the checkpoint"):
+        loss.backward()
+
+
+def test_a_key_that_is_not_finite_leaves_a_neutral_slot():
+    loss_fn = varloss.QueueInfoNCELoss(memory_bank_size=(8, 4))
+    keys = torch.randn(3, 4)
+    keys[1, 2] = float("nan")
+    loss_fn.enqueue(keys)
+    assert torch.equal(loss_fn.memory_bank.bank[1], torch.zeros(4))
+    assert loss_fn(*torch.randn(2, 3, 4)).isfinite()
+
+
+def test_a_bank_is_not_written_inside_a_transform():
+    loss_fn = varloss.QueueInfoNCELoss(memory_bank_size=(8, 4))
+    query, key = torch.randn(2, 3, 4)
+    with pytest.raises(RuntimeError, match="inside a transform"):
+        torch.func.grad(loss_fn)(query, key)
+    loss_fn.enqueue(torch.randn(5, 4))
+    gradient = torch.func.grad(partial(loss_fn, update=False))(query, key)
+    query.requires_grad_()
+    loss_fn(query, key, update=False).backward()
+    torch.testing.assert_close(gradient, query.grad)

@@ -75,17 +75,22 @@ def savable(z: _Rows) -> _Rows:
     return z.clone()
 
 
+def is_symbol(value: float) -> bool:
+    """Whether a compiled graph holds for any value of the number. torch before 2.7 does not tell."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental import symbolic_shapes  # noqa: PLC0415  (imported by torch.compile, and slow)
+
+    return hasattr(symbolic_shapes, "has_static_value") and not symbolic_shapes.has_static_value(value)
+
+
 def symbol(value: float, device: torch.device | str) -> Tensor | None:
     """A number that changes between calls of a compiled graph, as a tensor; None for one that does not, and in eager mode.
 
     torch.compile makes it a symbol once it has changed. As a constant it would cost a compilation for each value. Of
-    operations on symbols, products with tensors alone stay symbolic. torch before 2.7 does not tell them from constants.
+    operations on symbols, products with tensors alone stay symbolic.
     """
-    if not torch.compiler.is_compiling():
-        return None
-    from torch.fx.experimental import symbolic_shapes  # noqa: PLC0415  (imported by torch.compile, and slow)
-
-    if not hasattr(symbolic_shapes, "has_static_value") or symbolic_shapes.has_static_value(value):
+    if not is_symbol(value):
         return None
     return torch.ones((), dtype=torch.float64, device=device) * value
 

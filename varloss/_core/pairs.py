@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.numerics import is_traced, own_columns, products, symbol, unit
+from varloss._core.numerics import is_symbol, is_traced, own_columns, products, unit
 
 Pairs = Literal["cross", "within", "both"]
 """Pairs of different samples: one row from each view, two rows of one view, or both kinds."""
@@ -168,8 +168,11 @@ def count_of_hard(
     """How many of an anchor's ``available`` negatives are kept, None for all; a tensor where a compiled graph's fraction changes."""
     check_hard(hard_fraction, hard_count)
     available = int(available) if is_traced() else available
-    if hard_fraction is not None and (changing := symbol(hard_fraction, device)) is not None:
-        return torch.ceil(torch.round(changing * available, decimals=9)).long()
+    if is_symbol(available) or is_symbol(hard_fraction or 1.0):
+        number = torch.ones((), dtype=torch.float64, device=device) * available
+        if hard_fraction is None:
+            return None if hard_count is None else number.clamp_max(hard_count).long()
+        return torch.ceil(torch.round(number * hard_fraction, decimals=9)).long()
     # Rounded before it is rounded up: 0.1 * 30 is 3.0000000000000004.
     kept = hard_count if hard_fraction is None else math.ceil(round(hard_fraction * available, 9))
     return None if kept is None or kept >= available else kept

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from varloss._core.grams import PairSums, RowSums
+from varloss._core.numerics import is_symbol
 from varloss._core.pairs import Pairs, TwoViews
 from varloss._kernels.problem import Problem, to_raw_rows, unit_rows
 
@@ -70,5 +71,8 @@ def mean_squared_gap(views: TwoViews, delta: float, pairs: Pairs) -> Tensor:
 
 
 def is_cheaper(rows: int, columns: int, dim: int) -> bool:
-    """Two D x D Gram matrices against one N x M product: (N + M) D^2 < N M D."""
-    return (rows + columns) * dim < rows * columns
+    """Two D x D Gram matrices against one N x M product: (N + M) D^2 < N M D.
+
+    A compiled graph for any number of rows cannot compare them, and takes what stays small.
+    """
+    return is_symbol(rows) or is_symbol(columns) or (rows + columns) * dim < rows * columns

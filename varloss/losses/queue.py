@@ -1,11 +1,9 @@
-"""Contrast with a queue of past keys (MoCo), VRN against it, and the ring that holds the keys."""
+"""Contrast with a queue of past keys (MoCo), and VRN against it."""
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from varloss import distributed
 from varloss._core import checks
@@ -13,6 +11,7 @@ from varloss._core.grams import RowSums
 from varloss._core.numerics import masked_logsumexp, mean, products, unit, wide
 from varloss._kernels import dense, gram
 from varloss.losses.base import TwoViewLoss
+from varloss.losses.memory_bank import MemoryBank
 
 
 def queue_info_nce(
@@ -127,100 +126,30 @@ def _valid_slots(query: Tensor, queue: Tensor, valid: Tensor | None) -> Tensor:
     return valid
 
 
-class MemoryBank(nn.Module):
-    """A first-in-first-out ring of ``num`` unit keys of dimension ``dim`` that never makes the host wait.
+def contrast(
+    bank: MemoryBank,
+    query: Tensor,
+    key: Tensor,
+    *,
+    temperature: float | Tensor,
+    update: bool | None,
+    gather_distributed: bool,
+) -> Tensor:
+    """:func:`queue_info_nce` of queries and keys against the bank as it is; then enqueues the keys where ``update``.
 
-    Buffers, all in ``state_dict``: ``bank`` (num, dim) keys, ``ptr`` the slot written next, ``filled`` how many slots hold
-    a key. A batch may wrap around the end or be larger than the ring, which then keeps its last ``num`` keys.
-    Raises TypeError or ValueError for sizes below 1, and for keys of another dimension.
-
-    Example:
-        >>> import torch, varloss
-        >>> bank = varloss.MemoryBank(num=64, dim=128)
-        >>> bank.enqueue(torch.randn(16, 128))
-        >>> int(bank.valid().sum())
-        16
+    ``update`` is by default whether ``query`` requires a gradient.
     """
-
-    bank: Tensor
-    ptr: Tensor
-    filled: Tensor
-
-    def __init__(self, num: int, dim: int) -> None:
-        super().__init__()
-        self.num = checks.whole("number of slots", num, 1)
-        self.dim = checks.whole("dimension of the bank", dim, 1)
-        with torch.inference_mode(False):  # or the ring could be written in inference mode alone
-            self.register_buffer("bank", torch.zeros(self.num, self.dim))
-            self.register_buffer("ptr", torch.zeros((), dtype=torch.long))
-            self.register_buffer("filled", torch.zeros((), dtype=torch.long))
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Empties the ring, as after ``to_empty`` of a module that was built on the meta device."""
-        for buffer in (self.bank, self.ptr, self.filled):
-            buffer.zero_()
-
-    def extra_repr(self) -> str:
-        """Size of the ring, for ``print(module)``."""
-        return f"num={self.num}, dim={self.dim}"
-
-    def valid(self) -> Tensor:
-        """(num,) mask of the slots that hold a key."""
-        return torch.arange(self.num, device=self.bank.device) < self.filled
-
-    @torch.no_grad()
-    def enqueue(self, keys: Tensor) -> None:
-        """Overwrites the oldest slots with ``keys`` (N, dim), normalised here.
-
-        A key that is not finite leaves a zero row, which has similarity 0 to every query, until its slot is written again.
-        """
-        checks.embeddings(keys=keys)
-        if keys.shape[1] != self.dim:
-            raise ValueError(f"the bank holds keys of dimension {self.dim}; got {keys.shape[1]}.")
-        if not torch.compiler.is_compiling() and self.bank.is_inference() and not torch.is_inference_mode_enabled():
-            # Copied in inference mode, and then written in it alone.
-            self.bank, self.ptr, self.filled = self.bank.clone(), self.ptr.clone(), self.filled.clone()
-        count = keys.shape[0]
-        kept = unit(keys[-self.num :])
-        kept = kept.masked_fill(~kept.isfinite().all(dim=1, keepdim=True), 0).to(self.bank.dtype)
-        first = self.ptr + (count - kept.shape[0])
-        slots = (first + torch.arange(kept.shape[0], device=self.bank.device)) % self.num
-        self.bank.index_copy_(0, slots, kept)
-        self.ptr.copy_((self.ptr + count) % self.num)
-        self.filled.copy_((self.filled + count).clamp_max(self.num))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Loads the ring, also of a checkpoint that lacks a part of it, which is not an error; another size is one."""
-        bank = state_dict.get(f"{prefix}bank")
-        if bank is None:
-            warnings.warn(
-                f"the state_dict holds no memory bank ({prefix}bank, ptr, filled): it was saved by a loss that does not "
-                "keep one. Training goes on with the bank as initialised; the first few steps contrast with few or "
-                "random negatives.",
-                stacklevel=2,
-            )
-            # All three: a pointer without its bank says nothing.
-            for name in ("bank", "ptr", "filled"):
-                state_dict[prefix + name] = getattr(self, name).clone()
-        elif bank.shape != self.bank.shape:
-            rest[-1].append(  # torch's error_msgs
-                f"{prefix}bank holds {bank.shape[0]} keys of dimension {tuple(bank.shape[1:])} in the state_dict and "
-                f"{self.num} of dimension ({self.dim},) here: build the loss with the size it was saved with, or leave the "
-                f"entries {prefix}bank, ptr and filled out of the state_dict to start with an empty bank."
-            )
-            return
-        else:
-            # A slot that was never written is zero, and a key is not.
-            state_dict.setdefault(f"{prefix}filled", (bank != 0).any(dim=1).sum())
-            if f"{prefix}ptr" not in state_dict:
-                warnings.warn(
-                    f"the state_dict does not say which slot of {prefix}bank is the oldest ({prefix}ptr): the keys are "
-                    "overwritten from the first free slot on, or from slot 0.",
-                    stacklevel=2,
-                )
-                state_dict[f"{prefix}ptr"] = state_dict[f"{prefix}filled"] % self.num
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    call = bank.call(query, key)
+    keys, valid = bank.at(call)
+    loss = queue_info_nce(query, key, keys, temperature=temperature, valid=valid)
+    # Not where nothing is trained: a rank that evaluates by itself must not wait for the others.
+    if gather_distributed and query.requires_grad:
+        loss = distributed.as_share(loss, query)
+    if (query.requires_grad if update is None else update) and not call.updated:
+        call.updated = True
+        key = key.detach()
+        bank.enqueue(distributed.gather(key) if gather_distributed else key)
+    return loss
 
 
 class QueueInfoNCELoss(TwoViewLoss):
@@ -256,15 +185,14 @@ class QueueInfoNCELoss(TwoViewLoss):
         ``update`` is whether to enqueue, by default where ``query`` requires a gradient. For a symmetric loss pass False and
         call :meth:`enqueue` once after both directions.
         """
-        bank = self.memory_bank
-        # A copy, since the backward pass needs the bank as it was and the ring is written in place.
-        loss = queue_info_nce(query, key.detach(), bank.bank.clone(), temperature=self.temperature, valid=bank.valid())
-        # Not where nothing is trained: a rank that evaluates by itself must not wait for the others.
-        if self.gather_distributed and query.requires_grad:
-            loss = distributed.as_share(loss, query)
-        if query.requires_grad if update is None else update:
-            self.enqueue(key)
-        return loss
+        return contrast(
+            self.memory_bank,
+            query,
+            key.detach(),
+            temperature=self.temperature,
+            update=update,
+            gather_distributed=self.gather_distributed,
+        )
 
     def enqueue(self, key: Tensor) -> None:
         """Puts keys (N, D), of all ranks where ``gather_distributed``, into the bank."""

@@ -74,7 +74,9 @@ def vrn(
     if not number:
         return nothing(z0, z1, *(() if gathered is None else gathered.keys))
     keys = z0 if gathered is None else gathered.keys[0]
-    closed = form == "linear" or (form == "auto" and p == 2 and gram.is_cheaper(len(z0), len(keys), z0.shape[1]))
+    closed = form == "linear" or (
+        form == "auto" and p == 2 and gram.is_cheaper(z0.shape[0], keys.shape[0], z0.shape[1])
+    )
     # One step of autograd; torch.compile fuses what it sees well enough, and an operator would hide it.
     if p == 2 and gathered is None and not torch.compiler.is_compiling() and not follows_operations(z0):
         problem = Problem(1.0, pairs, True, 1.0, delta, pairs)
