@@ -134,6 +134,33 @@ def test_tolerance_matches_the_loop_over_pairs_of_one_label() -> None:
     assert metrics.tolerance(z, labels).item() == pytest.approx(np.mean(same), rel=1e-12)
 
 
+REAL_DTYPES = [
+    getattr(torch, name) for name in ("uint8", "int8", "int16", "uint16", "uint32", "uint64", "int32", "int64")
+]
+REAL_DTYPES += [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_tolerance_takes_labels_of_any_real_dtype(dtype) -> None:
+    z, labels = rows(6, 4, seed=5), torch.tensor([3, 0, 3, 1, 0, 3])
+    expected = metrics.tolerance(z, labels)
+    assert metrics.tolerance(z, labels.to(dtype)) == expected
+    assert metrics.ClassSums.of(z, labels.to(dtype), num_classes=4).tolerance() == pytest.approx(expected.item())
+    assert metrics.tolerance(z, labels == 3) == metrics.tolerance(z, (labels == 3).long())
+    assert metrics.tolerance(z, labels - 0.5) == expected
+    with pytest.raises(IndexError):
+        metrics.ClassSums.of(z, labels + 0.5, num_classes=4)
+
+
+def test_class_sums_of_all_different_labels_are_nan_and_those_of_no_rows_add_nothing() -> None:
+    z, labels = rows(6, 4, seed=5), torch.tensor([3, 0, 3, 1, 0, 3])
+    assert metrics.ClassSums.of(z[:2], labels[:2], num_classes=4).tolerance().isnan()
+    assert not metrics.ClassSums.of(z[:0], labels[:0], num_classes=4).pack().any()
+    kept = metrics.ClassSums.of(z, labels, num_classes=4, keep=labels != 0)
+    expected = metrics.ClassSums.of(z[labels != 0], labels[labels != 0], num_classes=4)
+    torch.testing.assert_close(kept, expected)
+
+
 def test_tolerance_of_collapsed_classes_is_one() -> None:
     labels = torch.arange(6) // 2
     assert metrics.tolerance(torch.eye(3)[labels], labels).item() == pytest.approx(1.0, abs=1e-12)
@@ -224,7 +251,9 @@ def test_penalty_entropy_survives_a_temperature_that_leaves_one_negative(
         (lambda z: metrics.uniformity(z, t=math.nan), ValueError, "t must be finite"),
         (lambda z: metrics.tolerance(z, torch.arange(4)), ValueError, "two samples with the same label; all 4"),
         (lambda z: metrics.tolerance(z, torch.zeros(3, dtype=torch.long)), ValueError, "labels"),
-        (lambda z: metrics.tolerance(z, torch.zeros(4)), TypeError, "integer"),
+        (lambda z: metrics.tolerance(z, torch.zeros(4, dtype=torch.complex64)), TypeError, "integer"),
+        (lambda z: metrics.tolerance(z, [0, 0, 1, 1]), TypeError, "labels must be a torch.Tensor"),
+        (lambda z: metrics.tolerance(z, torch.tensor([0, 0, torch.nan, torch.nan])[[0, 2, 2, 3]]), ValueError, "all 4"),
         (lambda z: metrics.wasserstein_uniformity(z[:1]), ValueError, "at least 2 rows"),
         (lambda z: metrics.wasserstein_uniformity(z[:, :1]), ValueError, "D >= 2"),
         (lambda z: sphere_cosine_quantile(z, 1), ValueError, "dim must be at least 2"),

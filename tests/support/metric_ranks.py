@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 import varloss_lightning as vl
+
+DIM = 4
+# Every class in more than one configuration of each argument.
+METRICS: dict[str, Any] = {
+    "in-batch": vl.SimilarityStatistics,
+    "in-batch, fp32": lambda: vl.SimilarityStatistics(dtype=torch.float32),
+    "all pairs": lambda: vl.SimilarityStatistics(DIM),
+    "alignment": vl.Alignment,
+    "alignment, fp32": lambda: vl.Alignment(dtype=torch.float32),
+    "alignment, alpha": lambda: vl.Alignment(alpha=1.0),
+    "entropy": vl.RelativePenaltyEntropy,
+    "entropy, within": lambda: vl.RelativePenaltyEntropy(negatives="within"),
+    "entropy, cold": lambda: vl.RelativePenaltyEntropy(temperature=0.1),
+    "tolerance": lambda: vl.Tolerance(3, DIM),
+    "tolerance, more classes": lambda: vl.Tolerance(5, DIM),
+    "uniformity": vl.Uniformity,
+    "uniformity, t": lambda: vl.Uniformity(t=0.5),
+    "wasserstein": vl.WassersteinUniformity,
+    "rank": vl.EffectiveRank,
+    "rank, normalized": lambda: vl.EffectiveRank(normalize=True),
+}
 
 
 def all_metrics(dim: int) -> dict[str, Any]:
@@ -48,3 +71,21 @@ def synchronised(z0: Tensor, z1: Tensor, labels: Tensor) -> dict[str, Tensor]:
         value = metric.compute()
         results[name] = torch.stack(list(value.values())) if isinstance(value, dict) else value
     return results
+
+
+def beside_an_idle_rank(data: dict[str, Tensor]) -> dict[str, Any]:
+    """Every metric where rank 0 sees the data and rank 1 nothing, an empty batch, or rows that are not finite."""
+    found = {}
+    odd = {
+        "nothing": [],
+        "no rows": [{name: part[:0] for name, part in data.items()}],
+        "not finite": [{name: part * torch.nan if part.is_floating_point() else part for name, part in data.items()}],
+    }
+    warnings.simplefilter("ignore")
+    for kind, batches in odd.items():
+        for name, build in METRICS.items():
+            metric = build()
+            for batch in [data] if dist.get_rank() == 0 else batches:
+                metric.update(**metric._filter_kwargs(**batch))
+            found[f"{name}: {kind}"] = metric.compute()
+    return found

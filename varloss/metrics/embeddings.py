@@ -34,7 +34,7 @@ def without_autocast(function: _Function) -> _Function:
         if first is None:
             given = ", ".join(type(value).__name__ for value in (*args, *kwargs.values())) or "nothing"
             raise TypeError(f"{function.__name__} takes tensors, got {given}")
-        with torch.autocast(first.device.type, enabled=False):
+        with numerics.no_autocast(first.device.type):
             return function(*args, **kwargs)
 
     return wrapper  # type: ignore[return-value]
@@ -59,6 +59,25 @@ def unit_views(z0: Tensor, z1: Tensor, minimum: int, why: str) -> tuple[Tensor, 
     u, v = wide_rows(minimum, why, z0=z0, z1=z1)
     checks.alike(z0=u, z1=v)
     return numerics.unit(u), numerics.unit(v)
+
+
+def finite_rows(**named: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Matrices of one shape in the widest dtype, with zeros for the samples that are not finite in one, and which are left.
+
+    There may be no sample at all, before or after. Nothing synchronises the device.
+    """
+    wide = wide_rows(0, "a batch", **named)
+    if len(named) > 1:
+        checks.alike(**dict(zip(named, wide, strict=True)))
+    keep = torch.stack([z.isfinite().all(dim=1) for z in wide]).all(dim=0)
+    return [z.masked_fill(~keep.unsqueeze(1), 0) for z in wide], keep
+
+
+def class_ids(labels: Tensor, z: Tensor) -> Tensor:
+    """Labels of any real dtype as int64, checked against the rows ``z``; -1 for a number that is not whole."""
+    if isinstance(labels, Tensor) and not labels.is_complex():
+        labels = (labels.where(labels.frac() == 0, -1) if labels.is_floating_point() else labels).long()
+    return checks.ids("labels", labels, z, "z")
 
 
 @without_autocast
@@ -143,18 +162,22 @@ class ClassSums(NamedTuple):
     squares: Tensor
 
     @classmethod
-    def of(cls, z: Tensor, labels: Tensor, *, num_classes: int) -> ClassSums:
+    def of(cls, z: Tensor, labels: Tensor, *, num_classes: int, keep: Tensor | None = None) -> ClassSums:
         """Sums over the rows of one batch, in float64 (float32 on MPS).
 
-        ``z`` is (N, D) projections, N ≥ 1, ``labels`` (N,) integers in [0, num_classes). Raises TypeError for labels that are
-        not integers, ValueError for shapes that do not fit. A label out of range is an IndexError or, on a GPU, a
-        device-side assertion.
+        ``z`` is (N, D) projections, ``labels`` (N,) whole numbers in [0, num_classes) of any real dtype; ``keep`` (N,) is
+        False for rows to leave out. Raises ValueError for shapes that do not fit. A label that is out of range or not whole
+        is an IndexError or, on a GPU, a device-side assertion.
         """
-        x = unit_rows(z, 1, "tolerance")
-        checks.ids("labels", labels, z, "z")
+        x, ids = unit_rows(z, 0, "tolerance"), class_ids(labels, z)
         zeros = x.new_zeros(checks.whole("num_classes", num_classes, 1), x.shape[1] + 2)
         addends = torch.cat([x, torch.ones_like(x[:, :1]), x.square().sum(1, keepdim=True)], dim=1)
-        return cls.unpack(zeros.index_add(0, labels, addends))
+        if keep is not None:
+            ids, addends = ids.where(keep, 0), addends.where(keep.unsqueeze(1), 0)
+        # A look at values costs nothing on a CPU.
+        if ids.device.type == "cpu" and ((ids < 0) | (ids >= num_classes)).any():
+            raise IndexError(f"labels must be whole numbers in [0, {num_classes}).")
+        return cls.unpack(zeros.index_add(0, ids, addends))
 
     def pack(self) -> Tensor:
         """One (C, D + 2) matrix that adds up over disjoint sets of samples."""
@@ -166,12 +189,10 @@ class ClassSums(NamedTuple):
         return cls(packed[:, :-2], packed[:, -2], packed[:, -1])
 
     def tolerance(self) -> Tensor:
-        """As the function :func:`tolerance`. ValueError where no two samples share a label (synchronises the device)."""
+        """As the function :func:`tolerance`, but NaN where no two samples share a label: this does not synchronise the device."""
         pairs = (self.numbers * (self.numbers - 1)).sum()
-        if pairs.item() == 0:
-            total = int(self.numbers.sum())
-            raise ValueError(f"tolerance needs two samples with the same label; all {total} labels differ.")
-        return (self.vectors.square().sum() - self.squares.sum()) / pairs
+        same = self.vectors.square().sum() - self.squares.sum()
+        return torch.where(pairs > 0, same / pairs, torch.nan)
 
 
 @without_autocast
@@ -188,11 +209,11 @@ def tolerance(z: Tensor, labels: Tensor) -> Tensor:
     and so cannot give the 0.372 of their table. Computed from class sums, ``sum_{i≠j} x_i·x_j = |Σx|² - Σ|x|²``, in O(N D);
     :class:`ClassSums` adds them up over batches and ranks.
 
-    ``z`` holds (N, D) projections or features, N ≥ 2; ``labels`` (N,) integers, any values.
+    ``z`` holds (N, D) projections or features, N ≥ 2; ``labels`` (N,) numbers of any real dtype, any values.
 
     Returns a value in [-1, 1], a cosine; 1 where every class is one point. A label that occurs once adds no pair.
-    Raises TypeError for labels that are not integers, ValueError for shapes that do not fit, or where no two samples share a
-    label. The latter depends on the values: this function synchronises the device.
+    Raises TypeError for labels that are not real, ValueError for shapes that do not fit, or where no two samples share a
+    label. The latter depends on the values: this function synchronises the device. A label NaN is a class of its own.
     Source: Wang & Liu, CVPR 2021 (arXiv 2012.09740), Section 4.
 
     Example:
@@ -202,8 +223,10 @@ def tolerance(z: Tensor, labels: Tensor) -> Tensor:
         1.0
     """
     wide_rows(2, "tolerance", z=z)
-    checks.ids("labels", labels, z, "z")
-    values, inverse = torch.unique(labels, return_inverse=True)
+    class_ids(labels, z)
+    values, inverse = torch.unique(labels if labels.is_floating_point() else labels.long(), return_inverse=True)
+    if values.numel() == labels.numel():
+        raise ValueError(f"tolerance needs two samples with the same label; all {labels.numel()} labels differ.")
     return ClassSums.of(z, inverse, num_classes=values.numel()).tolerance()
 
 
@@ -338,6 +361,13 @@ def relative_penalty_entropy(z0: Tensor, z1: Tensor, *, temperature: float = 0.5
     checks.one_of(negatives, PAIRS, "negatives")
     temperature = checks.positive("temperature", temperature)
     u, v = unit_views(z0, z1, 2, "a negative pair")
+    everyone = torch.ones_like(u[:, 0], dtype=torch.bool)
+    return sum_of_entropies(u, v, temperature, negatives, everyone) / (2 * u.shape[0])
+
+
+@without_autocast
+def sum_of_entropies(u: Tensor, v: Tensor, temperature: float, negatives: Pairs, keep: Tensor) -> Tensor:
+    """Sum of :func:`relative_penalty_entropy` over the anchors of the samples in ``keep``; 0 for one without a negative."""
     n = u.shape[0]
     total = u.new_zeros(())
     for anchors, others in ((u, v), (v, u)):
@@ -346,6 +376,8 @@ def relative_penalty_entropy(z0: Tensor, z1: Tensor, *, temperature: float = 0.5
             logits = (anchors[block] @ keys.T) / temperature
             sample = torch.arange(keys.shape[0], device=u.device) % n
             own = sample[None, :] == torch.arange(block.start, block.stop, device=u.device)[:, None]
-            log_r = logits.masked_fill(own, -torch.inf).log_softmax(1)
-            total = total - (log_r.exp() * log_r.masked_fill(own, 0)).sum()
-    return total / (2 * n)
+            negative = ~own & keep[sample]
+            log_r = logits.masked_fill(~negative, -torch.inf).log_softmax(1)
+            entropies = -(log_r.exp() * log_r.where(negative, 0)).sum(1)
+            total = total + entropies.where(keep[block] & negative.any(dim=1), 0).sum()
+    return total

@@ -58,9 +58,9 @@ class SimilaritySums(NamedTuple):
     def of(cls, z0: Tensor, z1: Tensor) -> SimilaritySums:
         """Sums over the pairs of one batch, in float64 (float32 on MPS). Arguments as :func:`similarity_statistics`.
 
-        Edge cases: a single row counts as a positive pair without negatives.
+        Edge cases: a single row counts as a positive pair without negatives; no row at all counts nothing.
         """
-        return cls.of_grams(Grams.of(*wide_rows(1, "a positive pair", z0=z0, z1=z1)))
+        return cls.of_grams(Grams.of(*wide_rows(0, "a batch", z0=z0, z1=z1)))
 
     @classmethod
     def of_grams(cls, grams: Grams) -> SimilaritySums:
