@@ -39,11 +39,13 @@ def _regularizer(
     )
 
 
-def _active(regularizer: varloss.VRNRegularizer | None) -> varloss.VRNRegularizer | None:
-    return None if regularizer is None or regularizer.weight == 0 else regularizer
+def _active(regularizer: nn.Module | None) -> nn.Module | None:
+    """The regularizer, which a caller may have replaced; None where it is VRN that is switched off."""
+    off = isinstance(regularizer, varloss.VRNRegularizer) and regularizer.weight == 0
+    return None if off else regularizer
 
 
-def _add(loss: Tensor, regularizer: varloss.VRNRegularizer | None, out0: Tensor, out1: Tensor) -> Tensor:
+def _add(loss: Tensor, regularizer: nn.Module | None, out0: Tensor, out1: Tensor) -> Tensor:
     regularizer = _active(regularizer)
     return loss if regularizer is None else loss + cast(Tensor, regularizer(out0, out1))
 

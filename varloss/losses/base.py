@@ -1,5 +1,6 @@
 """What every two-view module does: gather, call its function, print, and keep a temperature that may be learned."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -15,16 +16,18 @@ from varloss._core.pairs import Gathered
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def calls_only(part: Any, kind: type[nn.Module]) -> bool:
-    """Whether calling ``part`` runs the forward of ``kind`` and nothing else, so that it can be computed in another way.
+_CALL = nn.Module.__call__
 
-    A subclass or an instance may have a forward or a call of its own, and any module may have hooks, or all of them.
+
+def calls_only(part: Any, forward: Callable[..., Tensor]) -> bool:
+    """Whether calling ``part`` runs this forward of a class and nothing else, so that it can be computed in another way.
+
+    A class or an instance may have a forward or a call of its own, and any module may have hooks, or all of them.
     """
-    own = type(part)
     return (
-        isinstance(part, kind)
-        and own.forward is kind.forward
-        and own.__call__ is nn.Module.__call__
+        isinstance(part, nn.Module)
+        and type(part).forward is forward
+        and type(part).__call__ is _CALL
         and not {"forward", "_call_impl", "_compiled_call_impl"} & vars(part).keys()
         and not any(getattr(part, hooks) or getattr(module, f"_global{hooks}") for hooks in _HOOKS)
     )
@@ -55,7 +58,7 @@ class TwoViewLoss(nn.Module):
         """Makes ``name`` a parameter. It has shape (1,), since FSDP takes no 0-dim parameters."""
         self._starts[name] = start
         with torch.inference_mode(False):  # a parameter made in inference mode cannot be trained
-            setattr(self, name, nn.Parameter(torch.full((1,), start)))
+            self.register_parameter(name, nn.Parameter(torch.full((1,), start)))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -63,17 +66,29 @@ class TwoViewLoss(nn.Module):
         for name, start in self._starts.items():
             getattr(self, name).fill_(start)
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As torch's; TypeError for an option that is a number and would hide the parameter."""
-        if isinstance(getattr(type(self), name, None), property):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch would register a parameter that no option looks at.
+        if isinstance(value, nn.Parameter) and (
+            isinstance(getattr(type(self), name, None), property) or isinstance(vars(self).get(name), (int, float))
+        ):
             raise TypeError(f"{type(self).__name__}.{name} takes a number, and no nn.Parameter.")
-        super().register_parameter(name, param)
+        super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in self._starts:  # 0-dim in checkpoints of earlier versions
-            if isinstance(value := state_dict.get(prefix + name), Tensor) and value.ndim == 0:
-                state_dict[prefix + name] = value.reshape(1)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        with torch.inference_mode(False):  # as in _learn
+            for key in (prefix + name for name in self._starts):
+                if isinstance(value := state_dict.get(key), Tensor):
+                    value = value.clone() if value.is_inference() else value
+                    state_dict[key] = value.reshape(1) if value.ndim == 0 else value  # 0-dim in earlier versions
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TwoViewLoss":
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        state = {name: value for name, value in vars(self).items() if name != "_compiled_call_impl"}
+        with torch.inference_mode(False):  # as in _learn
+            vars(twin).update(copy.deepcopy(state, memo))
+        return twin
 
     def is_distributed(self) -> bool:
         """Whether this loss looks at rows of other ranks."""
@@ -108,9 +123,11 @@ class TemperedLoss(TwoViewLoss):
                 f"a learnable temperature is exp(log_temperature) and must start above 0; got {temperature}."
             )
         self._fixed_temperature: float | Tensor | None = None if learnable_temperature else temperature
-        self.log_temperature: nn.Parameter | None = None
+        self.log_temperature: nn.Parameter | None
         if learnable_temperature:
             self._learn("log_temperature", math.log(temperature))
+        else:
+            self.log_temperature = None
 
     @property
     def temperature(self) -> float | Tensor:

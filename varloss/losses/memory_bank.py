@@ -27,11 +27,13 @@ class Call:
     repeated: bool = False
 
     def resembles(self, other: "Call") -> bool:
-        """Whether the rows are the same, but for what kernels with atomics change in them."""
-        pairs = ((self.query, other.query), (self.key, other.key))
-        return all(
-            a.shape == b.shape and bool((a - b).nan_to_num().norm() <= 0.01 * b.nan_to_num().norm()) for a, b in pairs
-        )
+        """Whether the rows are the same."""
+        return _alike(self.query, other.query) and _alike(self.key, other.key)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether rows are the same, but for what kernels with atomics change from run to run."""
+    return a.shape == b.shape and bool((a - b).nan_to_num().norm() <= 0.01 * b.nan_to_num().norm())
 
 
 class MemoryBank(nn.Module):
@@ -85,7 +87,8 @@ class MemoryBank(nn.Module):
         """Overwrites the oldest slots with ``keys`` (N, dim), normalised here.
 
         A key that is not finite leaves a zero row, which has similarity 0 to every query, until its slot is written again.
-        Raises RuntimeError inside a transform of ``torch.func``, which would lose what is written.
+        Raises RuntimeError inside a transform of ``torch.func``, which would lose what is written, and where a checkpoint
+        enqueues the keys a second time.
         """
         checks.embeddings(keys=keys)
         if keys.shape[1] != self.dim:
@@ -95,13 +98,16 @@ class MemoryBank(nn.Module):
                 "a memory bank cannot be written inside a transform of torch.func: call varloss.QueueInfoNCELoss with "
                 "update=False there, and its enqueue(key) outside."
             )
+        if self.repeats(keys):
+            raise RuntimeError(
+                "a checkpoint enqueues these keys a second time, and its loss has seen them in the bank: keep the bank outside "
+                "of the checkpoint, or call varloss.QueueInfoNCELoss there."
+            )
         compiling = torch.compiler.is_compiling()
         if not compiling and self.bank.is_inference() and not torch.is_inference_mode_enabled():
             # Copied in inference mode, and then written in it alone.
             self.bank, self.ptr, self.filled = self.bank.clone(), self.ptr.clone(), self.filled.clone()
-        count = keys.shape[0]
-        kept = unit(keys[-self.num :])
-        kept = kept.masked_fill(~kept.isfinite().all(dim=1, keepdim=True), 0).to(self.bank.dtype)
+        count, kept = keys.shape[0], self._kept(keys)
         first = self.ptr + (count - kept.shape[0])
         slots = (first + torch.arange(kept.shape[0], device=self.bank.device)) % self.num
         if not compiling:
@@ -110,6 +116,19 @@ class MemoryBank(nn.Module):
         self.bank.index_copy_(0, slots, kept)
         self.ptr.copy_((self.ptr + count) % self.num)
         self.filled.copy_((self.filled + count).clamp_max(self.num))
+
+    def _kept(self, keys: Tensor) -> Tensor:
+        """What the ring holds of keys: the last ``num``, of unit length, and zero rows for those that are not finite."""
+        kept = unit(keys[-self.num :])
+        return kept.masked_fill(~kept.isfinite().all(dim=1, keepdim=True), 0).to(self.bank.dtype)
+
+    @torch.no_grad()
+    def repeats(self, keys: Tensor) -> bool:
+        """Whether these keys are among those enqueued last, and a backward pass runs: a checkpoint computes something again."""
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == _NO_BACKWARD_PASS:
+            return False
+        kept = self._kept(keys)
+        return any(_alike(self.bank[slots], kept) for slots, _, _ in self._overwritten)
 
     def call(self, query: Tensor, key: Tensor) -> Call:
         """One forward pass against the bank. A checkpoint runs it again in the backward pass, and gets that of the first time."""

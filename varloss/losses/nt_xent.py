@@ -1,9 +1,9 @@
 """NT-Xent and its relatives: which negatives, and whether the positive pair stands in the denominator."""
 
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from varloss._core import checks
 from varloss._core.checks import Form
@@ -12,7 +12,7 @@ from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_hard, ch
 from varloss._kernels import autograd, dense
 from varloss._kernels.problem import Problem
 from varloss.losses.base import TemperedLoss, calls_only
-from varloss.losses.vrn import VRNRegularizer
+from varloss.losses.vrn import VRN_FORWARD, VRNRegularizer
 
 
 def nt_xent(
@@ -128,11 +128,11 @@ def dclw_weights(z0: Tensor, z1: Tensor, *, sigma: float = 0.5, gathered: Gather
     """
     check_two_views(z0, z1, gathered)
     checks.positive("sigma", sigma)
-    with torch.no_grad():
-        (k0, k1), offset = ((z0, z1), 0) if gathered is None else gathered[:2]
-        positive = (unit(k0) * unit(k1)).sum(dim=1)
-        weights = 2 - positive.shape[0] * torch.softmax(positive / sigma, dim=0)
-        return weights[offset : offset + z0.shape[0]]
+    (k0, k1), offset = ((z0, z1), 0) if gathered is None else gathered[:2]
+    # Detached rather than under no_grad, which neither forward-mode AD nor torch.jit.trace knows.
+    positive = (unit(k0.detach()) * unit(k1.detach())).sum(dim=1)
+    weights = 2 - positive.shape[0] * torch.softmax(positive / sigma, dim=0)
+    return weights[offset : offset + z0.shape[0]]
 
 
 class NTXentLoss(TemperedLoss):
@@ -181,7 +181,7 @@ class NTXentLoss(TemperedLoss):
         """Loss of two views, each (N, D)."""
         return self._with_regularizer(None, z0, z1)
 
-    def _with_regularizer(self, regularizer: VRNRegularizer | None, z0: Tensor, z1: Tensor) -> Tensor:
+    def _with_regularizer(self, regularizer: nn.Module | None, z0: Tensor, z1: Tensor) -> Tensor:
         """The loss and the regularizer's term, from one computation of the similarities where that gives both.
 
         VRN's derivative by a similarity that the loss has computed is one addition: the sum costs little more than the loss
@@ -193,15 +193,13 @@ class NTXentLoss(TemperedLoss):
         if regularizer is not None:
             checks.alike(z0=z0, z1=z1)
             plain = self.hard_fraction is None and self.hard_count is None and positive_weight is None
-            fusable = regularizer.exponent == 2 and self.negatives in ("both", regularizer.pairs)
             # To torch.compile a weight that changes, as in a warm-up, is a symbol: its value cannot be looked at, and as a
             # constant of an operator it would cost a compilation each time.
             eager = not torch.compiler.is_compiling() and not follows_operations(z0)
-            alone = gathered is None and not regularizer.is_distributed()
+            alone = gathered is None
             temperature = self._fixed_temperature  # None where it is learned
             fixed = temperature is not None and not isinstance(temperature, Tensor)
-            ours = calls_only(regularizer, VRNRegularizer)
-            if plain and fusable and eager and alone and fixed and ours and regularizer.weight != 0:
+            if plain and eager and alone and fixed and self._shares_similarities(regularizer):
                 if z0.shape[0] < 2:
                     return nothing(z0, z1)
                 regularizer.warn_if_one_sided(z0, z1)
@@ -209,9 +207,27 @@ class NTXentLoss(TemperedLoss):
                 return autograd.nt_xent(z0, z1, Problem(*own, regularizer.weight, regularizer.delta, regularizer.pairs))
             z0, z1 = wide(z0), wide(z1)  # as in nt_xent
         loss = self._value(z0, z1, positive_weight=positive_weight, gathered=gathered)
-        if regularizer is None or (regularizer.weight == 0 and not regularizer.is_distributed()):
-            return loss
-        return loss + cast(Tensor, regularizer(z0, z1))
+        off = regularizer is None or (
+            _is_plain_vrn(regularizer) and regularizer.weight == 0 and not regularizer.is_distributed()
+        )
+        return loss if off else loss + cast(nn.Module, regularizer)(z0, z1)
+
+    def _shares_similarities(self, regularizer: nn.Module) -> TypeGuard[VRNRegularizer]:
+        """Whether the regularizer is VRN of this rank's pairs, and they are among the negatives."""
+        return (
+            _is_plain_vrn(regularizer)
+            and regularizer.exponent == 2
+            and self.negatives in ("both", regularizer.pairs)
+            and regularizer.weight != 0
+            and not regularizer.is_distributed()
+        )
+
+
+def _is_plain_vrn(regularizer: nn.Module) -> TypeGuard[VRNRegularizer]:
+    return calls_only(regularizer, VRN_FORWARD)
+
+
+NT_XENT_FORWARD = NTXentLoss.forward
 
 
 class InfoNCELoss(NTXentLoss):

@@ -198,4 +198,6 @@ class QueueInfoNCELoss(TwoViewLoss):
         """Puts keys (N, D), of all ranks where ``gather_distributed``, into the bank."""
         checks.embeddings(key=key)
         key = key.detach()
-        self.memory_bank.enqueue(distributed.gather(key) if self.gather_distributed else key)
+        keys = distributed.gather(key) if self.gather_distributed else key
+        if not self.memory_bank.repeats(keys):
+            self.memory_bank.enqueue(keys)

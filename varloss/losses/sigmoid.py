@@ -95,11 +95,13 @@ class SigmoidLoss(TwoViewLoss):
         self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
         self.learnable = learnable
         self._fixed_scale = None if learnable else scale
-        self.log_scale: nn.Parameter | None = None
-        self.bias: float | nn.Parameter = bias
+        self.log_scale: nn.Parameter | None
+        self.bias: float | nn.Parameter
         if learnable:
             self._learn("log_scale", math.log(scale))
             self._learn("bias", bias)
+        else:
+            self.log_scale, self.bias = None, bias
 
     @property
     def scale(self) -> float | Tensor:

@@ -172,3 +172,6 @@ class VRNRegularizer(TwoViewLoss):
             packed = distributed.all_reduce_sum(Grams.of(z0, z1).pack())
             return self.weight * Grams.unpack(packed, z0.shape[1]).vrn(target=self.delta, pairs=self.pairs)
         return self.weight * self._value(z0, z1, gathered=self._gathered(z0, z1))
+
+
+VRN_FORWARD = VRNRegularizer.forward

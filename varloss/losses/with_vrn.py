@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from varloss._core.pairs import Pairs
 from varloss.losses.base import calls_only
-from varloss.losses.nt_xent import NTXentLoss
+from varloss.losses.nt_xent import NT_XENT_FORWARD
 from varloss.losses.vrn import VRNRegularizer
 
 
@@ -52,7 +52,7 @@ class WithVRN(nn.Module):
 
     def forward(self, z0: Tensor, z1: Tensor) -> Any:
         """Loss of two views, each (N, D): a scalar, or the base's dictionary of losses with VRN added under ``"vrn"``."""
-        if calls_only(self.base, NTXentLoss):
+        if calls_only(self.base, NT_XENT_FORWARD):
             return self.base._with_regularizer(self.regularizer, z0, z1)
         loss, term = self.base(z0, z1), self.regularizer(z0, z1)
         if isinstance(loss, Mapping):
