@@ -209,10 +209,11 @@ def test_a_call_too_long_ago_for_a_checkpoint_is_named():
         loss.backward()
 
 
-def test_a_key_that_is_not_finite_leaves_a_neutral_slot():
+@pytest.mark.parametrize("entry", [float("nan"), float("inf"), -float("inf")])
+def test_a_key_that_is_not_finite_leaves_a_neutral_slot(entry):
     loss_fn = varloss.QueueInfoNCELoss(memory_bank_size=(8, 4))
     keys = torch.randn(3, 4)
-    keys[1, 2] = float("nan")
+    keys[1, 2] = entry
     loss_fn.enqueue(keys)
     assert torch.equal(loss_fn.memory_bank.bank[1], torch.zeros(4))
     assert loss_fn(*torch.randn(2, 3, 4)).isfinite()

@@ -111,7 +111,7 @@ class MemoryBank(nn.Module):
         first = self.ptr + (count - kept.shape[0])
         slots = (first + torch.arange(kept.shape[0], device=self.bank.device)) % self.num
         if not compiling:
-            self._overwritten.append((slots, self.bank[slots], self.filled.clone()))
+            self._overwritten.append((slots, self.bank.index_select(0, slots), self.filled.clone()))
             self._written += 1
         self.bank.index_copy_(0, slots, kept)
         self.ptr.copy_((self.ptr + count) % self.num)
@@ -119,8 +119,8 @@ class MemoryBank(nn.Module):
 
     def _kept(self, keys: Tensor) -> Tensor:
         """What the ring holds of keys: the last ``num``, of unit length, and zero rows for those that are not finite."""
-        kept = unit(keys[-self.num :])
-        return kept.masked_fill(~kept.isfinite().all(dim=1, keepdim=True), 0).to(self.bank.dtype)
+        # The length of a row that is not finite is NaN or infinite: all its entries become NaN or 0.
+        return unit(keys[-self.num :]).nan_to_num_().to(self.bank.dtype)
 
     @torch.no_grad()
     def repeats(self, keys: Tensor) -> bool:
