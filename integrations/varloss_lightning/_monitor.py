@@ -1,5 +1,6 @@
 """The common part of the two `SimilarityMonitor` classes. It imports neither Lightning package."""
 
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -9,13 +10,17 @@ import torch
 from torch import Tensor
 
 from varloss._core import checks
-from varloss.metrics import SimilarityStatistics, SimilaritySums
+from varloss.metrics import Grams, SimilarityStatistics, SimilaritySums
+from varloss.metrics.embeddings import finite_rows
 
 Projections = Callable[[Any, Any, Any, Any], "tuple[Tensor, Tensor] | None"]
 
 
 # Fewest measurements before a warning: one batch proves nothing, and a short run should be warned before it ends.
 ENOUGH = 10
+DEFAULT_SOURCE, DEFAULT_PREFIX = "projections", "similarity/"
+# Monitors of one kind have different numbers, also before their trainer is known.
+_numbers = itertools.count(1)
 
 
 class SimilarityMonitorMixin:
@@ -37,6 +42,17 @@ class SimilarityMonitorMixin:
 
     - a callable `(trainer, pl_module, outputs, batch) -> (z0, z1)`, or None to skip a batch.
 
+    No batch ends the run, and with several ranks none waits for one that has nothing to measure:
+
+    - A step that was skipped (`training_step` returned None in automatic optimization) is not measured.
+    - A batch is skipped if its projections are missing or are not a pair of matrices of one shape. The first time, a warning
+      says what was found instead. So a misspelt name is a warning at the first measured batch, and the run goes on.
+    - Samples with a row that is not finite are left out of the statistics, and of all further judgements. The first time, a
+      warning says how many.
+    - A batch that has no two samples left is skipped. A warning follows after ten such batches in a row.
+
+    Several monitors live in one trainer; give each its own `prefix`.
+
     Args:
         projections: See above.
         every_n_steps: Training batches between two measurements.
@@ -46,15 +62,15 @@ class SimilarityMonitorMixin:
         collapse_ceiling: Warn when cross-view negatives averaged more than this over the window.
 
     Raises:
-        ValueError, TypeError: For options out of range and, in the first measured batch, for missing projections.
+        ValueError, TypeError: For options out of range.
     """
 
     def __init__(
         self,
-        projections: str | Projections = "projections",
+        projections: str | Projections = DEFAULT_SOURCE,
         *,
         every_n_steps: int = 50,
-        prefix: str = "similarity/",
+        prefix: str = DEFAULT_PREFIX,
         window: int = 100,
         alignment_floor: float = 0.5,
         collapse_ceiling: float = 0.9,
@@ -67,7 +83,8 @@ class SimilarityMonitorMixin:
         self.prefix = prefix
         self.alignment_floor = checks.real("alignment_floor", alignment_floor)
         self.collapse_ceiling = checks.real("collapse_ceiling", collapse_ceiling)
-        self._batches = 0
+        self._batches = self._missed = 0
+        self._number = next(_numbers)
         self._positives: deque[float] = deque(maxlen=window)
         self._negatives: deque[float] = deque(maxlen=window)
         self._warned: set[str] = set()
@@ -78,17 +95,35 @@ class SimilarityMonitorMixin:
         self._batches += 1
         if self._batches % self.every_n_steps:
             return
-        views = self._find(trainer, pl_module, outputs, batch)
         with torch.no_grad():
+            packed = self._measured(self._find(trainer, pl_module, outputs, batch))
+            # All ranks take part in the sum, also those without anything to measure; otherwise the others would wait forever.
             dtype = torch.float32 if pl_module.device.type == "mps" else torch.float64
-            nothing = torch.zeros(SimilaritySums.length(), dtype=dtype)
-            packed = nothing if views is None else SimilaritySums.of(*views).pack()
-            # Ranks without a batch to measure also take part in the sum; otherwise the others would wait forever.
-            packed = trainer.strategy.reduce(packed.to(pl_module.device), reduce_op="sum")
+            packed = trainer.strategy.reduce(packed.to(pl_module.device, dtype), reduce_op="sum")
             # One transfer to the host for all of them.
-            sums = SimilaritySums.unpack(packed.cpu())
-        if not sums.cross.number:
-            return
+            packed = packed.cpu()
+        sums = SimilaritySums.unpack(packed[:-2])
+        samples, tries = (int(number) for number in packed[-2:])
+        if left_out := samples - int(sums.positive.number):
+            self._warn(
+                "finite",
+                f"SimilarityMonitor left out {left_out} of {samples} samples: their projections are not finite.",
+                trainer.is_global_zero,
+            )
+        if sums.cross.number > 0:
+            self._missed = 0
+            self._log(trainer, sums)
+        elif tries:
+            self._missed += 1
+        if self._missed == ENOUGH:
+            self._warn(
+                "missed",
+                f"SimilarityMonitor measured nothing in the last {ENOUGH} batches that it looked at: none had two samples with "
+                "finite projections.",
+                trainer.is_global_zero,
+            )
+
+    def _log(self, trainer: Any, sums: SimilaritySums) -> None:
         names, values = SimilarityStatistics._fields, torch.stack(sums.statistics()).tolist()
         logged = {f"{self.prefix}{name}": value for name, value in zip(names, values, strict=True)}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
@@ -96,23 +131,38 @@ class SimilarityMonitorMixin:
             logger.log_metrics(logged, step=trainer.global_step)
         self._judge(logged[f"{self.prefix}positive_mean"], logged[f"{self.prefix}cross_mean"], trainer.is_global_zero)
 
-    def _find(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
+    def _find(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any) -> Any:
+        """What should be a pair of projections, an exception in place of missing ones, or None for a batch to skip."""
+        # A manual step need not return anything.
+        if not isinstance(outputs, Tensor) and not outputs and pl_module.automatic_optimization:
+            return None
         if callable(self.projections):
-            views = self.projections(trainer, pl_module, outputs, batch)
-            if views is None:
-                return None
-        elif isinstance(outputs, Mapping) and self.projections in outputs:
-            views = outputs[self.projections]
-        elif hasattr(pl_module, self.projections):
-            views = getattr(pl_module, self.projections)
-        else:
-            raise ValueError(
-                f"SimilarityMonitor found no projections: training_step returned no {self.projections!r} and "
-                f"{type(pl_module).__name__} has no such attribute. Return them, or give a callable as projections."
+            return self.projections(trainer, pl_module, outputs, batch)
+        if isinstance(outputs, Mapping) and self.projections in outputs:
+            return outputs[self.projections]
+        found = getattr(pl_module, self.projections, None)
+        if found is None:
+            return ValueError(
+                f"training_step returned no {self.projections!r}, and {type(pl_module).__name__} has no such attribute. Return "
+                "them, or give a callable as projections."
             )
-        if not (isinstance(views, (tuple, list)) and len(views) == 2):
-            raise TypeError(f"projections must be a pair of tensors (N, D); got {type(views).__name__}.")
-        return views[0].detach(), views[1].detach()
+        return found
+
+    def _measured(self, found: Any) -> Tensor:
+        """The packed sums of this rank, its number of samples, and 1 if there was something to measure."""
+        samples, sums = 0, torch.zeros(SimilaritySums.length())
+        try:
+            if isinstance(found, Exception):
+                raise found
+            if found is not None:
+                if not (isinstance(found, (tuple, list)) and len(found) == 2):
+                    raise TypeError(f"projections must be a pair of tensors (N, D); got {type(found).__name__}.")
+                (u, v), keep = finite_rows(z0=found[0], z1=found[1])
+                samples, sums = u.shape[0], SimilaritySums.of_grams(Grams.of(u, v)._replace(number=keep.sum())).pack()
+        except (TypeError, ValueError) as error:
+            # On the rank that it happens on: the others do not know.
+            self._warn("projections", f"SimilarityMonitor skips a batch without usable projections: {error}", True)
+        return torch.cat([sums, sums.new_tensor([samples, found is not None])])
 
     def _judge(self, positive: float, negative: float, speak: bool) -> None:
         self._positives.append(positive)
@@ -142,10 +192,39 @@ class SimilarityMonitorMixin:
             if speak:
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take a place among the monitors of this trainer, and warn of two that log under the same names."""
+        del pl_module
+        monitors = [other for other in trainer.callbacks if isinstance(other, SimilarityMonitorMixin)]
+        self._number = [other for other in monitors if other._kind() == self._kind()].index(self)
+        same = [other for other in monitors if other.prefix == self.prefix]
+        if stage == "fit" and same[0] is self and len(same) > 1 and trainer.is_global_zero:
+            warnings.warn(
+                f"several SimilarityMonitors log under {self.prefix!r}: give each its own prefix.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _kind(self) -> dict[str, str]:
+        """What tells this monitor from others in a checkpoint; empty for the defaults."""
+        source = self.projections
+        name = source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__qualname__)
+        kind = {"projections": (name, DEFAULT_SOURCE), "prefix": (self.prefix, DEFAULT_PREFIX)}
+        return {option: value for option, (value, default) in kind.items() if value != default}
+
+    @property
+    def state_key(self) -> str:
+        """Name of this monitor's state in a checkpoint. Monitors of one kind are numbered by their order in the trainer."""
+        parts: dict[str, Any] = self._kind()
+        if self._number:
+            parts = parts | {"number": self._number}
+        return type(self).__qualname__ + (repr(parts) if parts else "")
+
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints: a resumed run keeps its window and does not warn twice."""
         return {
             "batches": self._batches,
+            "missed": self._missed,
             "positives": list(self._positives),
             "negatives": list(self._negatives),
             "warned": sorted(self._warned),
@@ -153,7 +232,8 @@ class SimilarityMonitorMixin:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the checkpoint."""
-        self._batches = state_dict["batches"]
-        self._positives.extend(state_dict["positives"])
-        self._negatives.extend(state_dict["negatives"])
+        self._batches, self._missed = state_dict["batches"], state_dict.get("missed", 0)
+        for window, name in ((self._positives, "positives"), (self._negatives, "negatives")):
+            window.clear()
+            window.extend(state_dict[name])
         self._warned = set(state_dict["warned"])

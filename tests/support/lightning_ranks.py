@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from varloss_lightning.callbacks import SimilarityMonitor
+
+# What rank 1 has in place of its projections.
+ODD: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "skipped": lambda z0, z1: None,
+    "other shapes": lambda z0, z1: (z0, z1[:1]),
+    "one sample": lambda z0, z1: (z0[:1], z1[:1]),
+    "no sample": lambda z0, z1: (z0[:0], z1[:0]),
+    "NaN": lambda z0, z1: (z0 * torch.nan, z1),
+}
+
+
+class OddOnRank1:
+    """Projections that are usable on rank 0 alone. An object, because a spawned child has to unpickle it."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any) -> Any:
+        z0, z1 = outputs["projections"]
+        return ODD[self.kind](z0, z1) if trainer.global_rank == 1 else (z0, z1)
 
 
 class Identity(lightning.LightningModule):
@@ -26,7 +47,8 @@ class Identity(lightning.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> dict[str, Any]:
         z0, z1 = (self.scale * z for z in batch)
-        return {"loss": (z0 - z1).square().mean(), "projections": (z0, z1)}
+        found = {"loss": (z0 - z1).square().mean(), "projections": (z0, z1)}
+        return found if self.global_rank == 1 else {**found, "of rank 0": (z0, z1)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.0)
@@ -40,7 +62,11 @@ def fit_two_ranks(folder: str, z0: Tensor, z1: Tensor) -> None:
         strategy="ddp_spawn",
         max_epochs=1,
         logger=lightning.loggers.CSVLogger(folder, name="", version="run"),
-        callbacks=[SimilarityMonitor(every_n_steps=1)],
+        callbacks=[
+            SimilarityMonitor(every_n_steps=1),
+            SimilarityMonitor("of rank 0", every_n_steps=1, prefix="no key/"),
+            *(SimilarityMonitor(OddOnRank1(kind), every_n_steps=1, prefix=f"{kind}/") for kind in ODD),
+        ],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
