@@ -11,6 +11,7 @@ from torch import Tensor
 
 import varloss
 from varloss import functional
+from varloss._core.numerics import follows_operations
 from varloss.functional import Pairs
 
 
@@ -56,7 +57,8 @@ class NTXentLoss(_CosineLoss):
     values and gradients equal the library's ``SupConLoss``: one softmax per row. (The library's NTXentLoss then has one softmax
     per positive PAIR. This class does not have that form.)
 
-    Each call reads the labels to tell the two cases apart. With labels on a GPU it waits for the GPU.
+    Each call reads the labels to tell the two cases apart. With labels on a GPU it waits for the GPU. Under torch.compile, where labels
+    cannot be read, memory is O(N²) in both cases.
 
     Args:
         temperature: divides the cosine similarities.
@@ -162,7 +164,12 @@ class VRNRegularizer(_CosineLoss):
 
 
 def _is_two_views(labels: Tensor) -> bool:
-    """Whether the labels are N different ones, repeated in the same order. Waits for the device."""
+    """Whether the labels are N different ones, repeated in the same order. Waits for the device.
+
+    False where labels cannot be read: the losses by label have the same value there, in memory of O(N²).
+    """
+    if type(labels) is not Tensor or torch.compiler.is_compiling() or follows_operations(labels):
+        return False
     half = labels.shape[0] // 2
     first = labels[:half]
     return bool(
