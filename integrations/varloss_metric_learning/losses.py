@@ -20,15 +20,27 @@ class _CosineLoss(BaseMetricLossFunction):  # type: ignore[misc]  # the library 
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(self.distance, CosineSimilarity) or self.distance.power != 1:
-            raise ValueError(f"varloss's losses use cosine similarities; got distance={self.distance}.")
+        self._check_distance()
+
+    def _check_distance(self) -> None:
+        """Raises for a distance that gives something else than cosines, because it is not called."""
+        given = self.distance
+        changed = any(callable(value) for value in vars(given).values())
+        hooked = any(
+            getattr(given, f"_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")
+        )
+        if type(given) is not CosineSimilarity or (given.power, given.p) != (1, 2) or changed or hooked:
+            raise ValueError(
+                f"{type(self).__name__} computes cosine similarities itself and takes only a plain CosineSimilarity(), without "
+                f"other options, methods or hooks; got distance={given}."
+            )
 
     def get_default_distance(self) -> CosineSimilarity:
         """The only supported distance."""
         return CosineSimilarity()
 
     def value(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Tensor:
-        """The loss as a scalar; ``ref_emb`` is None if the embeddings are compared with themselves."""
+        """The loss as a scalar. Labels are int64; the last two are None if the embeddings are compared with themselves."""
         raise NotImplementedError
 
     def compute_loss(
@@ -44,8 +56,14 @@ class _CosineLoss(BaseMetricLossFunction):  # type: ignore[misc]  # the library 
             raise ValueError(
                 f"{type(self).__name__} needs labels: rows with different labels are negatives of each other."
             )
-        same = ref_emb is embeddings
-        loss = self.value(embeddings, labels, *((None, None) if same else (ref_emb, ref_labels)))
+        self._check_distance()
+        if ref_emb is embeddings and ref_labels is labels:
+            loss = self.value(embeddings, _as_ids(labels), None, None)
+        elif ref_labels is None:
+            raise ValueError(f"{type(self).__name__} needs ref_labels with ref_emb.")
+        else:
+            ids = _as_ids(labels, ref_labels)
+            loss = self.value(embeddings, ids[: len(labels)], ref_emb, ids[len(labels) :])
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 
 
@@ -66,10 +84,11 @@ class NTXentLoss(_CosineLoss):
         **kwargs: the library's ``embedding_regularizer``, ``embedding_reg_weight``, ``collect_stats``.
 
     Raises:
-        ValueError: for a distance other than ``CosineSimilarity()``, and at the call for an ``indices_tuple``, ``ref_emb`` or
-            no labels.
+        ValueError: for a distance other than a plain ``CosineSimilarity()``, and at the call for an ``indices_tuple``, ``ref_emb`` or
+            no labels. TypeError for complex labels.
 
-    Edge cases: a row without a positive or without a negative is excluded from the mean. The mean of no rows is 0.
+    Edge cases: labels may have any real dtype; those that are NaN differ from all others. A row without a positive or without a
+    negative is excluded from the mean. The mean of no rows is 0, attached to the graph, also for batches of 0 and 1 rows.
 
     Example:
         >>> import torch
@@ -116,9 +135,11 @@ class VRNRegularizer(_CosineLoss):
         **kwargs: the library's ``embedding_regularizer``, ``embedding_reg_weight``, ``collect_stats``.
 
     Raises:
-        ValueError: for a distance other than ``CosineSimilarity()``, and at the call for an ``indices_tuple`` or no labels.
+        ValueError: for a distance other than a plain ``CosineSimilarity()``, and at the call for an ``indices_tuple`` or no labels.
+            TypeError for complex labels.
 
-    Edge cases: a batch with a single label has no such pair and gives 0, attached to the graph.
+    Edge cases: labels may have any real dtype; those that are NaN differ from all others. A batch with a single label, or of 0 or
+    1 rows, has no such pair and gives 0, attached to the graph.
 
     Example:
         >>> import torch
@@ -147,9 +168,7 @@ class VRNRegularizer(_CosineLoss):
         """VRN, weighted."""
         z, ids, views = embeddings, labels, torch.zeros_like(labels)
         kind: Pairs = "within"
-        if ref_emb is not None:
-            if ref_labels is None:
-                raise ValueError("VRNRegularizer needs ref_labels with ref_emb.")
+        if ref_emb is not None and ref_labels is not None:
             z, ids, kind = torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels]), "cross"
             views = torch.cat([views, torch.ones_like(ref_labels)])
         return self.weight * functional.vrn_indexed(
@@ -163,6 +182,15 @@ class VRNRegularizer(_CosineLoss):
         )
 
 
+def _as_ids(*labels: Tensor) -> Tensor:
+    """Labels of any real dtype, one after the other, as int64 that are equal where they are. A NaN equals no other label.
+
+    For floats it waits for the device.
+    """
+    together = torch.cat([part if part.is_floating_point() or part.is_complex() else part.long() for part in labels])
+    return torch.unique(together, return_inverse=True)[1] if together.is_floating_point() else together
+
+
 def _is_two_views(labels: Tensor) -> bool:
     """Whether the labels are N different ones, repeated in the same order. Waits for the device.
 
@@ -174,6 +202,7 @@ def _is_two_views(labels: Tensor) -> bool:
     first = labels[:half]
     return bool(
         half > 1
+        and not labels.is_meta
         and labels.shape[0] == 2 * half
         and torch.equal(first, labels[half:])
         and len(set(first.tolist())) == half

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -139,7 +142,7 @@ def test_says_what_it_does_not_take():
     with pytest.raises(ValueError, match="needs ref_labels"):
         VRNRegularizer(weight=1, num_samples=10)(z, labels, ref_emb=rows(seed=1))
     for distance in (distances.LpDistance(), distances.CosineSimilarity(power=2)):
-        with pytest.raises(ValueError, match="cosine similarities"):
+        with pytest.raises(ValueError, match="plain CosineSimilarity"):
             NTXentLoss(distance=distance)
     with pytest.raises(ValueError, match="temperature"):
         NTXentLoss(0.0)
@@ -153,3 +156,196 @@ def test_reducers_do_not_apply():
     torch.testing.assert_close(
         NTXentLoss(reducer=reducers.ThresholdReducer(low=1e9))(z, TWO_VIEWS), NTXentLoss()(z, TWO_VIEWS)
     )
+
+
+def pairs_of_losses():
+    """Ours beside the library's loss that it stands for, on labels with one positive per row."""
+    return [(NTXentLoss(0.2), losses.NTXentLoss(0.2)), (NTXentLoss(0.2), losses.SupConLoss(temperature=0.2))]
+
+
+LABEL_DTYPES = [
+    getattr(torch, name) for name in ("uint8", "int8", "int16", "uint16", "uint32", "uint64", "int32", "int64")
+]
+LABEL_DTYPES += [torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
+def test_labels_may_have_any_real_dtype(dtype):
+    for labels in (TWO_VIEWS, TWO_VIEWS // 3, torch.tensor([0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 0, 0])):
+        z = rows()
+        theirs = losses.SupConLoss(temperature=0.2)
+        (ours, our_gradient), (expected, gradient) = both(NTXentLoss(0.2), theirs, labels.to(dtype), z)
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(our_gradient, gradient, rtol=1e-8, atol=1e-12)
+        vrn = VRNRegularizer(weight=2, num_samples=9)
+        as_integers = labels.to(dtype).long()
+        assert vrn(z, labels.to(dtype)) == vrn(z, as_integers)
+        ref = {"ref_emb": rows(seed=1), "ref_labels": labels.to(dtype)}
+        assert vrn(z, labels, **ref) == vrn(z, labels, ref_emb=ref["ref_emb"], ref_labels=as_integers)
+
+
+def test_float_labels_are_compared_not_rounded():
+    z, labels = rows(), torch.tensor([0.25, 0.5, 0.75, 0.25, 0.5, 0.75] * 2)
+    ids = (4 * labels).long()
+    assert NTXentLoss()(z, labels) == NTXentLoss()(z, ids)
+    vrn = VRNRegularizer(weight=1, num_samples=9)
+    assert vrn(z, labels) == vrn(z, ids)
+    ref = {"ref_emb": rows(seed=1), "ref_labels": labels.flip(0)}
+    assert vrn(z, labels, **ref) == vrn(z, ids, ref_emb=ref["ref_emb"], ref_labels=ids.flip(0))
+    # A label that is missing is nobody else's.
+    missing, alone = labels.clone(), ids.clone()
+    missing[3:5], alone[3:5] = torch.nan, torch.tensor([7, 8])
+    assert NTXentLoss()(z, missing) == NTXentLoss()(z, alone)
+    with pytest.raises(TypeError, match="must have an integer dtype"):
+        NTXentLoss()(z, labels.to(torch.complex64))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("labelled", [torch.zeros_like, torch.arange], ids=["one label", "all different"])
+def test_a_last_small_batch_has_the_librarys_value(count, labelled):
+    """0, attached to the graph, where there is no pair."""
+    labels = torch.arange(count) if labelled is torch.arange else torch.zeros(count, dtype=torch.long)
+    for ours, theirs in pairs_of_losses():
+        z = rows(count)
+        (value, gradient), (expected, their_gradient) = both(ours, theirs, labels, z)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(gradient, their_gradient)
+    z = rows(count)
+    vrn = VRNRegularizer(weight=3, num_samples=10)
+    regularized = NTXentLoss(embedding_regularizer=regularizers.LpRegularizer(), embedding_reg_weight=0.25)
+    for loss in (vrn(z, labels), losses.MultipleLosses([NTXentLoss(), vrn])(z, labels), regularized(z, labels)):
+        assert loss.requires_grad
+        (gradient,) = torch.autograd.grad(loss, z, retain_graph=True)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_a_small_batch_of_two_views_has_the_librarys_value(count):
+    z0, z1 = rows(count), rows(count, seed=1)
+    ours, theirs = (losses.SelfSupervisedLoss(kind(0.2))(z0, z1) for kind in (NTXentLoss, losses.NTXentLoss))
+    torch.testing.assert_close(ours, theirs)
+    for found, expected in zip(*(torch.autograd.grad(loss, (z0, z1)) for loss in (ours, theirs)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(("count", "refs"), [(0, 0), (0, 3), (3, 0), (1, 1), (1, 3), (3, 1)])
+def test_vrn_against_few_references(count, refs):
+    z0, z1 = rows(count), rows(refs, seed=1)
+    value = VRNRegularizer(weight=2, target=0.0)(z0, torch.arange(count), ref_emb=z1, ref_labels=torch.arange(refs))
+    unit0, unit1 = (torch.nn.functional.normalize(z) for z in (z0, z1))
+    pairs = [(i, j) for i in range(count) for j in range(refs) if i != j]
+    expected = 2 * sum((unit0[i] @ unit1[j]) ** 2 for i, j in pairs) / max(len(pairs), 1)
+    torch.testing.assert_close(value, torch.as_tensor(expected, dtype=torch.float64))
+    assert value.requires_grad
+
+
+def test_references_made_in_inference_mode():
+    z, labels = rows(), torch.arange(12) % 4
+    with torch.inference_mode():
+        frozen, frozen_labels = rows(seed=1) * 1, labels.clone()
+    vrn = VRNRegularizer(weight=2, num_samples=50)
+    for ref, ref_labels in ((frozen, frozen_labels), (frozen.clone(), labels)):
+        value = vrn(z, labels, ref_emb=ref, ref_labels=ref_labels)
+        assert torch.autograd.grad(value, z)[0].norm() > 0
+    two_views = NTXentLoss()(z, TWO_VIEWS)
+    with torch.inference_mode():
+        labels_of_inference = TWO_VIEWS.clone()
+    torch.testing.assert_close(NTXentLoss()(z, labels_of_inference), two_views)
+
+
+def test_the_same_rows_with_other_labels_are_references():
+    """The library tells by the labels, too, whether a batch is compared with itself."""
+    z, labels = rows(), torch.arange(12) % 4
+    vrn = VRNRegularizer(weight=2, num_samples=50)
+    assert vrn(z, labels, ref_emb=z, ref_labels=labels) == vrn(z, labels)
+    others = labels.roll(1)
+    assert vrn(z, labels, ref_emb=z, ref_labels=others) == vrn(z, labels, ref_emb=z.clone(), ref_labels=others)
+    with pytest.raises(ValueError, match="takes no ref_emb"):
+        NTXentLoss()(z, labels, ref_emb=z, ref_labels=others)
+
+
+class Scaled(distances.CosineSimilarity):
+    def forward(self, *args):
+        return 2 * super().forward(*args)
+
+
+def patched():
+    distance = distances.CosineSimilarity()
+    distance.forward = lambda *args: 2
+    return distance
+
+
+def hooked():
+    distance = distances.CosineSimilarity()
+    distance.register_forward_hook(lambda *args: 2)
+    return distance
+
+
+@pytest.mark.parametrize(
+    "build", [Scaled, patched, hooked, lambda: distances.CosineSimilarity(p=1), distances.LpDistance]
+)
+def test_a_distance_that_would_be_ignored_is_refused(build):
+    """At construction, and at the call where it was put in later."""
+    for make in (NTXentLoss, lambda **options: VRNRegularizer(weight=1, num_samples=9, **options)):
+        with pytest.raises(ValueError, match="plain CosineSimilarity"):
+            make(distance=build())
+        loss = make()
+        loss.distance = build()
+        with pytest.raises(ValueError, match="plain CosineSimilarity"):
+            loss(rows(), TWO_VIEWS)
+
+
+class Doubled(NTXentLoss):
+    def value(self, *args):
+        return 2 * super().value(*args)
+
+
+def test_subclasses_patches_and_hooks_are_called():
+    z, seen = rows(), []
+    plain = NTXentLoss(0.3)(z, TWO_VIEWS)
+    assert Doubled(0.3)(z, TWO_VIEWS) == 2 * plain
+    loss = NTXentLoss(0.3)
+    loss.register_forward_pre_hook(lambda module, args: seen.append("before"))
+    loss.register_forward_hook(lambda module, args, value: seen.append("after"))
+    loss.register_full_backward_hook(lambda module, grads, outputs: seen.append("backward"))
+    value = loss(z, TWO_VIEWS)
+    (gradient,) = torch.autograd.grad(value, z)
+    assert (value, seen) == (plain, ["before", "after", "backward"])
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain, z)[0])
+    forward = loss.forward
+    loss.forward = lambda *args: 3 * forward(*args)
+    assert loss(z, TWO_VIEWS) == 3 * plain
+
+
+class Tagged(torch.Tensor):
+    """A subclass that does nothing, as those of monai and torchvision."""
+
+
+def test_embeddings_may_be_a_subclass_of_tensor():
+    z, labels = rows(), torch.arange(12) % 4
+    vrn = VRNRegularizer(weight=2, num_samples=50)
+    for loss in (NTXentLoss(0.3), vrn):
+        for ids in (labels, TWO_VIEWS):
+            torch.testing.assert_close(
+                torch.Tensor(loss(z.as_subclass(Tagged), ids).detach()).double(), loss(z, ids).detach()
+            )
+            tagged = loss(z.as_subclass(Tagged), ids.as_subclass(Tagged))
+            torch.testing.assert_close(
+                torch.autograd.grad(tagged, z)[0].as_subclass(Tensor), torch.autograd.grad(loss(z, ids), z)[0]
+            )
+
+
+def test_copies_are_independent_and_equal():
+    z = rows()
+    for loss in (NTXentLoss(0.3, decoupled=True), VRNRegularizer(weight=2, num_samples=50)):
+        for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+            assert copied(z, TWO_VIEWS) == loss(z, TWO_VIEWS)
+        assert not loss.state_dict()
+
+
+def test_labels_are_moved_to_the_embeddings():
+    """On the meta device: it has no values, so the labels cannot be read there."""
+    z = torch.empty(12, 5, device="meta", requires_grad=True)
+    for loss in (NTXentLoss(), VRNRegularizer(weight=1, num_samples=9)):
+        value = loss(z, TWO_VIEWS)
+        assert (value.device.type, value.shape) == ("meta", ())
