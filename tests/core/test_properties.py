@@ -7,92 +7,38 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import oracles
+from support.batches import kinds
 from support.exhaustive import examples
 
 import varloss
 from varloss import functional as vf
 
-KINDS = ("cross", "within", "both")
-DTYPES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
 SETTINGS = examples(60)
 
 
 @st.composite
-def batches(draw, min_rows=2, dtypes=tuple(DTYPES)):
-    """Two views, exactly representable in the dtype they have; rows of very different length, some of them twice."""
-    rows, dim = draw(st.integers(min_rows, 7)), draw(st.integers(1, 6))
+def batches(draw):
+    """Two views in float64; rows of very different length, some of them twice."""
+    rows, dim = draw(st.integers(2, 7)), draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     z = torch.randn(2, rows, dim, generator=generator, dtype=torch.float64)
     z = z * 10.0 ** torch.randint(-2, 3, (2, rows, 1), generator=generator)
     if draw(st.booleans()):
         z[0, -1] = z[0, 0]
-    z = z.to(draw(st.sampled_from(dtypes)))
     return z[0].requires_grad_(), z[1].requires_grad_()
 
 
 options = st.fixed_dictionaries(
     {
         "temperature": st.floats(0.05, 5),
-        "negatives": st.sampled_from(KINDS),
+        "negatives": kinds,
         "decoupled": st.booleans(),
     }
 )
 
 
-def widen(*tensors):
-    return [tensor.detach().double().requires_grad_() for tensor in tensors]
-
-
-def gradients(loss, inputs):
-    return torch.autograd.grad(loss, inputs)
-
-
-def assert_gradients_close(ours, exact, batch, tolerance):
-    """A row's gradient is as small as the row is long, so errors are measured times its length, against at least 1."""
-    for mine, right, row in zip(ours, exact, batch, strict=True):
-        length = row.detach().double().norm(dim=1)
-        error = (mine.double() - right).norm(dim=1) * length
-        size = right.norm(dim=1) * length
-        assert bool((error <= tolerance + (tolerance + torch.finfo(mine.dtype).eps) * size).all()), (mine, right)
-
-
 @SETTINGS
-@given(batch=batches(), options=options, form=st.sampled_from(["auto", "dense", "linear"]))
-def test_nt_xent_is_its_formula(batch, options, form):
-    exact = widen(*batch)
-    expected = oracles.nt_xent(*exact, options["temperature"], options["negatives"], options["decoupled"])
-    loss = vf.nt_xent(*batch, **options, form=form)
-    tolerance = DTYPES[batch[0].dtype] / min(1.0, options["temperature"])
-    assert loss.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
-    assert_gradients_close(gradients(loss, batch), gradients(expected, exact), batch, 10 * tolerance)
-
-
-@SETTINGS
-@given(
-    batch=batches(),
-    pairs=st.sampled_from(KINDS),
-    exponent=st.sampled_from([1, 2, 3]),
-    target=st.floats(-1, 0.5),
-)
-def test_vrn_is_its_formula_in_both_forms(batch, pairs, exponent, target):
-    exact = widen(*batch)
-    expected = oracles.vrn(*exact, target, pairs, exponent)
-    tolerance = DTYPES[batch[0].dtype]
-    for form in ("dense", "linear") if exponent == 2 else ("dense",):
-        loss = vf.vrn(*batch, target=target, pairs=pairs, exponent=exponent, form=form)
-        assert loss.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
-        if exponent > 1:  # |x| has no gradient at 0, which duplicates reach
-            assert_gradients_close(
-                gradients(loss, batch),
-                gradients(oracles.vrn(*exact, target, pairs, exponent), exact),
-                batch,
-                10 * tolerance,
-            )
-
-
-@SETTINGS
-@given(batch=batches(dtypes=(torch.float64,)), options=options, seed=st.integers(0, 2**31))
+@given(batch=batches(), options=options, seed=st.integers(0, 2**31))
 def test_losses_know_neither_lengths_nor_order_nor_axes(batch, options, seed):
     """Rows scaled, samples permuted, the space rotated, the views swapped: the value is the same, up to rounding."""
     generator = torch.Generator().manual_seed(seed)
@@ -112,24 +58,13 @@ def test_losses_know_neither_lengths_nor_order_nor_axes(batch, options, seed):
 
 
 @SETTINGS
-@given(batch=batches(dtypes=(torch.float64,)), options=options)
+@given(batch=batches(), options=options)
 def test_gradients_stand_at_right_angles_to_their_rows(batch, options):
     """No loss changes along a row, because the length of a row does not matter."""
     criterion = varloss.WithVRN(varloss.NTXentLoss(**options), weight=2.0, num_samples=50)
-    for gradient, row in zip(gradients(criterion(*batch), batch), batch, strict=True):
+    for gradient, row in zip(torch.autograd.grad(criterion(*batch), batch), batch, strict=True):
         along = (gradient * row).sum(1) / row.norm(dim=1)
         assert bool((along.abs() <= 1e-9 * (gradient.norm(dim=1) + 1e-12) + 1e-12).all())
-
-
-@SETTINGS
-@given(batch=batches(dtypes=(torch.float64,)), options=options, weight=st.floats(0, 50), samples=st.integers(8, 10**6))
-def test_with_vrn_is_the_sum(batch, options, weight, samples):
-    base = varloss.NTXentLoss(**options)
-    together = varloss.WithVRN(base, weight=weight, num_samples=samples)
-    regularizer = varloss.VRNRegularizer(weight=weight, num_samples=samples)
-    expected = weight * oracles.vrn(*batch, -1 / (samples - 1), "cross", 2)
-    assert regularizer(*batch).item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
-    assert together(*batch).item() == pytest.approx((base(*batch) + expected).item(), rel=1e-9)
 
 
 @SETTINGS

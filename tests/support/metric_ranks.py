@@ -56,6 +56,8 @@ def update(metric: Any, z0: Tensor, z1: Tensor, labels: Tensor) -> None:
         metric.update(z0, labels)
     elif isinstance(metric, (vl.Uniformity, vl.WassersteinUniformity, vl.EffectiveRank)):
         metric.update(z0)
+    elif isinstance(metric, vl.RelativePenaltyEntropy) and len(z0) < 2:
+        return
     else:
         metric.update(z0, z1)
 

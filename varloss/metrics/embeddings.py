@@ -62,7 +62,10 @@ def unit_views(z0: Tensor, z1: Tensor, minimum: int, why: str) -> tuple[Tensor, 
 
 
 def finite_rows(**named: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Matrices of one shape in the widest dtype, with zeros for the samples that are not finite in one, and which are left."""
+    """Matrices of one shape in the widest dtype, with zeros for the samples that are not finite in one, and which are left.
+
+    There may be no sample at all, before or after. Nothing synchronises the device.
+    """
     wide = wide_rows(0, "a batch", **named)
     if len(named) > 1:
         checks.alike(**dict(zip(named, wide, strict=True)))

@@ -1,17 +1,18 @@
 """Break varloss or its harness in one place at a time and see whether the tests notice: a random sample of mutants, as a CSV.
 
-    pip install cosmic-ray && python tests/project/mutation/run.py --sample 200 --seed 0 --output mutants.csv
+    pip install cosmic-ray && python tests/project/mutation/run.py --sample 70 --seed 0 --output mutants.csv
 
 cosmic-ray makes the mutants (an operator replaced, a number moved by one, a condition negated, a loop emptied, ...);
 those inside annotations, docstrings and error messages are left out, as no run can tell them from the original. Each is
 written into the working tree, tested and taken back, so this refuses to start in a tree with uncommitted changes: use a
 clone of its own. Tests that are about the module come first; the first failure ends a mutant. Rows are appended as they
-come, and the same command goes on where it was interrupted.
+come, and the same command goes on where it was interrupted: a larger sample of the same seed holds the smaller ones.
 """
 
 import argparse
 import ast
 import csv
+import math
 import os
 import random
 import subprocess
@@ -27,25 +28,29 @@ from cosmic_ray.mutating import mutate_code
 ROOT = Path(__file__).parents[3]
 COLUMNS = ("module", "operator", "occurrence", "line", "outcome", "seconds", "original", "mutant")
 
-# What is most likely to notice, first; everything in EVERYWHERE follows.
-ABOUT = {
-    "_core": ["test_nt_xent", "test_vrn", "test_memory_bank", "test_additive"],
-    "_kernels": ["test_fused", "test_fused_triton"],
-    "distributed": ["test_distributed"],
-    "losses": ["test_nt_xent", "test_vrn", "test_additive", "test_memory_bank"],
-    "metrics": ["test_metrics"],
+# What is about a module and so most likely to notice, by its path, then the tests that follow where nothing has noticed.
+# Of the harness: what computes published numbers.
+CORE = ["core", "integrations/lightly/test_losses.py", "integrations/metric_learning"]
+TRAINING = ["bench/training/test_trial.py", "bench/statistics"]
+STATISTICS = ["bench/statistics", "bench/report/test_verdict.py"]
+TESTS: dict[str, tuple[list[str], list[str]]] = {
+    "varloss": (["core/test_conventions.py"], CORE),
+    "varloss/_core": (["core/test_fuzz.py", "core/test_numerics.py", "core/test_conventions.py"], CORE),
+    "varloss/_core/grams.py": (["core/test_grams.py", "core/test_fuzz.py", "core/test_metrics.py"], CORE),
+    "varloss/_kernels": (["core/test_fuzz.py", "core/test_fused.py"], CORE),
+    "varloss/_kernels/triton.py": (["core/test_fused_triton.py"], []),
+    "varloss/distributed.py": (["core/test_distributed.py"], CORE),
+    "varloss/losses": (["core/test_fuzz.py", "core/test_conventions.py"], CORE),
+    "varloss/losses/memory_bank.py": (["core/test_memory_bank.py"], CORE),
+    "varloss/metrics": (["core/test_metrics.py", "core/test_fuzz.py"], CORE),
+    "benchmarks/varloss_bench/training/evaluate.py": (["bench/training/test_evaluate.py"], TRAINING),
+    "benchmarks/varloss_bench/training/timing.py": (["bench/training/test_timing.py"], TRAINING),
+    "benchmarks/varloss_bench/statistics/best.py": (["bench/statistics/test_best.py"], STATISTICS),
+    "benchmarks/varloss_bench/statistics/inference.py": (["bench/statistics/test_inference.py"], STATISTICS),
+    "benchmarks/varloss_bench/statistics/selection.py": (["bench/statistics/test_selection.py"], STATISTICS),
+    "benchmarks/varloss_bench/statistics/summary.py": (["bench/statistics/test_summary.py"], STATISTICS),
 }
-# Of the harness: what computes numbers, and the tests that are about it.
-BENCH = {
-    "benchmarks/varloss_bench/training/evaluate.py": [
-        "bench/training/test_evaluate.py",
-        "bench/training/test_timing.py",
-    ],
-    "benchmarks/varloss_bench/statistics/inference.py": ["bench/statistics"],
-    "benchmarks/varloss_bench/statistics/selection.py": ["bench/statistics"],
-    "benchmarks/varloss_bench/statistics/summary.py": ["bench/statistics"],
-}
-EVERYWHERE = ["test_conventions", "test_fused", "test_distributed", "test_metrics"]
+LIMIT = 900  # seconds for all tests of a mutant
 
 
 def main() -> None:
@@ -61,34 +66,52 @@ def main() -> None:
     if changed:
         sys.exit(f"refusing to mutate a tree with uncommitted changes:\n{changed}")
     population = sorted(mutants())
-    chosen = random.Random(arguments.seed).sample(population, min(arguments.sample, len(population)))
+    random.Random(arguments.seed).shuffle(population)
+    chosen = population[: arguments.sample]
     done = read(arguments.output)
-    print(f"{len(population)} mutants in all, {len(chosen)} in the sample, {len(done)} of them done")
-    for number, (module, operator, occurrence, line) in enumerate(chosen, 1):
-        if (module, operator, str(occurrence)) in done:
-            continue
+    left = [mutant for mutant in chosen if name(*mutant) not in done]
+    print(f"{len(population)} mutants in all, {len(chosen)} in the sample, {len(chosen) - len(left)} of them done")
+    for number, (module, operator, occurrence, line) in enumerate(left, 1):
         row = {"module": module, "operator": operator, "occurrence": occurrence, "line": line}
         row |= judge(ROOT / module, operator, occurrence, line)
         append(arguments.output, row)
-        print(f"{number}/{len(chosen)} {module}:{line} {operator}: {row['outcome']} ({row['seconds']} s)", flush=True)
-    outcomes = [row["outcome"] for row in read(arguments.output).values()]
-    print({outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))})
+        print(f"{number}/{len(left)} {module}:{line} {operator}: {row['outcome']} ({row['seconds']} s)", flush=True)
+    rows = read(arguments.output)
+    killed = sum(rows[name(*mutant)]["outcome"] != "survived" for mutant in chosen)
+    low, high = wilson(killed, len(chosen))
+    print(f"{killed} of {len(chosen)} killed: {killed / len(chosen):.1%}, 95% interval {low:.1%} to {high:.1%}")
+
+
+def name(module: str, operator: str, occurrence: int, line: int) -> tuple[str, str, str]:
+    """What tells a mutant from others in the rows."""
+    del line
+    return module, operator, str(occurrence)
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share."""
+    z = 1.959964
+    middle = (hits + z**2 / 2) / (trials + z**2)
+    half = z / (trials + z**2) * math.sqrt(hits * (trials - hits) / trials + z**2 / 4)
+    return middle - half, middle + half
 
 
 def mutants() -> Iterator[tuple[str, str, int, int]]:
     """Module, operator, occurrence and line of every mutant that a run could tell from the original."""
-    for path in sorted([*(ROOT / "varloss").rglob("*.py"), *(ROOT / name for name in BENCH)]):
+    for path in sorted(
+        [*(ROOT / "varloss").rglob("*.py"), *(ROOT / name for name in TESTS if name.startswith("benchmarks"))]
+    ):
         source = path.read_text()
         tree, silent = get_ast(source), silent_places(source)
-        for name in cosmic_ray.plugins.operator_names():
-            kind = cosmic_ray.plugins.get_operator(name)
+        for operator_name in cosmic_ray.plugins.operator_names():
+            kind = cosmic_ray.plugins.get_operator(operator_name)
             if kind.arguments():
                 continue
             operator = kind()
             positions = [start for node in ast_nodes(tree) for start, _ in operator.mutation_positions(node)]
             for occurrence, start in enumerate(positions):
                 if not any(first <= start < last for first, last in silent):
-                    yield str(path.relative_to(ROOT)), name, occurrence, start[0]
+                    yield str(path.relative_to(ROOT)), operator_name, occurrence, start[0]
 
 
 def silent_places(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -131,23 +154,30 @@ def judge(path: Path, operator: str, occurrence: int, line: int) -> dict[str, ob
 
 def run_tests(path: Path) -> str:
     """`killed` by a failing test, `hung` (killed, too), or `survived`."""
-    files = [f"tests/{name}" for name in BENCH.get(path.relative_to(ROOT).as_posix(), [])]
-    if not files:
-        names = dict.fromkeys([*ABOUT.get(path.stem, ABOUT.get(path.parent.name, [])), *EVERYWHERE])
-        files = [f"tests/core/{name}.py" for name in names]
+    module = path.relative_to(ROOT)
+    place = next(str(part) for part in (module, *module.parents) if str(part) in TESTS)
     # Bytecode is trusted by time and size, and a mutant may have both of its predecessor's.
     environment = {
         **os.environ,
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "integrations", "benchmarks")),
+        "VARLOSS_TEST_EXAMPLES": "0.3",
     }
     # In one process: a mutant that hangs is killed with it, and would live on in a worker.
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "--no-header", "-p", "no:cacheprovider", *files]
-    try:
-        tests = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=900, check=False)
-    except subprocess.TimeoutExpired:
-        return "hung"
-    return "killed" if tests.returncode else "survived"
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "--no-header", "-p", "no:cacheprovider"]
+    started = time.monotonic()
+    for files in TESTS[place]:
+        left = LIMIT - (time.monotonic() - started)
+        command = [*pytest, "--timeout=120", *(f"tests/{file}" for file in files)]
+        try:
+            tests = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, timeout=max(left, 1), check=False
+            )
+        except subprocess.TimeoutExpired:
+            return "hung"
+        if tests.returncode:
+            return "killed"
+    return "survived"
 
 
 def read(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
