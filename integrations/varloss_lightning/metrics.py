@@ -281,7 +281,7 @@ class _AllRows(_Metric):
     @property
     def left_out(self) -> Tensor:
         """How many samples do not count because they are not finite."""
-        return torch.as_tensor(sum((~z.isfinite().all(dim=1)).sum() for z in self.rows))
+        return (~self._all().isfinite().all(dim=1)).sum()
 
     def update(self, z: Tensor) -> None:
         """Add a batch of projections (N, D)."""
@@ -292,11 +292,15 @@ class _AllRows(_Metric):
 
     def compute(self) -> Tensor:
         """The metric of all finite rows."""
-        rows = dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, 1, device=self.device)
+        rows = self._all()
         finite = rows[rows.isfinite().all(dim=1)]
         missing = self._missing(finite)
         self._warn(rows.shape[0] - finite.shape[0], missing)
         return numerics.widest(finite.new_full((), torch.nan)) if missing else self._value(finite)
+
+    def _all(self) -> Tensor:
+        # Once synchronised, the list is a matrix; a vector without entries where no rank has rows.
+        return dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, 1, device=self.device)
 
     def _missing(self, rows: Tensor) -> str:
         """What is missing for a value; empty where nothing is."""
