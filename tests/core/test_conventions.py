@@ -96,6 +96,8 @@ def test_runs_on_a_device_that_cannot_be_waited_for(name):
 
 @each_loss
 def test_compiles_into_one_graph(name):
+    if "with_vrn" in name and torch.__version__ < "2.5":
+        pytest.skip("torch 2.4 cannot build a module with a __setattr__ of its own inside a compiled function")
     z = [z.detach().requires_grad_() for z in oracles.views(6, 5, torch.float32)]
     torch._dynamo.reset()
     compiled = torch.compile(CASES[name], fullgraph=True, backend="aot_eager")(*z)

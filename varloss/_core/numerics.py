@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 
 def wide(z: Tensor) -> Tensor:
     """``z`` in fp32 where it was narrower; float64 stays float64.
@@ -52,6 +54,13 @@ def is_traced() -> bool:
     return torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call,no-any-return]
 
 
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` runs."""
+    if torch.compiler.is_compiling() and _VERSION < (2, 5):  # which cannot trace the question
+        return False
+    return torch._C._are_functorch_transforms_active()
+
+
 def follows_operations(z: Tensor) -> bool:
     """Whether forward-mode AD, ``torch.func``, ``torch.jit.trace`` or the meta device looks at each operation on ``z``.
 
@@ -59,7 +68,7 @@ def follows_operations(z: Tensor) -> bool:
     """
     return (
         forward_ad._current_level >= 0  # no public function tells
-        or torch._C._are_functorch_transforms_active()
+        or is_transformed()
         or is_traced()
         or z.device.type == "meta"
     )
@@ -76,7 +85,7 @@ def savable(z: _Rows) -> _Rows:
 
 
 def is_symbol(value: float) -> bool:
-    """Whether a compiled graph holds for any value of the number. torch before 2.7 does not tell."""
+    """Whether a compiled graph holds for any value of the number. torch before 2.8 does not tell."""
     if not torch.compiler.is_compiling():
         return False
     from torch.fx.experimental import symbolic_shapes  # noqa: PLC0415  (imported by torch.compile, and slow)
@@ -223,9 +232,9 @@ class _Products(torch.autograd.Function):
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """All inner products ``a @ b.mT`` of rows of ``a`` and rows of ``b``, (..., N, D) and (..., M, D) -> (..., N, M)."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not is_transformed():
         return _products(a, b)  # type: ignore[no-any-return]
-    if is_traced():  # a record holds plain operations
+    if torch.compiler.is_compiling() or is_traced():  # a graph and a record hold plain operations
         return a @ b.mT
     if not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
         return _plain_products(a, b)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from varloss._core import checks
-from varloss._core.numerics import follows_operations, unit
+from varloss._core.numerics import follows_operations, is_transformed, unit
 
 # Calls that a checkpoint may run again: more than the losses of one step.
 _REMEMBERED = 16
@@ -93,7 +93,7 @@ class MemoryBank(nn.Module):
         checks.embeddings(keys=keys)
         if keys.shape[1] != self.dim:
             raise ValueError(f"the bank holds keys of dimension {self.dim}; got {keys.shape[1]}.")
-        if torch._C._are_functorch_transforms_active():
+        if is_transformed():
             raise RuntimeError(
                 "a memory bank cannot be written inside a transform of torch.func: call varloss.QueueInfoNCELoss with "
                 "update=False there, and its enqueue(key) outside."
