@@ -17,16 +17,23 @@ import varloss
 from varloss import functional
 from varloss._core import checks
 from varloss._core.pairs import PAIRS
+from varloss._core.ranks import ProcessGroup
 from varloss.distributed import Gathered
 from varloss.functional import Pairs
 from varloss.losses.queue import contrast
-from varloss.losses.vrn import ONE_SIDED
+from varloss.losses.vrn import ONE_SIDED, one_agreement_with
 
 WeightFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def _regularizer(
-    weight: float, num_samples: int | None, target: float | None, pairs: Pairs, gather_distributed: bool
+    weight: float,
+    num_samples: int | None,
+    target: float | None,
+    pairs: Pairs,
+    gather_distributed: bool,
+    *,
+    process_group: ProcessGroup | None,
 ) -> varloss.VRNRegularizer | None:
     """VRN if it is switched on or can be switched on later (a warm-up from weight 0); None otherwise."""
     # Under the names of these classes; VRNRegularizer has others.
@@ -35,7 +42,12 @@ def _regularizer(
     if weight == 0 and num_samples is None and target is None:
         return None
     return varloss.VRNRegularizer(
-        weight=weight, num_samples=num_samples, target=target, pairs=pairs, gather_distributed=gather_distributed
+        weight=weight,
+        num_samples=num_samples,
+        target=target,
+        pairs=pairs,
+        gather_distributed=gather_distributed,
+        process_group=process_group,
     )
 
 
@@ -46,7 +58,6 @@ def _active(regularizer: nn.Module | None) -> nn.Module | None:
 
 
 def _add(loss: Tensor, regularizer: nn.Module | None, out0: Tensor, out1: Tensor) -> Tensor:
-    regularizer = _active(regularizer)
     return loss if regularizer is None else loss + cast(Tensor, regularizer(out0, out1))
 
 
@@ -69,6 +80,7 @@ class NTXentLoss(varloss.NTXentLoss):
         num_samples: size of the training set. If ``vrn_weight`` is not 0, ``num_samples`` or ``target`` is needed.
         target: the similarity that negatives are pulled to, instead of -1/(num_samples-1).
         vrn_pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
+        process_group: the ranks that ``gather_distributed`` means, by default the world.
 
     Raises:
         ValueError: for a temperature of 0, a bank without dimension, or options that exclude each other.
@@ -94,14 +106,18 @@ class NTXentLoss(varloss.NTXentLoss):
         num_samples: int | None = None,
         target: float | None = None,
         vrn_pairs: Pairs = "cross",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             temperature=temperature,
             negatives=negatives,
             decoupled=decoupled,
             gather_distributed=gather_distributed,
+            process_group=process_group,
         )
-        self.regularizer = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
+        self.regularizer = _regularizer(
+            vrn_weight, num_samples, target, vrn_pairs, gather_distributed, process_group=process_group
+        )
         self.memory_bank = _random_bank(memory_bank_size)
         if self.memory_bank is None:
             return
@@ -116,17 +132,11 @@ class NTXentLoss(varloss.NTXentLoss):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
-        if self.memory_bank is not None:
-            loss = contrast(
-                self.memory_bank,
-                out0,
-                out1,
-                temperature=self.temperature,
-                update=None,
-                gather_distributed=self.gather_distributed,
-            )
-            return _add(loss, self.regularizer, out0, out1)
-        return self._with_regularizer(_active(self.regularizer), out0, out1)
+        regularizer = _active(self.regularizer)
+        with one_agreement_with(regularizer):
+            if self.memory_bank is None:
+                return self._with_regularizer(regularizer, out0, out1)
+            return _add(contrast(self, self.memory_bank, out0, out1), regularizer, out0, out1)
 
 
 def _random_bank(size: int | Sequence[int]) -> varloss.MemoryBank | None:
@@ -165,7 +175,7 @@ class DCLLoss(varloss.NTXentLoss):
         weight_fn: maps the two views' unit rows (N, D) to (N,) factors on the positive terms.
         gather_distributed: takes negatives from all ranks.
         negatives: ``"both"`` is DCL, ``"within"`` DHEL in the scale of Lee et al., ``"cross"`` decoupled InfoNCE.
-        vrn_weight, num_samples, target, vrn_pairs: as :class:`NTXentLoss`.
+        vrn_weight, num_samples, target, vrn_pairs, process_group: as :class:`NTXentLoss`.
     """
 
     def __init__(
@@ -179,12 +189,19 @@ class DCLLoss(varloss.NTXentLoss):
         num_samples: int | None = None,
         target: float | None = None,
         vrn_pairs: Pairs = "cross",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
-            temperature=temperature, negatives=negatives, decoupled=True, gather_distributed=gather_distributed
+            temperature=temperature,
+            negatives=negatives,
+            decoupled=True,
+            gather_distributed=gather_distributed,
+            process_group=process_group,
         )
         self.weight_fn = weight_fn
-        self.regularizer = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
+        self.regularizer = _regularizer(
+            vrn_weight, num_samples, target, vrn_pairs, gather_distributed, process_group=process_group
+        )
 
     def positive_weight(self, z0: Tensor, z1: Tensor, gathered: Gathered | None) -> float | Tensor | None:
         """``weight_fn`` of each view's anchors and the other view's rows."""
@@ -195,7 +212,9 @@ class DCLLoss(varloss.NTXentLoss):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
-        return self._with_regularizer(_active(self.regularizer), out0, out1)
+        regularizer = _active(self.regularizer)
+        with one_agreement_with(regularizer):
+            return self._with_regularizer(regularizer, out0, out1)
 
 
 class DCLWLoss(DCLLoss):
@@ -209,7 +228,7 @@ class DCLWLoss(DCLLoss):
         sigma: temperature of the weights.
         gather_distributed: takes negatives, and the weights' softmax, from all ranks.
         negatives: ``"both"`` is lightly's choice.
-        vrn_weight, num_samples, target, vrn_pairs: as :class:`NTXentLoss`.
+        vrn_weight, num_samples, target, vrn_pairs, process_group: as :class:`NTXentLoss`.
     """
 
     def __init__(
@@ -223,6 +242,7 @@ class DCLWLoss(DCLLoss):
         num_samples: int | None = None,
         target: float | None = None,
         vrn_pairs: Pairs = "cross",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             temperature,
@@ -233,8 +253,18 @@ class DCLWLoss(DCLLoss):
             num_samples=num_samples,
             target=target,
             vrn_pairs=vrn_pairs,
+            process_group=process_group,
         )
-        self.sigma = checks.positive("sigma", sigma)
+        self.sigma = sigma
+
+    @property
+    def sigma(self) -> float:
+        """The temperature of the weights, above 0."""
+        return self._sigma
+
+    @sigma.setter
+    def sigma(self, value: float) -> None:
+        self._sigma = checks.positive("sigma", value)
 
     def positive_weight(self, z0: Tensor, z1: Tensor, gathered: Gathered | None) -> Tensor:
         """:func:`varloss.functional.dclw_weights`."""
@@ -248,7 +278,7 @@ class DHELLoss(varloss.DHELLoss):
         temperature: divides the cosine similarities.
         gather_distributed: takes negatives from all ranks.
         scale: ``"paper"`` (Lee et al.) or ``"official"`` (the authors of DHEL); the two weight alignment differently.
-        vrn_weight, num_samples, target, vrn_pairs: as :class:`NTXentLoss`.
+        vrn_weight, num_samples, target, vrn_pairs, process_group: as :class:`NTXentLoss`.
     """
 
     def __init__(
@@ -261,13 +291,20 @@ class DHELLoss(varloss.DHELLoss):
         num_samples: int | None = None,
         target: float | None = None,
         vrn_pairs: Pairs = "cross",
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(temperature=temperature, scale=scale, gather_distributed=gather_distributed)
-        self.regularizer = _regularizer(vrn_weight, num_samples, target, vrn_pairs, gather_distributed)
+        super().__init__(
+            temperature=temperature, scale=scale, gather_distributed=gather_distributed, process_group=process_group
+        )
+        self.regularizer = _regularizer(
+            vrn_weight, num_samples, target, vrn_pairs, gather_distributed, process_group=process_group
+        )
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, each (batch_size, embedding_size)."""
-        return _add(super().forward(out0, out1), self.regularizer, out0, out1)
+        regularizer = _active(self.regularizer)
+        with one_agreement_with(regularizer):
+            return _add(super().forward(out0, out1), regularizer, out0, out1)
 
 
 class VRNRegularizer(varloss.VRNRegularizer):
@@ -280,6 +317,7 @@ class VRNRegularizer(varloss.VRNRegularizer):
         target: the similarity that negatives are pulled to.
         pairs: ``"cross"`` (the paper's), ``"within"`` or ``"both"``.
         exponent: p >= 1.
+        process_group: as :class:`NTXentLoss`.
     """
 
     def __init__(
@@ -291,6 +329,7 @@ class VRNRegularizer(varloss.VRNRegularizer):
         target: float | None = None,
         pairs: Pairs = "cross",
         exponent: float = 2,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             weight=weight,
@@ -299,4 +338,5 @@ class VRNRegularizer(varloss.VRNRegularizer):
             pairs=pairs,
             exponent=exponent,
             gather_distributed=gather_distributed,
+            process_group=process_group,
         )

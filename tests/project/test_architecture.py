@@ -129,8 +129,8 @@ def names_torch_distributed(path: Path) -> bool:
     return False
 
 
-def test_only_one_file_names_torch_distributed():
-    assert [path.name for path in sources("varloss") if names_torch_distributed(path)] == ["distributed.py"]
+def test_two_files_name_torch_distributed():
+    assert [path.name for path in sources("varloss") if names_torch_distributed(path)] == ["ranks.py", "distributed.py"]
 
 
 def test_core_loads_torch_and_nothing_else():

@@ -12,6 +12,7 @@ from torch.nn.modules import module
 from varloss import distributed
 from varloss._core import checks
 from varloss._core.pairs import Gathered
+from varloss._core.ranks import HeldGroup, Parts, ProcessGroup
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -47,11 +48,14 @@ class TwoViewLoss(nn.Module):
     _options: tuple[str, ...] = ()
     _shown: tuple[str, ...] = ()
 
-    def __init__(self, gather_distributed: bool) -> None:
+    def __init__(self, gather_distributed: bool, process_group: ProcessGroup | None) -> None:
         super().__init__()
         if gather_distributed:
             distributed.require_available()
+        elif process_group is not None:
+            raise ValueError("process_group is that of gather_distributed=True; got gather_distributed=False.")
         self.gather_distributed = gather_distributed
+        self.process_group = process_group
         self._starts: dict[str, float] = {}
 
     def _learn(self, name: str, start: float) -> None:
@@ -92,12 +96,25 @@ class TwoViewLoss(nn.Module):
 
     def is_distributed(self) -> bool:
         """Whether this loss looks at rows of other ranks."""
-        return self.gather_distributed and distributed.world_size() > 1
+        return self.gather_distributed and distributed.world_size(self.process_group) > 1
+
+    @property
+    def process_group(self) -> ProcessGroup | None:
+        """The ranks whose rows count, None for the world. A copy of the module keeps it; a pickle does not."""
+        return self._held_group.get()
+
+    @process_group.setter
+    def process_group(self, value: ProcessGroup | None) -> None:
+        self._held_group = HeldGroup(value)
+
+    def _check_options(self) -> None:
+        """Raises for options that were set out of range since: every rank then does, before any waits for the others."""
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
         shown = (*(self._shown or self._options), "gather_distributed")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        group = f", process_group={self._held_group}" if self._held_group else ""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown) + group
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Loss of two views, each (N, D)."""
@@ -109,14 +126,26 @@ class TwoViewLoss(nn.Module):
         return self._function(z0, z1, **more)
 
     def _gathered(self, z0: Tensor, z1: Tensor) -> Gathered | None:
-        return distributed.gather_views(z0, z1) if self.gather_distributed else None
+        if not self.is_distributed():
+            return None
+        return distributed.views_of(lambda: self._look(z0, z1), self.process_group)
+
+    def _look(self, z0: Tensor, z1: Tensor) -> Parts:
+        self._check_options()
+        return distributed.two_views(z0, z1)
 
 
 class TemperedLoss(TwoViewLoss):
     """A loss with a ``temperature``: a plain attribute, or exp of the parameter ``log_temperature`` where it is learned."""
 
-    def __init__(self, temperature: float, learnable_temperature: bool, gather_distributed: bool) -> None:
-        super().__init__(gather_distributed)
+    def __init__(
+        self,
+        temperature: float,
+        learnable_temperature: bool,
+        gather_distributed: bool,
+        process_group: ProcessGroup | None,
+    ) -> None:
+        super().__init__(gather_distributed, process_group)
         checks.temperature(temperature)
         if learnable_temperature and temperature <= 0:
             raise ValueError(

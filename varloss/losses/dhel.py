@@ -6,6 +6,7 @@ from torch import Tensor
 
 from varloss._core import checks
 from varloss._core.pairs import Gathered
+from varloss._core.ranks import ProcessGroup
 from varloss.losses.base import TemperedLoss
 from varloss.losses.nt_xent import nt_xent
 
@@ -72,7 +73,12 @@ class DHELLoss(TemperedLoss):
         temperature: float = 0.5,
         scale: Literal["paper", "official"] = "paper",
         gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
         learnable_temperature: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, gather_distributed)
-        self.scale: Literal["paper", "official"] = checks.one_of(scale, ("paper", "official"), "scale")
+        super().__init__(temperature, learnable_temperature, gather_distributed, process_group)
+        self.scale: Literal["paper", "official"] = scale
+        self._check_options()
+
+    def _check_options(self) -> None:
+        checks.one_of(self.scale, ("paper", "official"), "scale")

@@ -8,6 +8,7 @@ from torch import Tensor
 from varloss._core import checks
 from varloss._core.numerics import mean
 from varloss._core.pairs import Gathered, TwoViews, check_two_views, scaled
+from varloss._core.ranks import ProcessGroup
 from varloss.losses.base import TwoViewLoss
 
 
@@ -80,8 +81,14 @@ class KCLLoss(TwoViewLoss):
         kernel: Literal["gaussian"] = "gaussian",
         t: float = 2.0,
         gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gather_distributed)
+        super().__init__(gather_distributed, process_group)
         self.gamma = checks.not_negative("gamma", gamma)
         self.kernel: Literal["gaussian"] = checks.one_of(kernel, ("gaussian",), "kernel")
         self.t = checks.positive("t", t)
+
+    def _check_options(self) -> None:
+        checks.not_negative("gamma", self.gamma)
+        checks.one_of(self.kernel, ("gaussian",), "kernel")
+        checks.positive("t", self.t)

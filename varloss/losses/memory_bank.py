@@ -82,6 +82,13 @@ class MemoryBank(nn.Module):
         """(num,) mask of the slots that hold a key."""
         return torch.arange(self.num, device=self.bank.device) < self.filled
 
+    def checked(self, keys: Tensor) -> Tensor:
+        """``keys``; raises TypeError or ValueError for what is no (N, dim) embeddings."""
+        checks.embeddings(keys=keys)
+        if keys.shape[1] != self.dim:
+            raise ValueError(f"the bank holds keys of dimension {self.dim}; got {keys.shape[1]}.")
+        return keys
+
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Overwrites the oldest slots with ``keys`` (N, dim), normalised here.
@@ -90,9 +97,7 @@ class MemoryBank(nn.Module):
         Raises RuntimeError inside a transform of ``torch.func``, which would lose what is written, and where a checkpoint
         enqueues the keys a second time.
         """
-        checks.embeddings(keys=keys)
-        if keys.shape[1] != self.dim:
-            raise ValueError(f"the bank holds keys of dimension {self.dim}; got {keys.shape[1]}.")
+        self.checked(keys)
         if is_transformed():
             raise RuntimeError(
                 "a memory bank cannot be written inside a transform of torch.func: call varloss.QueueInfoNCELoss with "

@@ -9,6 +9,7 @@ from varloss._core import checks
 from varloss._core.checks import Form
 from varloss._core.numerics import follows_operations, nothing, unit, wide
 from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_hard, check_two_views, count_of_hard, scaled
+from varloss._core.ranks import ProcessGroup
 from varloss._kernels import autograd, dense
 from varloss._kernels.problem import Problem
 from varloss.losses.base import TemperedLoss, calls_only
@@ -159,14 +160,20 @@ class NTXentLoss(TemperedLoss):
         negatives: Pairs = "both",
         decoupled: bool = False,
         gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
         learnable_temperature: bool = False,
         hard_fraction: float | None = None,
         hard_count: int | None = None,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, gather_distributed)
-        self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
+        super().__init__(temperature, learnable_temperature, gather_distributed, process_group)
+        self.negatives: Pairs = negatives
         self.decoupled = decoupled
-        self.hard_fraction, self.hard_count = check_hard(hard_fraction, hard_count)
+        self.hard_fraction, self.hard_count = hard_fraction, hard_count
+        self._check_options()
+
+    def _check_options(self) -> None:
+        checks.one_of(self.negatives, PAIRS, "negatives")
+        check_hard(self.hard_fraction, self.hard_count)
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(module)``."""
@@ -245,6 +252,7 @@ class InfoNCELoss(NTXentLoss):
         *,
         temperature: float = 0.5,
         gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
         learnable_temperature: bool = False,
         hard_fraction: float | None = None,
         hard_count: int | None = None,
@@ -253,6 +261,7 @@ class InfoNCELoss(NTXentLoss):
             temperature=temperature,
             negatives="cross",
             gather_distributed=gather_distributed,
+            process_group=process_group,
             learnable_temperature=learnable_temperature,
             hard_fraction=hard_fraction,
             hard_count=hard_count,
@@ -268,12 +277,18 @@ class DCLLoss(NTXentLoss):
     """
 
     def __init__(
-        self, *, temperature: float = 0.1, gather_distributed: bool = False, learnable_temperature: bool = False
+        self,
+        *,
+        temperature: float = 0.1,
+        gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
+        learnable_temperature: bool = False,
     ) -> None:
         super().__init__(
             temperature=temperature,
             negatives="both",
             decoupled=True,
             gather_distributed=gather_distributed,
+            process_group=process_group,
             learnable_temperature=learnable_temperature,
         )

@@ -1,6 +1,7 @@
 """Contrast with a queue of past keys (MoCo), and VRN against it."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,8 +10,9 @@ from varloss import distributed
 from varloss._core import checks
 from varloss._core.grams import RowSums
 from varloss._core.numerics import masked_logsumexp, mean, products, unit, wide
+from varloss._core.ranks import Agreed, Parts, ProcessGroup, agree
 from varloss._kernels import dense, gram
-from varloss.losses.base import TwoViewLoss
+from varloss.losses.base import TemperedLoss, TwoViewLoss
 from varloss.losses.memory_bank import MemoryBank
 
 
@@ -126,30 +128,42 @@ def _valid_slots(query: Tensor, queue: Tensor, valid: Tensor | None) -> Tensor:
     return valid
 
 
-def contrast(
-    bank: MemoryBank,
-    query: Tensor,
-    key: Tensor,
-    *,
-    temperature: float | Tensor,
-    update: bool | None,
-    gather_distributed: bool,
-) -> Tensor:
+def contrast(loss_fn: TwoViewLoss, bank: MemoryBank, query: Tensor, key: Tensor, update: bool | None = None) -> Tensor:
     """:func:`queue_info_nce` of queries and keys against the bank as it is; then enqueues the keys where ``update``.
 
-    ``update`` is by default whether ``query`` requires a gradient.
+    ``update`` is by default whether queries require a gradient, on any rank of ``loss_fn``, whose temperature counts.
     """
+    group, agreed = loss_fn.process_group, None
+
+    def look() -> Parts:
+        loss_fn._check_options()
+        checks.alike(query=query, key=key)
+        return query, bank.checked(key).detach()
+
+    # Not where nothing is trained: a rank that evaluates by itself must not wait for the others.
+    if loss_fn.is_distributed() and (torch.is_grad_enabled() or query.requires_grad):
+        agreed = agree(look, group)
+        query = distributed.trained(query, agreed)
     call = bank.call(query, key)
     keys, valid = bank.at(call)
-    loss = queue_info_nce(query, key, keys, temperature=temperature, valid=valid)
-    # Not where nothing is trained: a rank that evaluates by itself must not wait for the others.
-    if gather_distributed and query.requires_grad:
-        loss = distributed.as_share(loss, query)
-    if (query.requires_grad if update is None else update) and not call.updated:
+    loss = queue_info_nce(query, key, keys, temperature=loss_fn.temperature, valid=valid)
+    if agreed is not None:
+        loss = loss * distributed.place(agreed, group)[1]
+    trained = query.requires_grad if agreed is None else agreed.trained
+    if (trained if update is None else update) and not call.updated:
         call.updated = True
-        key = key.detach()
-        bank.enqueue(distributed.gather(key) if gather_distributed else key)
+        bank.enqueue(_all_keys(loss_fn, bank, key, agreed))
     return loss
+
+
+def _all_keys(loss_fn: TwoViewLoss, bank: MemoryBank, key: Tensor, agreed: Agreed | None = None) -> Tensor:
+    """The keys of all ranks where ``loss_fn`` is distributed; ``agreed`` where the ranks have agreed on them."""
+    if not loss_fn.is_distributed():
+        return bank.checked(key).detach()
+    group = loss_fn.process_group
+    if agreed is None:
+        agreed = agree(lambda: (bank.checked(key).detach(),), group)
+    return distributed.gather(cast(Tensor, agreed.parts[-1]), agreed, group)
 
 
 class QueueInfoNCELoss(TwoViewLoss):
@@ -160,6 +174,7 @@ class QueueInfoNCELoss(TwoViewLoss):
             samples' own keys.
         temperature: as the function.
         gather_distributed: enqueues the keys of all ranks: the bank is the same on each. Ranks may differ in batch size.
+        process_group: the ranks that are meant, by default the world.
 
     Example:
         >>> import torch, varloss
@@ -170,9 +185,14 @@ class QueueInfoNCELoss(TwoViewLoss):
     _shown = ("temperature",)
 
     def __init__(
-        self, *, memory_bank_size: Sequence[int], temperature: float = 0.2, gather_distributed: bool = False
+        self,
+        *,
+        memory_bank_size: Sequence[int],
+        temperature: float = 0.2,
+        gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gather_distributed)
+        super().__init__(gather_distributed, process_group)
         checks.temperature(temperature)
         if not isinstance(memory_bank_size, Sequence) or len(memory_bank_size) != 2:
             raise ValueError(f"memory_bank_size must be a pair (number of keys, dimension); got {memory_bank_size}.")
@@ -182,22 +202,16 @@ class QueueInfoNCELoss(TwoViewLoss):
     def forward(self, query: Tensor, key: Tensor, *, update: bool | None = None) -> Tensor:
         """Loss of queries against their keys, each (N, D), and the bank as it was; then enqueues the keys.
 
-        ``update`` is whether to enqueue, by default where ``query`` requires a gradient. For a symmetric loss pass False and
-        call :meth:`enqueue` once after both directions.
+        ``update`` is whether to enqueue, by default where ``query`` requires a gradient, on any rank. For a symmetric loss
+        pass False and call :meth:`enqueue` once after both directions. Where autograd is off, no rank waits for another.
         """
-        return contrast(
-            self.memory_bank,
-            query,
-            key.detach(),
-            temperature=self.temperature,
-            update=update,
-            gather_distributed=self.gather_distributed,
-        )
+        return contrast(self, self.memory_bank, query, key.detach() if isinstance(key, Tensor) else key, update)
+
+    def _check_options(self) -> None:
+        checks.temperature(self.temperature)
 
     def enqueue(self, key: Tensor) -> None:
         """Puts keys (N, D), of all ranks where ``gather_distributed``, into the bank."""
-        checks.embeddings(key=key)
-        key = key.detach()
-        keys = distributed.gather(key) if self.gather_distributed else key
+        keys = _all_keys(self, self.memory_bank, key)
         if not self.memory_bank.repeats(keys):
             self.memory_bank.enqueue(keys)

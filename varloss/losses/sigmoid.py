@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from varloss._core import checks
 from varloss._core.numerics import mean
 from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
+from varloss._core.ranks import ProcessGroup
 from varloss.losses.base import TwoViewLoss, shown
 
 
@@ -89,10 +90,11 @@ class SigmoidLoss(TwoViewLoss):
         negatives: Pairs = "cross",
         learnable: bool = False,
         gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gather_distributed)
+        super().__init__(gather_distributed, process_group)
         scale, bias = checks.positive("scale", scale), checks.real("bias", bias)
-        self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
+        self.negatives: Pairs = negatives
         self.learnable = learnable
         self._fixed_scale = None if learnable else scale
         self.log_scale: nn.Parameter | None
@@ -102,6 +104,11 @@ class SigmoidLoss(TwoViewLoss):
             self._learn("bias", bias)
         else:
             self.log_scale, self.bias = None, bias
+        self._check_options()
+
+    def _check_options(self) -> None:
+        checks.one_of(self.negatives, PAIRS, "negatives")
+        checks.scalar("bias", self.bias)
 
     @property
     def scale(self) -> float | Tensor:

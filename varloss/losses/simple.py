@@ -7,6 +7,7 @@ from torch import Tensor
 from varloss._core import checks
 from varloss._core.numerics import mean
 from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_hard, check_two_views, count_of_hard, scaled
+from varloss._core.ranks import ProcessGroup
 from varloss.losses.base import TwoViewLoss
 
 
@@ -83,8 +84,16 @@ class SimpleLoss(TwoViewLoss):
         hard_fraction: float | None = None,
         hard_count: int | None = None,
         gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gather_distributed)
+        super().__init__(gather_distributed, process_group)
         self.weight = None if weight is None else checks.not_negative("weight", weight)
-        self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
-        self.hard_fraction, self.hard_count = check_hard(hard_fraction, hard_count)
+        self.negatives: Pairs = negatives
+        self.hard_fraction, self.hard_count = hard_fraction, hard_count
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.weight is not None:
+            checks.not_negative("weight", self.weight)
+        checks.one_of(self.negatives, PAIRS, "negatives")
+        check_hard(self.hard_fraction, self.hard_count)

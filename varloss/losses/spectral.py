@@ -5,6 +5,7 @@ from torch import Tensor
 from varloss._core import checks
 from varloss._core.numerics import mean, unit, wide
 from varloss._core.pairs import PAIRS, Gathered, Pairs, check_two_views, scaled
+from varloss._core.ranks import ProcessGroup
 from varloss.losses.base import TwoViewLoss
 from varloss.losses.vrn import vrn
 
@@ -56,6 +57,16 @@ class SpectralLoss(TwoViewLoss):
     _function = staticmethod(spectral_loss)
     _options = ("negatives",)
 
-    def __init__(self, *, negatives: Pairs = "cross", gather_distributed: bool = False) -> None:
-        super().__init__(gather_distributed)
-        self.negatives: Pairs = checks.one_of(negatives, PAIRS, "negatives")
+    def __init__(
+        self,
+        *,
+        negatives: Pairs = "cross",
+        gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(gather_distributed, process_group)
+        self.negatives: Pairs = negatives
+        self._check_options()
+
+    def _check_options(self) -> None:
+        checks.one_of(self.negatives, PAIRS, "negatives")

@@ -1,5 +1,6 @@
 """Variance reduction of negative-pair similarities (VRN): direct, in closed form, and from sums over ranks."""
 
+import contextlib
 import warnings
 
 import torch
@@ -11,6 +12,7 @@ from varloss._core.checks import Form
 from varloss._core.grams import Grams
 from varloss._core.numerics import follows_operations, nothing
 from varloss._core.pairs import PAIRS, Gathered, Pairs, TwoViews, check_two_views, scaled
+from varloss._core.ranks import ProcessGroup, agree, one_agreement
 from varloss._kernels import autograd, dense, gram
 from varloss._kernels.problem import Problem
 from varloss.losses.base import TwoViewLoss
@@ -104,6 +106,7 @@ class VRNRegularizer(TwoViewLoss):
         num_samples, target, pairs, exponent: as the function.
         gather_distributed: takes the pairs of the global batch. With exponent 2 only two D x D Gram matrices cross the
             wire; with another exponent the rows are gathered. Ranks may differ in batch size.
+        process_group: the ranks that are meant, by default the world.
 
     Example:
         >>> import torch, varloss
@@ -125,16 +128,21 @@ class VRNRegularizer(TwoViewLoss):
         pairs: Pairs = "cross",
         exponent: float = 2,
         gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gather_distributed)
-        checks.delta(num_samples, target)
-        checks.exponent(exponent)
+        super().__init__(gather_distributed, process_group)
         self.weight = weight
         self.num_samples = num_samples
         self.target = target
-        self.pairs: Pairs = checks.one_of(pairs, PAIRS, "pairs")
+        self.pairs: Pairs = pairs
         self.exponent = exponent
+        self._check_options()
         self.warned_of_one_side = False
+
+    def _check_options(self) -> None:
+        checks.delta(self.num_samples, self.target)
+        checks.one_of(self.pairs, PAIRS, "pairs")
+        checks.exponent(self.exponent)
 
     @property
     def delta(self) -> float:
@@ -167,11 +175,23 @@ class VRNRegularizer(TwoViewLoss):
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Weighted VRN of two views, each (N, D)."""
-        self.warn_if_one_sided(z0, z1)
-        if self.exponent == 2 and self.is_distributed():
-            packed = distributed.all_reduce_sum(Grams.of(z0, z1).pack())
+        if self.is_distributed() and self.exponent == 2:
+            agreed = agree(lambda: self._look(z0, z1), self.process_group)
+            self.warn_if_one_sided(z0, z1)
+            packed = distributed.summed(Grams.of(z0, z1).pack(), agreed, self.process_group)
             return self.weight * Grams.unpack(packed, z0.shape[1]).vrn(target=self.delta, pairs=self.pairs)
-        return self.weight * self._value(z0, z1, gathered=self._gathered(z0, z1))
+        gathered = self._gathered(z0, z1)
+        self.warn_if_one_sided(z0, z1)
+        return self.weight * self._value(z0, z1, gathered=gathered)
 
 
 VRN_FORWARD = VRNRegularizer.forward
+
+
+def one_agreement_with(regularizer: object) -> contextlib.AbstractContextManager[None]:
+    """For the call of a loss and VRN of the same rows: their ranks agree once, and errors of both raise on every rank."""
+    if torch.compiler.is_compiling() or not isinstance(regularizer, VRNRegularizer):
+        return contextlib.nullcontext()
+    if type(regularizer).forward is not VRN_FORWARD or not regularizer.is_distributed():
+        return contextlib.nullcontext()
+    return one_agreement(regularizer._check_options, regularizer.process_group)

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from varloss._core.pairs import Pairs
+from varloss._core.ranks import ProcessGroup
 from varloss.losses.base import calls_only
 from varloss.losses.nt_xent import NT_XENT_FORWARD
-from varloss.losses.vrn import VRNRegularizer
+from varloss.losses.vrn import VRNRegularizer, one_agreement_with
 
 
 class WithVRN(nn.Module):
@@ -18,7 +19,7 @@ class WithVRN(nn.Module):
         base: a module or function of two (N, D) views that returns a scalar, or a dictionary of scalars that the caller adds
             up, as open_clip's ``ClipLoss(...)(..., output_dict=True)`` does.
         weight, num_samples, target, pairs, exponent: as :class:`VRNRegularizer`.
-        gather_distributed: takes VRN's pairs from the global batch. The base decides for itself.
+        gather_distributed: takes VRN's pairs from the global batch, that of ``process_group``. The base decides for itself.
 
     Example:
         >>> import torch, varloss
@@ -36,6 +37,7 @@ class WithVRN(nn.Module):
         pairs: Pairs = "cross",
         exponent: float = 2,
         gather_distributed: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if not callable(base):
@@ -48,13 +50,15 @@ class WithVRN(nn.Module):
             pairs=pairs,
             exponent=exponent,
             gather_distributed=gather_distributed,
+            process_group=process_group,
         )
 
     def forward(self, z0: Tensor, z1: Tensor) -> Any:
         """Loss of two views, each (N, D): a scalar, or the base's dictionary of losses with VRN added under ``"vrn"``."""
-        if calls_only(self.base, NT_XENT_FORWARD):
-            return self.base._with_regularizer(self.regularizer, z0, z1)
-        loss, term = self.base(z0, z1), self.regularizer(z0, z1)
+        with one_agreement_with(self.regularizer):
+            if calls_only(self.base, NT_XENT_FORWARD):
+                return self.base._with_regularizer(self.regularizer, z0, z1)
+            loss, term = self.base(z0, z1), self.regularizer(z0, z1)
         if isinstance(loss, Mapping):
             return {**loss, "vrn": term}
         if not isinstance(loss, (Tensor, float, int)):
