@@ -59,7 +59,7 @@ FLOORS = {
 }
 MODULES = (*ALLOWED, HARNESS, VISIT)
 MOST_LINES = 400
-MOST_LINES_OF_THE_CORE = 5100
+MOST_LINES_OF_THE_CORE = 5000
 
 
 def imported(path: Path) -> set[str]:

@@ -128,7 +128,9 @@ def _valid_slots(query: Tensor, queue: Tensor, valid: Tensor | None) -> Tensor:
     return valid
 
 
-def contrast(loss_fn: TwoViewLoss, bank: MemoryBank, query: Tensor, key: Tensor, update: bool | None = None) -> Tensor:
+def contrast(
+    loss_fn: "QueueInfoNCELoss | TemperedLoss", bank: MemoryBank, query: Tensor, key: Tensor, update: bool | None = None
+) -> Tensor:
     """:func:`queue_info_nce` of queries and keys against the bank as it is; then enqueues the keys where ``update``.
 
     ``update`` is by default whether queries require a gradient, on any rank of ``loss_fn``, whose temperature counts.
