@@ -56,8 +56,9 @@ def _enter(
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
     finale: Callable[[Path], None] | None,
+    timeout: datetime.timedelta,
 ) -> None:
-    _start(rank, world, port)
+    _start(rank, world, port, timeout)
     torch.save(worker(*arguments), Path(folder) / f"{rank}.pt")
     dist.barrier()
     if finale is not None:
@@ -72,17 +73,21 @@ def run(
     worker: Callable[..., Any],
     *arguments: Any,
     finale: Callable[[Path], None] | None = None,
+    timeout: datetime.timedelta = TIMEOUT,
 ) -> list[Any]:
-    """The results of ``worker(*arguments)`` on each of ``world`` ranks, in rank order. ``finale`` may end ranks."""
+    """The results of ``worker(*arguments)`` on each of ``world`` ranks, in rank order. ``finale`` may end ranks.
+
+    A collective for which a rank is missing raises after ``timeout``.
+    """
     forked.context()
-    arguments = (world, free_port(), str(folder), worker, arguments, finale)
+    arguments = (world, free_port(), str(folder), worker, arguments, finale, timeout)
     mp.start_processes(_enter, arguments, nprocs=world, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def shares(z: Tensor, sizes: list[int]) -> Tensor:
+def shares(z: Tensor, sizes: list[int], group: Any = None) -> Tensor:
     """This rank's rows of the whole batch."""
-    return z.split(sizes)[dist.get_rank()]
+    return z.split(sizes)[dist.get_rank(group)]
 
 
 ON = {"gather_distributed": True}
@@ -91,12 +96,14 @@ ON = {"gather_distributed": True}
 class ByHand(nn.Module):
     """A function of gathered rows, called with rows that the caller has gathered."""
 
-    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
+    def __init__(self, function: Callable[..., Tensor], group: Any = None, **options: Any) -> None:
         super().__init__()
-        self.function, self.options = function, options
+        self.function, self.options, self.group = function, options, [group]
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        return self.function(z0, z1, gathered=distributed.gather_views(z0, z1), **self.options)
+        return self.function(
+            z0, z1, gathered=distributed.gather_views(z0, z1, process_group=self.group[0]), **self.options
+        )
 
 
 class ByIndex(nn.Module):
@@ -105,21 +112,22 @@ class ByIndex(nn.Module):
     Sample 3 repeats sample 0, and sample 4 has only one view, so ranks have different numbers of anchors and pairs.
     """
 
-    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
+    def __init__(self, function: Callable[..., Tensor], group: Any = None, **options: Any) -> None:
         super().__init__()
-        self.function, self.options = function, options
+        self.function, self.options, self.group = function, options, [group]
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        n, rows = z0.shape[0], agree(lambda: (z0,)).rows
+        (group,) = self.group
+        n, rows = z0.shape[0], agree(lambda: (z0,), group).rows
         samples = torch.arange(sum(rows))
         samples[3] = 0
         index = torch.stack([samples, samples])
         index[1, 4] = 99
-        before = sum(rows[: distributed.rank()])
+        before = sum(rows[: distributed.rank(group)])
         mine = index[:, before : before + n].flatten()
         views = torch.arange(2).repeat_interleave(n)
         z = torch.cat([z0, z1])
-        gathered = distributed.gather_rows(z, mine, views)
+        gathered = distributed.gather_rows(z, mine, views, process_group=group)
         return self.function(z, mine, views=views, gathered=gathered, **self.options)
 
 
@@ -132,84 +140,104 @@ def _queue(build: Callable[[], nn.Module]) -> nn.Module:
     return loss_fn
 
 
-def losses() -> dict[str, Callable[[], nn.Module]]:
-    """Every loss that uses the rows of other ranks; each is built inside a process group."""
+def losses(group: Any = None) -> dict[str, Callable[[], nn.Module]]:
+    """Every loss that uses the rows of other ranks, those of ``group``; each is built inside a process group."""
     import varloss_lightly
 
+    of = {"process_group": group}
+    on = {**ON, **of}
     vrn = {"vrn_weight": 3, "num_samples": 50}
     table: dict[str, Callable[[], nn.Module]] = {
-        "info_nce-learnable": lambda: varloss.InfoNCELoss(learnable_temperature=True, **ON),
-        "dhel-official": lambda: varloss.DHELLoss(scale="official", **ON),
-        "queue": lambda: _queue(lambda: varloss.QueueInfoNCELoss(memory_bank_size=(19, 4), **ON)),
-        "with-vrn": lambda: varloss.WithVRN(varloss.NTXentLoss(**ON), weight=2, num_samples=50, pairs="both", **ON),
-        "with-vrn-kcl": lambda: varloss.WithVRN(varloss.KCLLoss(**ON), weight=2, num_samples=50, exponent=1, **ON),
-        "lightly-ntxent": lambda: varloss_lightly.NTXentLoss(0.3, 0, True),
-        "lightly-ntxent-vrn": lambda: varloss_lightly.NTXentLoss(0.5, 0, True, **vrn),
-        "lightly-queue": lambda: _queue(lambda: varloss_lightly.NTXentLoss(0.2, (19, 4), True)),
-        "lightly-dcl": lambda: varloss_lightly.DCLLoss(gather_distributed=True, **vrn),
-        "lightly-dcl-weighted": lambda: varloss_lightly.DCLLoss(0.2, lambda a, b: (a * b).sum(1).detach(), True),
-        "lightly-dclw": lambda: varloss_lightly.DCLWLoss(0.2, 0.5, True, vrn_pairs="both", **vrn),
-        "lightly-dhel": lambda: varloss_lightly.DHELLoss(0.3, True, scale="official", vrn_pairs="within", **vrn),
-        "lightly-vrn": lambda: varloss_lightly.VRNRegularizer(3, True, num_samples=50),
-        "indexed-outside": lambda: ByIndex(functional.nt_xent_indexed, positives="outside"),
+        "info_nce-learnable": lambda: varloss.InfoNCELoss(learnable_temperature=True, **on),
+        "dhel-official": lambda: varloss.DHELLoss(scale="official", **on),
+        "queue": lambda: _queue(lambda: varloss.QueueInfoNCELoss(memory_bank_size=(19, 4), **on)),
+        "with-vrn": lambda: varloss.WithVRN(varloss.NTXentLoss(**on), weight=2, num_samples=50, pairs="both", **on),
+        "with-vrn-kcl": lambda: varloss.WithVRN(varloss.KCLLoss(**on), weight=2, num_samples=50, exponent=1, **on),
+        "lightly-ntxent": lambda: varloss_lightly.NTXentLoss(0.3, 0, True, **of),
+        "lightly-ntxent-vrn": lambda: varloss_lightly.NTXentLoss(0.5, 0, True, **vrn, **of),
+        "lightly-queue": lambda: _queue(lambda: varloss_lightly.NTXentLoss(0.2, (19, 4), True, **of)),
+        "lightly-dcl": lambda: varloss_lightly.DCLLoss(**on, **vrn),
+        "lightly-dcl-weighted": lambda: varloss_lightly.DCLLoss(0.2, lambda a, b: (a * b).sum(1).detach(), True, **of),
+        "lightly-dclw": lambda: varloss_lightly.DCLWLoss(0.2, 0.5, True, vrn_pairs="both", **vrn, **of),
+        "lightly-dhel": lambda: varloss_lightly.DHELLoss(0.3, True, scale="official", vrn_pairs="within", **vrn, **of),
+        "lightly-vrn": lambda: varloss_lightly.VRNRegularizer(3, True, num_samples=50, **of),
+        "indexed-outside": lambda: ByIndex(functional.nt_xent_indexed, group, positives="outside"),
     }
     for kind in ("cross", "within", "both"):
         for decoupled in (False, True):
             cell = {"negatives": kind, "decoupled": decoupled}
-            table[f"nt_xent-{kind}-{decoupled}"] = lambda c=cell: varloss.NTXentLoss(**c, **ON)
+            table[f"nt_xent-{kind}-{decoupled}"] = lambda c=cell: varloss.NTXentLoss(**c, **on)
             for form in ("linear", "dense"):
                 table[f"nt_xent-{kind}-{decoupled}-{form}"] = lambda c=cell, f=form: ByHand(
-                    functional.nt_xent, form=f, **c
+                    functional.nt_xent, group, form=f, **c
                 )
         # Exponentials of 1/0.001 overflow float64 without a shift.
-        table[f"nt_xent-{kind}-cold"] = lambda k=kind: varloss.NTXentLoss(temperature=0.001, negatives=k, **ON)
-        table[f"nt_xent-{kind}-hard"] = lambda k=kind: varloss.NTXentLoss(negatives=k, hard_fraction=0.4, **ON)
-        table[f"sigmoid-{kind}"] = lambda k=kind: varloss.SigmoidLoss(negatives=k, learnable=True, **ON)
-        table[f"spectral-{kind}"] = lambda k=kind: varloss.SpectralLoss(negatives=k, **ON)
-        table[f"simple-{kind}"] = lambda k=kind: varloss.SimpleLoss(negatives=k, **ON)
-        table[f"simple-{kind}-hard"] = lambda k=kind: varloss.SimpleLoss(negatives=k, hard_count=3, **ON)
+        table[f"nt_xent-{kind}-cold"] = lambda k=kind: varloss.NTXentLoss(temperature=0.001, negatives=k, **on)
+        table[f"nt_xent-{kind}-hard"] = lambda k=kind: varloss.NTXentLoss(negatives=k, hard_fraction=0.4, **on)
+        table[f"sigmoid-{kind}"] = lambda k=kind: varloss.SigmoidLoss(negatives=k, learnable=True, **on)
+        table[f"spectral-{kind}"] = lambda k=kind: varloss.SpectralLoss(negatives=k, **on)
+        table[f"simple-{kind}"] = lambda k=kind: varloss.SimpleLoss(negatives=k, **on)
+        table[f"simple-{kind}-hard"] = lambda k=kind: varloss.SimpleLoss(negatives=k, hard_count=3, **on)
         for p in (1, 2, 3):
             table[f"vrn-{kind}-p{p}"] = lambda k=kind, e=p: varloss.VRNRegularizer(
-                weight=1, num_samples=50, pairs=k, exponent=e, **ON
+                weight=1, num_samples=50, pairs=k, exponent=e, **on
             )
         for form in ("dense", "linear"):
-            table[f"vrn-{kind}-{form}"] = lambda k=kind, f=form: ByHand(functional.vrn, form=f, num_samples=50, pairs=k)
-        table[f"nt_xent_indexed-{kind}"] = lambda k=kind: ByIndex(functional.nt_xent_indexed, negatives=k)
-        table[f"vrn_indexed-{kind}"] = lambda k=kind: ByIndex(functional.vrn_indexed, num_samples=50, pairs=k)
+            table[f"vrn-{kind}-{form}"] = lambda k=kind, f=form: ByHand(
+                functional.vrn, group, form=f, num_samples=50, pairs=k
+            )
+        table[f"nt_xent_indexed-{kind}"] = lambda k=kind: ByIndex(functional.nt_xent_indexed, group, negatives=k)
+        table[f"vrn_indexed-{kind}"] = lambda k=kind: ByIndex(functional.vrn_indexed, group, num_samples=50, pairs=k)
     for name in varloss.__all__:
         module = getattr(varloss, name)
         if inspect.isclass(module) and issubclass(module, TwoViewLoss) and cases.takes_two_views_alone(module):
-            table[name] = functools.partial(module, **ON)
+            table[name] = functools.partial(module, **on)
     return table
 
 
 @functools.cache
-def _model(replicated: bool) -> nn.Module:
+def _model(replicated: bool, group: Any = None) -> nn.Module:
     """The encoder. It is made once, because wrapping it costs more than a step."""
     torch.manual_seed(3)
     encoder = nn.Linear(5, 4, dtype=torch.float64)
-    return nn.parallel.DistributedDataParallel(encoder) if replicated else encoder
+    return nn.parallel.DistributedDataParallel(encoder, process_group=group) if replicated else encoder
 
 
-def one_step(name: str, x0: Tensor, x1: Tensor, sizes: list[int] | None) -> dict[str, Tensor]:
+def one_step(name: str, x0: Tensor, x1: Tensor, sizes: list[int] | None, group: Any = None) -> dict[str, Tensor]:
     """Value, input gradient through a bare loss, and parameter gradient through DistributedDataParallel.
 
     Without ``sizes`` it runs on the whole batch in one process.
     """
-    loss_fn = losses()[name]()
-    mine = [x if sizes is None else shares(x, sizes) for x in (x0, x1)]
+    loss_fn = losses(group)[name]()
+    mine = [x if sizes is None else shares(x, sizes, group) for x in (x0, x1)]
     # Momentum keys carry no gradient.
     z = [x[:, :4].clone().requires_grad_("queue" not in name or i == 0) for i, x in enumerate(mine)]
     value = loss_fn(*z)
     value.backward()
     of_loss = {f"parameter {key}": p.grad.clone() for key, p in loss_fn.named_parameters()}
-    model = _model(sizes is not None)
+    model = _model(sizes is not None, group)
     z0, z1 = model(torch.cat(mine)).chunk(2)
     loss_fn(z0, z1.detach() if "queue" in name else z1).backward()
     (weight,) = (p.grad.clone() for name, p in model.named_parameters() if name.endswith("weight"))
     model.zero_grad()
     grads = {f"grad{i}": x.grad for i, x in enumerate(z) if x.grad is not None}
     return {"value": value.detach(), **grads, "weight": weight, **of_loss}
+
+
+def assert_is_one_process(world: int, results: list[dict[str, Tensor]], truth: dict[str, Tensor]) -> None:
+    """Mean of values; input gradient times the number of ranks; parameter gradient."""
+    value = torch.stack([result["value"] for result in results]).mean()
+    torch.testing.assert_close(value, truth["value"], rtol=1e-12, atol=1e-14)
+    for key, expected in truth.items():
+        if key.startswith("grad"):
+            whole = torch.cat([result[key] for result in results])
+            torch.testing.assert_close(whole, world * expected, rtol=1e-10, atol=1e-13)
+        elif key.startswith("parameter"):
+            # Learned in fp32; DistributedDataParallel averages it.
+            mean = torch.stack([result[key] for result in results]).mean(dim=0)
+            torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-7)
+    for result in results:
+        torch.testing.assert_close(result["weight"], truth["weight"], rtol=1e-10, atol=1e-13)
 
 
 def every_loss(x0: Tensor, x1: Tensor, splits: dict[str, list[int]]) -> dict[str, dict[str, dict[str, Tensor]]]:

@@ -82,9 +82,9 @@ class MemoryBank(nn.Module):
         """(num,) mask of the slots that hold a key."""
         return torch.arange(self.num, device=self.bank.device) < self.filled
 
-    def checked(self, keys: Tensor) -> Tensor:
+    def checked(self, keys: Tensor, name: str = "keys") -> Tensor:
         """``keys``; raises TypeError or ValueError for what is no (N, dim) embeddings."""
-        checks.embeddings(keys=keys)
+        checks.embeddings(**{name: keys})
         if keys.shape[1] != self.dim:
             raise ValueError(f"the bank holds keys of dimension {self.dim}; got {keys.shape[1]}.")
         return keys

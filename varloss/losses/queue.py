@@ -140,7 +140,7 @@ def contrast(
     def look() -> Parts:
         loss_fn._check_options()
         checks.alike(query=query, key=key)
-        return query, bank.checked(key).detach()
+        return query, bank.checked(key, "key").detach()
 
     # Not where nothing is trained: a rank that evaluates by itself must not wait for the others.
     if loss_fn.is_distributed() and (torch.is_grad_enabled() or query.requires_grad):
@@ -161,10 +161,10 @@ def contrast(
 def _all_keys(loss_fn: TwoViewLoss, bank: MemoryBank, key: Tensor, agreed: Agreed | None = None) -> Tensor:
     """The keys of all ranks where ``loss_fn`` is distributed; ``agreed`` where the ranks have agreed on them."""
     if not loss_fn.is_distributed():
-        return bank.checked(key).detach()
+        return bank.checked(key, "key").detach()
     group = loss_fn.process_group
     if agreed is None:
-        agreed = agree(lambda: (bank.checked(key).detach(),), group)
+        agreed = agree(lambda: (bank.checked(key, "key").detach(),), group)
     return distributed.gather(cast(Tensor, agreed.parts[-1]), agreed, group)
 
 
