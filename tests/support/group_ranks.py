@@ -213,11 +213,10 @@ def constant_on_one_rank(name: str) -> Tensor:
     """The gradient of this rank's rows where those of rank 1 require none; all ranks call ``backward``."""
     generator = torch.Generator().manual_seed(dist.get_rank())
     z = torch.randn(2, 4, DIM, generator=generator, dtype=torch.float64)
-    loss_fn = ranks.losses()[name]()
     both = []
     for constant in (False, True):
         rows = [x.clone().requires_grad_(not (constant and dist.get_rank() == FAULTY)) for x in z]
-        loss_fn(*rows).backward()
+        ranks.losses()[name]()(*rows).backward()
         both.append(torch.zeros_like(z[0]) if rows[0].grad is None else rows[0].grad)
     return torch.stack(both)
 
