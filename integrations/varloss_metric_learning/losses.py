@@ -13,9 +13,10 @@ import varloss
 from varloss import functional
 from varloss._core.numerics import follows_operations
 from varloss.functional import Pairs
+from varloss.losses.base import NumericOptions
 
 
-class _CosineLoss(BaseMetricLossFunction):  # type: ignore[misc]  # the library has no types
+class _CosineLoss(NumericOptions, BaseMetricLossFunction):  # type: ignore[misc]  # the library has no types
     """Checks that both losses share: cosine similarity, labels, and no pairs selected by a miner."""
 
     def __init__(self, **kwargs: Any) -> None:

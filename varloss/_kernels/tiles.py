@@ -92,7 +92,8 @@ def value_and_gradient(
     if gradient is None:
         return value, None
     pull_positives(gradient, z, log_sums, positive, problem.decoupled)
-    return value, to_raw_rows(gradient, z, length.mul_(2 * n * t)).view(2, n, -1)
+    # Not by the lengths, which may be near the largest number.
+    return value, to_raw_rows(gradient.mul_(1 / (2 * n * t)), z, length).view(2, n, -1)
 
 
 def _both_passes(

@@ -41,7 +41,18 @@ def shown(value: float | Tensor) -> str:
     return str(value)
 
 
-class TwoViewLoss(nn.Module):
+class NumericOptions(nn.Module):
+    """A module that takes no parameter in the place of a number: torch would register one that no option looks at."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Parameter) and (
+            isinstance(getattr(type(self), name, None), property) or isinstance(vars(self).get(name), (int, float))
+        ):
+            raise TypeError(f"{type(self).__name__}.{name} takes a number, and no nn.Parameter.")
+        super().__setattr__(name, value)
+
+
+class TwoViewLoss(NumericOptions):
     """A subclass names its function and the attributes it passes on; ``_shown`` are those to print, where they differ."""
 
     _function: Callable[..., Tensor]
@@ -69,14 +80,6 @@ class TwoViewLoss(nn.Module):
         """Sets what is learned to its start, as torch asks for after ``to_empty`` of a module built on the meta device."""
         for name, start in self._starts.items():
             getattr(self, name).fill_(start)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # torch would register a parameter that no option looks at.
-        if isinstance(value, nn.Parameter) and (
-            isinstance(getattr(type(self), name, None), property) or isinstance(vars(self).get(name), (int, float))
-        ):
-            raise TypeError(f"{type(self).__name__}.{name} takes a number, and no nn.Parameter.")
-        super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         with torch.inference_mode(False):  # as in _learn

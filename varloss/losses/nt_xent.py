@@ -55,7 +55,8 @@ def nt_xent(
         decoupled: leaves the positive pair out of the denominator.
         positive_weight: factor on the positive term alone: a number, (N,) for both views' anchors, or (2, N).
         hard_fraction: keep, for each anchor, only this upper share, in (0, 1], of its negatives (rounded up): the hard
-            contrastive loss. The rest gets no gradient; negatives that tie with the last one kept stay.
+            contrastive loss. The rest gets no gradient; negatives that tie with the last one kept stay. Hard ones have the
+            largest logits: where the temperature is below 0, the smallest similarities.
         hard_count: or keep this many; all where there are fewer.
         gathered: the rows of all ranks, from :func:`varloss.distributed.gather_views`. Anchors stay local.
         form: ``"dense"`` keeps the N x N similarity matrix for the backward pass. ``"linear"`` computes the gradient with the
