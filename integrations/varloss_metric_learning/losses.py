@@ -19,6 +19,9 @@ from varloss.losses.base import NumericOptions
 class _CosineLoss(NumericOptions, BaseMetricLossFunction):  # type: ignore[misc]  # the library has no types
     """Checks that both losses share: cosine similarity, labels, and no pairs selected by a miner."""
 
+    distance: Any
+    add_to_recordable_attributes: Any
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._check_distance()

@@ -84,7 +84,7 @@ class MemoryBank(nn.Module):
 
     def checked(self, keys: Tensor, name: str = "keys") -> Tensor:
         """``keys``; raises TypeError or ValueError for what is no (N, dim) embeddings."""
-        checks.embeddings(**{name: keys})
+        checks.embeddings(mixed=True, **{name: keys})  # as in alike
         if keys.shape[1] != self.dim:
             raise ValueError(f"the bank holds keys of dimension {self.dim}; got {keys.shape[1]}.")
         return keys
