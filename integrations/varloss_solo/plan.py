@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 import varloss
-from varloss_solo import methods, settings
+from varloss_solo import methods, settings, spelling
 from varloss_solo.methods import Method, Objective
 from varloss_solo.settings import Settings
 
@@ -93,9 +94,13 @@ def make(cfg: DictConfig, method: str) -> Plan:
     compares the meaning of two configurations and not their spelling.
 
     Raises:
-        ValueError: for settings that are not understood, contradict each other or do not fit the method.
+        ValueError: for misspelt blocks, and for settings that are not understood, contradict each other or do not fit the
+            method.
     """
+    spelling.refuse_misspelt(cfg)
     found, from_fork = _read(cfg)
+    # varloss: null names the block, and wants nothing of it.
+    silent = found is None and "varloss" not in cfg
     objective = _objective(cfg, method, found)
     if method in methods.OBJECTIVES:
         method = methods.HOST
@@ -110,7 +115,7 @@ def make(cfg: DictConfig, method: str) -> Plan:
             cfg.objective = objective.name
         if found is not None and found.enabled:
             cfg.varloss = found.as_dict()
-    return Plan(vrn, objective, silent=found is None, from_fork=from_fork)
+    return Plan(vrn, objective, silent=silent, from_fork=from_fork)
 
 
 def _read(cfg: DictConfig) -> tuple[Settings | None, bool]:
@@ -134,8 +139,11 @@ def _read(cfg: DictConfig) -> tuple[Settings | None, bool]:
 
 
 def _block(cfg: DictConfig, key: str) -> Any:
-    block = OmegaConf.select(cfg, key, default=None)
-    return OmegaConf.to_container(block, resolve=True) if OmegaConf.is_config(block) else block
+    try:
+        block = OmegaConf.select(cfg, key, default=None)
+        return OmegaConf.to_container(block, resolve=True) if OmegaConf.is_config(block) else block
+    except OmegaConfBaseException as error:
+        raise ValueError(f"the block {key} cannot be read: {error}") from error
 
 
 def _objective(cfg: DictConfig, method: str, found: Settings | None) -> Objective | None:

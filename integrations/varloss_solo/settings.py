@@ -15,6 +15,7 @@ from varloss.functional import Pairs
 
 PAIRS = get_args(Pairs)
 BETWEEN = ("views", "keys", "queue", "targets")
+FORK_KEYS = ("enabled", "weight", "k", "delta", "p")
 FORK_WEIGHT = 30.0
 
 
@@ -65,7 +66,7 @@ def from_block(block: Any) -> Settings:
     if not isinstance(block, Mapping):
         raise ValueError(
             f"varloss must be a block of keys; got {block!r}. For a preset write +varloss=vrn on the command line or "
-            "'- varloss: vrn' in the defaults list of the YAML file."
+            "'- varloss: vrn' in the defaults list of the YAML file; for a run without VRN write off in place of vrn."
         )
     _known_keys(block, KEYS, "varloss")
     values = {key: value for key, value in block.items() if value is not None}
@@ -102,7 +103,7 @@ def from_fork(block: Any) -> Settings:
     """
     if not isinstance(block, Mapping):
         raise ValueError(f"add_vrn_loss_term must be a block of keys; got {block!r}.")
-    _known_keys(block, ("enabled", "weight", "k", "delta", "p"), "add_vrn_loss_term")
+    _known_keys(block, FORK_KEYS, "add_vrn_loss_term")
     values = {key: value for key, value in block.items() if value is not None}
     enabled = values.get("enabled", False)
     if not isinstance(enabled, bool):
@@ -135,7 +136,8 @@ def _one_of(value: Any, allowed: Sequence[str], name: str) -> None:
 
 def _number(value: Any, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} must be a number; got {value!r}.")
+        cure = " Remove the quotes; for an environment variable write ${oc.decode:${oc.env:NAME}}."
+        raise ValueError(f"{name} must be a number; got {value!r}.{cure if isinstance(value, str) else ''}")
 
 
 def _warmup(settings: Settings) -> None:

@@ -21,7 +21,7 @@ def made(method="simclr", **keys):
         ({"weight": 3, "pairs": "crosss"}, r"varloss\.pairs must be one of cross, within, both; .*did you mean cross"),
         ({"weight": 3, "between": "view"}, r"varloss\.between must be one of views, keys.*did you mean views"),
         ({"negatives": "all"}, r"varloss\.negatives must be one of cross, within, both; got 'all'"),
-        ({"weight": "3"}, r"varloss\.weight must be a number; got '3'"),
+        ({"weight": "3"}, r"varloss\.weight must be a number; got '3'. Remove the quotes; .* \$\{oc.decode:"),
         ({"weight": True}, r"varloss\.weight must be a number; got True"),
         ({"enabled": "yes", "weight": 3}, r"varloss\.enabled must be true or false"),
         ({"weight": 3, "num_samples": 5e4}, r"varloss\.num_samples must be a whole number; got 50000\.0"),
@@ -32,6 +32,7 @@ def made(method="simclr", **keys):
         ({"pairs": "both"}, r"varloss\.pairs is given but varloss\.weight is not: add \+varloss\.weight=3"),
         ("vrn", r"must be a block of keys; got 'vrn'. For a preset write \+varloss=vrn"),
         (3, "must be a block of keys; got 3"),
+        (False, "must be a block of keys; got False.* for a run without VRN write off in place of vrn"),
     ],
 )
 def test_what_is_not_understood_raises_and_names_the_cure(block, message):
@@ -139,6 +140,68 @@ def test_two_spellings_of_one_configuration_are_saved_alike():
     assert short.varloss == long.varloss
     _, off = made(varloss={"weight": 3, "enabled": False})
     assert "varloss" not in off
+
+
+MISSPELT = [
+    ({"varlos": "vrn"}, "unknown key varlos: did you mean varloss?"),
+    ({"Varloss": "vrn"}, "unknown key Varloss: did you mean varloss?"),
+    ({"varlos": 3}, "unknown key varlos: did you mean varloss?"),
+    ({"vraloss": {"wieght": 3}}, "unknown key vraloss: did you mean varloss?"),
+    ({"varloss_": {"weight": 3}}, "unknown key varloss_: did you mean varloss?"),
+    ({"var_loss": {"weight": 3}}, "unknown key var_loss: did you mean varloss?"),
+    ({"valos": "paper"}, "unknown key valos: did you mean varloss?"),
+    ({"varlos_weight": 3}, "unknown key varlos_weight: did you mean varloss?"),
+    ({"varloss_weight": 3}, "unknown key varloss_weight: did you mean varloss?"),
+    ({"vrn": {"weight": 3}}, "unknown key vrn: did you mean varloss?"),
+    ({"varloss": {"weight": 3}, "varlos": {"weight": 5}}, "unknown key varlos: did you mean varloss?"),
+    ({"add_vrn_los_term": {"enabled": True}}, "unknown key add_vrn_los_term: did you mean add_vrn_loss_term?"),
+    ({"add_var_loss_term": {"enabled": True}}, "unknown key add_var_loss_term: did you mean add_vrn_loss_term?"),
+    ({"objectve": "dcl"}, "unknown key objectve: did you mean objective?"),
+    ({"Objective": "dcl"}, "unknown key Objective: did you mean objective?"),
+    ({"method_kwargs": {"varloss": {"weight": 3}}}, "method_kwargs.varloss: did you mean varloss at the top level?"),
+    ({"method_kwargs": {"objective": "dcl"}}, "method_kwargs.objective: did you mean objective at the top level?"),
+    ({"optimizer": {"varlos": {"weight": 3}}}, "optimizer.varlos: did you mean varloss at the top level?"),
+    ({"regularizer": "vrn"}, "unknown key regularizer: did you mean varloss?"),
+    ({"other": {"weight": 3, "num_samples": 9}}, "unknown key other: did you mean varloss?.* add .varloss=off"),
+    ({"other": {"weight": 3, "pairs": "both"}}, "unknown key other: did you mean varloss?"),
+]
+OTHERS = [
+    {"val_loss": {"weight": 2}},
+    {"max_loss": 1.0, "vae_loss": 1.0, "arc_loss": {"weight": 0.5}},
+    {"loss": {"weight": 0.5}},
+    {"tag": "paper", "mode": "off", "group": "vrn-study"},
+    {"weight": 5, "num_samples": 5, "varlen": 3},
+    {"distill": {"weight": 1.0, "warmup_steps": 10}, "head": {"enabled": True, "weight": 0.1}},
+    {"sampler": {"weight": 1.0, "negatives": 64}},
+    {"objectives": ["a", "b"], "subjective": "x"},
+    {"varloss": {"weight": 3}, "group": "vrn", "other": {"weight": 3, "pairs": "both"}},
+    {"varloss": {"weight": "${vrn_weight}"}, "vrn_weight": 3},
+    {"varloss": "${my_vrn}", "my_vrn": {"weight": 3}},
+    {"wandb": {"vrn": "first try"}},
+    {"method_kwargs": {"var_loss_weight": 25.0}},
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), MISSPELT)
+def test_a_misspelt_block_is_refused_with_the_name_that_was_meant(keys, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?", 1)):
+        made(**keys)
+
+
+@pytest.mark.parametrize("keys", OTHERS)
+def test_keys_of_others_pass(keys):
+    made(**keys)
+
+
+def test_an_empty_block_is_a_run_without_vrn_that_says_so():
+    decided, cfg = made(varloss=None)
+    assert (decided.vrn, decided.describe(None), cfg) == (None, "off", {"method": "simclr"})
+
+
+def test_interpolations_are_resolved_or_refused_by_name():
+    assert made(lr=4, varloss={"weight": "${lr}"})[0].vrn.weight == 4
+    with pytest.raises(ValueError, match="the block varloss cannot be read: Interpolation key 'nope' not found"):
+        made(varloss={"weight": "${nope}"})
 
 
 def test_an_unused_plugin_leaves_the_configuration_alone():
