@@ -10,11 +10,12 @@ import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from varloss import distributed, functional
 from varloss_solo import methods, plan
-from varloss_solo.term import Term
+from varloss_solo.term import QueueImages, Term
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
         num_classes: int
         temperature: float
         queue: Tensor
+        queue_ptr: Tensor
 
         def __init__(self, cfg: Any) -> None: ...
-        def on_train_start(self) -> None: ...
+        def all_gather(self, data: Tensor) -> Tensor: ...
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any: ...
+        def on_fit_start(self) -> None: ...
         def on_train_epoch_end(self) -> None: ...
         def training_step(self, batch: Any, batch_idx: int) -> Any: ...
         def momentum_forward(self, X: Tensor) -> dict[str, Any]: ...
@@ -61,6 +65,13 @@ class VRNMixin(_Method):
         super().__init__(cfg)
         self._varloss_plan = decided
         self._varloss_term: Term | None = None
+        # Without indices in its labels DALI numbers the rows of every batch alike.
+        made_up = OmegaConf.select(cfg, "data.format") == "dali" and not OmegaConf.select(
+            cfg, "dali.encode_indexes_into_labels", default=False
+        )
+        self._varloss_index_is_real = not made_up
+        self._varloss_distinct = False
+        self._varloss_queue_images: QueueImages | None = None
         self._varloss_warned = False
         self._varloss_online: list[dict[str, Any]] = []
         self._varloss_momentum: list[dict[str, Any]] = []
@@ -79,16 +90,26 @@ class VRNMixin(_Method):
             self._varloss_momentum.append(out)
         return out
 
-    def on_train_start(self) -> None:
-        """Finds n and the length of the warm-up; rank 0 prints what the run will do."""
-        super().on_train_start()
+    def on_fit_start(self) -> None:
+        """Finds n and the length of the warm-up; rank 0 prints what the run will do, before a progress bar has the line."""
+        super().on_fit_start()
         decided = self._varloss_plan
         if decided.vrn is not None:
+            self.trainer.fit_loop.setup_data()
+            if self.trainer.train_dataloader is None:  # no batch of it is wanted (limit_train_batches=0)
+                return
             self._varloss_term = Term.start(decided.vrn, self.trainer, self.num_classes)
         line = decided.describe(None if self._varloss_term is None else self._varloss_term.describe())
         if line is not None and self.trainer.is_global_zero:
-            # Printed, since solo-learn's configurations disable Hydra's logging; below the progress bar, not behind it.
-            print(f"\nvarloss: {line}", flush=True)
+            # Printed, since solo-learn's configurations disable Hydra's logging.
+            print(f"varloss: {line}", flush=True)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Looks for an image that is twice in the batch while its indices are on the host: on the device it would have to wait."""
+        if self.training and self._varloss_term is not None:
+            index = batch[0]
+            self._varloss_distinct = index.device.type == "cpu" and len(index.unique()) == len(index)
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The method's step, plus weighted VRN of the projections that it computed."""
@@ -96,31 +117,47 @@ class VRNMixin(_Method):
         if decided is None:
             return super().training_step(batch, batch_idx)
         if term is None:
-            raise RuntimeError("varloss: training_step ran before on_train_start, which finds the number of samples.")
+            raise RuntimeError("varloss: training_step ran before on_fit_start, which finds the number of samples.")
         online, momentum = self._varloss_online, self._varloss_momentum
         online.clear()
         momentum.clear()
-        # The step enqueues its own keys, which are not negatives of its queries.
-        queue = self.queue.clone() if decided.between == "queue" else None
+        images = batch[0] if self._varloss_index_is_real else None
+        if decided.between == "queue":
+            # The step enqueues its own keys, which are not negatives of its queries.
+            queue, pointer = self.queue.clone(), self.queue_ptr.clone()
         loss = super().training_step(batch, batch_idx)
         if len(online) != 2:
             raise RuntimeError(
                 f"varloss: expected forward passes of 2 large crops in a training step; saw {len(online)}."
             )
+        repeated = None if self._varloss_distinct else images
         with torch.set_grad_enabled(decided.weight > 0):
             pairs = term.pairs(online, momentum)
-            if queue is not None:
-                value = term.against_queue(pairs, queue, self.trainer.fit_loop.epoch_loop.total_batch_idx)
+            if decided.between == "queue":
+                own = self._varloss_own_keys(images, pointer)
+                value = term.against_queue(pairs, queue, self.trainer.fit_loop.epoch_loop.total_batch_idx, own)
             elif decided.spec.labels:
-                value = term.between_classes(pairs, batch[-1])
+                value = term.between_views(pairs, batch[-1])
+            elif distributed.world_size() > 1:
+                value = term.between_views(pairs, images if term.ranks_share else None)
             else:
-                value = term.between_views(pairs)
+                value = term.between_views(pairs, repeated)
         online.clear()
         momentum.clear()
         weight = term.weight_at(self.trainer.global_step)
-        self.log_dict(term.logged(value, pairs, weight), on_epoch=True, sync_dist=True)
+        self.log_dict(term.logged(value, pairs, repeated, weight), on_epoch=True, sync_dist=True)
         # Adding 0 * VRN would not change the value but would cost a backward pass.
         return loss + weight * value if decided.weight > 0 else loss
+
+    def _varloss_own_keys(self, images: Tensor | None, pointer: Tensor) -> Tensor | None:
+        """Rows and keys of one image in the queue of before this step, whose keys start at ``pointer``; None if not known."""
+        if images is None:
+            return None
+        if self._varloss_queue_images is None:
+            self._varloss_queue_images = QueueImages(self.queue.shape[2], images.device)
+        own = self._varloss_queue_images.own(images)
+        self._varloss_queue_images.enqueue(self.all_gather(images).flatten(), pointer)
+        return own
 
     def on_train_epoch_end(self) -> None:
         """Warns once if an epoch's mean similarity of negatives shows that the embeddings are nearly equal."""

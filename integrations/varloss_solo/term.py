@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import DistributedSampler
 
 import varloss
 from varloss import distributed, functional, metrics
@@ -28,6 +30,7 @@ class Term:
         source: where n comes from, in words.
         warmup_steps: optimizer steps over which the weight rises; 0 without a warm-up.
         regularizer: VRN with weight 1.
+        ranks_share: whether one step of all ranks may hold an image twice.
     """
 
     plan: VRN
@@ -35,18 +38,21 @@ class Term:
     source: str
     warmup_steps: int
     regularizer: varloss.VRNRegularizer
+    ranks_share: bool
 
     @classmethod
     def start(cls, plan: VRN, trainer: Any, num_classes: int) -> Term:
-        """The term of a run of this Lightning trainer, which knows the training set and the number of steps.
+        """The term of a run of this Lightning trainer, which has set up its loader and knows the number of steps.
 
         Raises:
             ValueError: for a data set of one image, and for a warm-up longer than the training.
         """
         n, source = _num_samples(plan, trainer, num_classes)
         steps = _length_of_warmup(plan.settings, trainer.estimated_stepping_batches)
-        regularizer = plan.regularizer(n, gather_distributed=distributed.world_size() > 1)
-        return cls(plan, n, source, steps, regularizer)
+        several = distributed.world_size() > 1
+        # All ranks must take the same collectives, so all take what one of them needs.
+        share = several and not trainer.strategy.reduce_boolean_decision(_ranks_divide(trainer.train_dataloader))
+        return cls(plan, n, source, steps, plan.regularizer(n, gather_distributed=several), share)
 
     def weight_at(self, step: int) -> float:
         """Factor on the term after ``step`` optimizer steps."""
@@ -63,14 +69,14 @@ class Term:
         other = [out[name].detach() for out in source]
         return [(first, other[1]), (second, other[0])]
 
-    def between_views(self, pairs: PairsOfViews) -> Tensor:
-        """VRN of the pairs of views."""
-        return torch.stack([self.regularizer(first, second) for first, second in pairs]).mean()
+    def between_views(self, pairs: PairsOfViews, index: Tensor | None) -> Tensor:
+        """VRN of the pairs of views; rows of one ``index`` are no negatives. None says that all differ."""
+        if index is None:
+            return torch.stack([self.regularizer(first, second) for first, second in pairs]).mean()
+        views = torch.arange(2, device=index.device).repeat_interleave(index.shape[0])
+        return torch.stack([self._indexed(torch.cat(pair), index.repeat(2), views) for pair in pairs]).mean()
 
-    def between_classes(self, pairs: PairsOfViews, labels: Tensor) -> Tensor:
-        """VRN if only images of different classes are negatives."""
-        z, index = torch.cat(pairs[0]), labels.repeat(2)
-        views = torch.arange(2, device=z.device).repeat_interleave(labels.shape[0])
+    def _indexed(self, z: Tensor, index: Tensor, views: Tensor) -> Tensor:
         return functional.vrn_indexed(
             z,
             index,
@@ -81,7 +87,7 @@ class Term:
             gathered=distributed.gather_rows(z, index, views),
         )
 
-    def against_queue(self, pairs: PairsOfViews, queue: Tensor, steps: int) -> Tensor:
+    def against_queue(self, pairs: PairsOfViews, queue: Tensor, steps: int, own: Tensor | None) -> Tensor:
         """VRN of each view's queries against the queue that the method's loss compares them with.
 
         Args:
@@ -89,27 +95,46 @@ class Term:
             queue: (2, D, number of keys), as it was before this step's keys.
             steps: number of batches so far. It determines how much of the queue is filled; the other rows are random. This
                 number is restored from a checkpoint; a counter of this class would not be.
+            own: (P, 2) rows and keys of one image, which are no negatives; None where images are not known.
         """
         queries = [query for query, _ in pairs]
-        filled = steps * queries[0].shape[0] * distributed.world_size()
-        valid = torch.arange(queue.shape[2], device=queue.device) < filled
-        values = [
-            functional.vrn_queue(
-                query, keys.T, target=self.regularizer.delta, exponent=self.regularizer.exponent, valid=valid
-            )
-            for query, keys in zip(queries, queue.flip(0), strict=True)
-        ]
+        keys = queue.shape[2]
+        filled = min(keys, steps * queries[0].shape[0] * distributed.world_size())
+        valid = torch.arange(keys, device=queue.device) < filled
+        delta, p = self.regularizer.delta, self.regularizer.exponent
+        values = []
+        for query, memory in zip(queries, queue.flip(0).mT, strict=True):
+            value = functional.vrn_queue(query, memory, target=delta, exponent=p, valid=valid)
+            if own is not None and len(own):
+                rows, slots = own.unbind(1)
+                cost = ((normalize(query[rows].float(), dim=1) * memory[slots]).sum(1) - delta).abs().pow(p)
+                others = query.shape[0] * filled - len(own)
+                value = value + (len(own) * value - cost.sum()) / others if others else 0 * value
+            values.append(value)
         return torch.stack(values).mean()
 
     @torch.no_grad()
-    def logged(self, value: Tensor, pairs: PairsOfViews, weight: float) -> dict[str, Tensor]:
-        """The values that a step logs: VRN without its weight, statistics of the first pair of views, and the weight if it changes."""
-        similarities = metrics.similarity_statistics(*(z.detach() for z in pairs[0]))
+    def logged(self, value: Tensor, pairs: PairsOfViews, index: Tensor | None, weight: float) -> dict[str, Tensor]:
+        """The values that a step logs: VRN without its weight, statistics of the first pair of views, and the weight if it changes.
+
+        Pairs of one ``index`` are no negatives; None says that all differ.
+        """
+        first, second = (z.detach() for z in pairs[0])
+        if index is None:
+            similarities = metrics.similarity_statistics(first, second)
+            positive, mean, var = similarities.positive_mean, similarities.cross_mean, similarities.cross_var
+        else:
+            u, v = normalize(first.float(), dim=1), normalize(second.float(), dim=1)
+            with torch.autocast(u.device.type, enabled=False):
+                negative, cosines = index.unsqueeze(1) != index, u @ v.mT
+            number = negative.sum()  # NaN where there is none, as in the other branch
+            positive, mean = cosines.diagonal().mean(), (cosines * negative).sum() / number
+            var = ((cosines - mean).square() * negative).sum() / number
         logged = {
             "train_vrn": value.detach(),
-            "train_sim_positive_mean": similarities.positive_mean,
-            "train_sim_negative_mean": similarities.cross_mean,
-            "train_sim_negative_var": similarities.cross_var,
+            "train_sim_positive_mean": positive,
+            "train_sim_negative_mean": mean,
+            "train_sim_negative_var": var,
         }
         if self.warmup_steps:
             logged["train_vrn_weight"] = torch.tensor(weight, device=value.device)
@@ -133,6 +158,35 @@ class Term:
         if distributed.world_size() > 1:
             parts.append(f"over {distributed.world_size()} ranks")
         return ", ".join(parts)
+
+
+class QueueImages:
+    """The image of each key in a method's queue, -1 where it is not known.
+
+    It follows the queue from outside, because a buffer would change the checkpoint: after a resume the keys that were loaded
+    count as other images until the queue has been refilled.
+    """
+
+    def __init__(self, keys: int, device: torch.device) -> None:
+        self._images = torch.full((keys,), -1, device=device)
+
+    def own(self, index: Tensor) -> Tensor:
+        """(P, 2) rows of ``index`` and keys of the same image. Synchronises the device, as moving the queue's pointer does."""
+        return (index.unsqueeze(1) == self._images).nonzero()
+
+    def enqueue(self, index: Tensor, start: Tensor) -> None:
+        """Notes the images of the keys that the method wrote from the 1-element ``start`` on, in the order of ranks."""
+        slots = torch.arange(index.shape[0], device=index.device) + start
+        self._images[slots % self._images.shape[0]] = index
+
+
+def _ranks_divide(loader: Any) -> bool:
+    """Whether the ranks' samplers divide the data set, so that no step of all ranks holds an image twice.
+
+    The sampler repeats its first images at the end where the set does not divide evenly, which is another step unless there
+    is only one. Of any other sampler nothing is known.
+    """
+    return type(getattr(loader, "sampler", None)) is DistributedSampler and len(loader) > 1
 
 
 def _num_samples(plan: VRN, trainer: Any, num_classes: int) -> tuple[int | None, str]:

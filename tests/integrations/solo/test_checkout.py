@@ -11,10 +11,13 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
+from support.solo.page import on_the_page
 from support.solo.runs import Run, drive, environment
 
 from varloss import functional as F
+from varloss_solo import spelling
 
 pytestmark = [pytest.mark.solo_root, pytest.mark.slow]
 
@@ -183,6 +186,23 @@ def test_a_sweep_runs_every_weight(checkout, solo_python, tmp_path, line):
     assert [said.split(",")[0] for said in run.said] == ["varloss: VRN measured", "varloss: VRN on"]
 
 
+def test_the_sweep_of_the_page_runs(checkout, solo_python, tmp_path, line):
+    (sweep,) = [words for words in on_the_page() if "-m" in words]
+    short = ["+seed=0,1" if word.startswith("+seed=") else word for word in sweep[2:]]
+    # Later values win; the page's file of settings is the one that ``line`` names.
+    arguments = [*line()[4:], "hydra.sweep.dir={out}"]
+    run = launch(checkout, solo_python, tmp_path, [*short, *arguments])
+    assert run.rc == 0, run.err
+    assert [said.split(",")[0] for said in run.said] == ["varloss: VRN measured", "varloss: VRN on"] * 2
+
+
+def test_configurations_of_solo_learn_are_not_taken_for_misspelt(checkout):
+    paths = sorted(path for path in (checkout / "scripts").rglob("*.y*ml"))
+    assert len(paths) > 80
+    for path in paths:
+        spelling.refuse_misspelt(OmegaConf.load(path))
+
+
 @pytest.fixture(scope="session")
 def many(checkout, solo_python, tmp_path_factory, line):
     """Further runs, one after the other in one interpreter."""
@@ -219,6 +239,9 @@ def many(checkout, solo_python, tmp_path_factory, line):
         "vibcreg": line("vibcreg", "+varloss=vrn", "varloss.between=views"),
         **{f"refused {name}": line(name, "+varloss=vrn") for name in REFUSED},
         "typo": line("simclr", "+varloss.wieght=3"),
+        "misspelt": line("simclr", "+varlos=vrn"),
+        "nested": line("vicreg", "+method_kwargs.varloss.weight=3"),
+        "bar": [part for part in line("simclr", "+varloss=vrn") if "progress_bar" not in part],
         "negative": line("simclr", "+varloss.weight=-1"),
         "nan": line("simclr", "+varloss.weight=nan"),
         "n1": line("simclr", "+varloss=vrn", "varloss.num_samples=1"),
@@ -289,6 +312,8 @@ def test_every_other_method_refuses(many, name):
     ("name", "message"),
     [
         ("typo", "unknown key varloss.wieght: did you mean weight?"),
+        ("misspelt", "unknown key varlos: did you mean varloss?"),
+        ("nested", "unknown key method_kwargs.varloss: did you mean varloss at the top level?"),
         ("negative", "ValueError: varloss: weight"),
         ("nan", "ValueError: varloss: weight"),
         ("n1", "ValueError: varloss: num_samples"),
@@ -299,6 +324,14 @@ def test_every_other_method_refuses(many, name):
 def test_bad_input_stops_the_run(many, name, message):
     assert many[name].rc == 1
     assert message in many[name].err
+
+
+def test_the_line_comes_before_the_progress_bar(many):
+    before, line, after = many["bar"].out.partition(ON + "\n")
+    assert line
+    assert before.endswith("\n") or not before
+    assert "Training" not in before
+    assert "Epoch 0: 100%" in after
 
 
 def test_n_is_the_number_of_images_trained_on(many):

@@ -48,6 +48,30 @@ LINES = {
     "no_plus_key": ["varloss.weight=3"],
     "forced": ["++varloss.weight=3"],
     "nan": ["+varloss.weight=nan"],
+    "misspelt": ["+varlos=vrn"],
+    "capital": ["+Varloss=vrn"],
+    "misspelt_key": ["++varlos.weight=3"],
+    "other_package": ["+varloss@other=vrn"],
+    "in_method_kwargs": ["+varloss=vrn", "+method_kwargs.varloss.weight=5"],
+    "null": ["+varloss=null"],
+    "false": ["+varloss=false"],
+    "upper": ["+varloss=VRN"],
+    "tqdm": ["+varloss=vrn", "+enable_progress_bar=true", "+bar=TQDMProgressBar"],
+    "rich": ["+varloss=vrn", "+enable_progress_bar=true", "+bar=RichProgressBar"],
+    "no_batches": ["+varloss=vrn", "+limit_train_batches=0"],
+    "repeats": ["+varloss=vrn", "+data.images=6"],
+    "repeats_both": ["+varloss=vrn_both", "+data.images=6"],
+    "repeats_within": ["+varloss=vrn", "varloss.pairs=within", "varloss.exponent=3", "+data.images=6"],
+    "repeats_keys": ["method=mocov2plus", "+varloss=vrn", "varloss.between=keys", "+data.images=6"],
+    "repeats_weight0": ["+varloss.weight=0", "+data.images=6"],
+    "repeats_plain": ["+data.images=6"],
+    "repeats_only": ["+varloss=vrn", "+data.images=1"],
+    "own_keys": [
+        *("method=mocov2plus", "+varloss=vrn", "varloss.between=queue"),
+        *("+method_kwargs.queue_size=16", "+data.images=12"),
+    ],
+    "dali": ["+varloss=vrn", "+data.images=6", "+data.format=dali"],
+    "dali_encoded": ["+varloss=vrn", "+data.images=6", "+data.format=dali", "+dali.encode_indexes_into_labels=true"],
 }
 
 
@@ -63,6 +87,7 @@ def runs_on_two_ranks(standin):
         "dcl": ["method=dcl", "+varloss=vrn_both"],
         "dhel": ["method=dhel", "+varloss=vrn"],
         "supcon": ["method=supcon", "+varloss=vrn"],
+        "repeats": ["method=dhel", "+varloss=vrn_both", "+data.images=6"],
     }
     alone = standin({name: [*line, "optimizer.batch_size=8"] for name, line in lines.items()})
     found = {(name, 1): run for name, run in alone.items()}
@@ -85,27 +110,33 @@ def losses(run, name):
     return [name(step) for step in recorded(run)]
 
 
-@pytest.mark.parametrize("name", [name for name in LINES if name not in {
-    "warmup_long", "byol_bare", "mae", "one_image", "typo", "no_such_preset", "no_plus", "no_plus_key", "nan"
-}])  # fmt: skip
+REFUSED = {
+    "typo": "unknown key varloss.wieght: did you mean weight?",
+    "no_such_preset": "Available options in 'varloss':\n\toff\n\tpaper\n\tvrn\n\tvrn_both",
+    "no_plus": "To append to your default list use +varloss=vrn",
+    "no_plus_key": "To append to your config use +varloss.weight=3",
+    "nan": "varloss: weight must be",
+    "misspelt": "unknown key varlos: did you mean varloss?",
+    "capital": "unknown key Varloss: did you mean varloss?",
+    "misspelt_key": "unknown key varlos: did you mean varloss?",
+    "other_package": "unknown key other: did you mean varloss?",
+    "in_method_kwargs": "unknown key method_kwargs.varloss: did you mean varloss at the top level?",
+    "null": "Config group override must be a string or a list. Got NoneType",
+    "false": "Config group override must be a string or a list. Got bool",
+    "upper": "Could not find 'varloss/VRN'",
+    "warmup_long": "varloss.warmup_steps=4 is longer than the training of 3 steps",
+    "byol_bare": "method=byol has no negatives of its own",
+    "mae": "method=mae has no pairs for VRN: it reconstructs pixels",
+    "one_image": "VRN needs n >= 2, and the size of the training set is 1: set varloss.num_samples",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in LINES if name not in REFUSED])
 def test_every_form_runs(runs, name):
     assert runs[name].rc == 0, runs[name].err
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("typo", "unknown key varloss.wieght: did you mean weight?"),
-        ("no_such_preset", "Available options in 'varloss':\n\toff\n\tpaper\n\tvrn\n\tvrn_both"),
-        ("no_plus", "To append to your default list use +varloss=vrn"),
-        ("no_plus_key", "To append to your config use +varloss.weight=3"),
-        ("nan", "varloss: weight must be"),
-        ("warmup_long", "varloss.warmup_steps=4 is longer than the training of 3 steps"),
-        ("byol_bare", "method=byol has no negatives of its own"),
-        ("mae", "method=mae has no pairs for VRN: it reconstructs pixels"),
-        ("one_image", "VRN needs n >= 2, and the size of the training set is 1: set varloss.num_samples"),
-    ],
-)
+@pytest.mark.parametrize(("name", "message"), REFUSED.items())
 def test_bad_input_stops_the_run_and_names_the_cure(runs, name, message):
     assert runs[name].rc == 1
     assert message in runs[name].err
@@ -169,13 +200,25 @@ def test_the_start_up_line(runs, name, line):
     assert runs[name].said == [f"varloss: {line}"]
 
 
-def test_the_start_up_line_is_one_of_its_own_behind_a_progress_bar(runs):
-    assert "\nvarloss: VRN on" in "Training: |  | 0/?" + runs["vrn"].out
+@pytest.mark.parametrize("bar", ["tqdm", "rich"])
+def test_the_start_up_line_is_one_of_its_own_beside_a_progress_bar(runs, bar):
+    run = runs[bar]
+    assert {"tqdm": "Epoch 0: 100%", "rich": "Epoch 0/0"}[bar] in run.out
+    # As grep '^varloss:' would find it in a file; a carriage return is no new line there.
+    said = [line for line in run.out.split("\n") if line.startswith("varloss: ")]
+    assert said == runs["vrn"].said
+    # Nothing of the bar is on the screen yet that the line would leave behind.
+    assert "Training" not in run.out.partition("varloss: ")[0]
+
+
+def test_a_run_without_batches_is_left_alone(runs):
+    assert runs["no_batches"].said == []
 
 
 CASES = {
     "vrn": lambda s: F.vrn(*s["z"], num_samples=N),
     "weight0": lambda s: F.vrn(*s["z"], num_samples=N),
+    "dali": lambda s: F.vrn(*s["z"], num_samples=N),
     "vrn_both": lambda s: F.vrn(*s["z"], num_samples=N, pairs="both"),
     "within": lambda s: F.vrn(*s["z"], num_samples=N, pairs="within"),
     "target": lambda s: F.vrn(*s["z"], target=-0.25, exponent=3),
@@ -193,6 +236,69 @@ CASES = {
 def test_logged_vrn_is_the_cores_on_the_same_projections(runs, name):
     expected = [CASES[name](step).item() for step in recorded(runs[name])]
     assert runs[name].steps("train_vrn") == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_a_repeated_image_every_bit_is_the_cores(runs):
+    expected = [CASES["vrn"](step).item() for step in recorded(runs["vrn"])]
+    assert runs["vrn"].steps("train_vrn") == expected
+
+
+def of_different_images(step, other="z", within=False, exponent=2):
+    """VRN over the pairs of two images, each pair looked at on its own."""
+    u, v = (torch.nn.functional.normalize(z, dim=1) for z in (step["z"][0], step[other][1]))
+    apart = step["index"][:, None] != step["index"][None]
+    similarities = torch.cat([(u @ u.T)[apart], (v @ v.T)[apart]]) if within else (u @ v.T)[apart]
+    return (similarities + 1 / 23).abs().pow(exponent).mean().item()
+
+
+def mirrored(step):
+    return {**step, "z": step["z"].flip(0), "momentum_z": step["momentum_z"].flip(0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repeats", of_different_images),
+        ("repeats_weight0", of_different_images),
+        ("dali_encoded", of_different_images),
+        ("repeats_both", lambda s: (of_different_images(s) + of_different_images(s, within=True)) / 2),
+        ("repeats_within", lambda s: of_different_images(s, within=True, exponent=3)),
+        (
+            "repeats_keys",
+            lambda s: (of_different_images(s, "momentum_z") + of_different_images(mirrored(s), "momentum_z")) / 2,
+        ),
+    ],
+)
+def test_an_image_that_is_twice_in_a_batch_is_no_negative_of_itself(runs, name, value):
+    steps = recorded(runs[name])
+    assert all(len(step["index"].unique()) == 6 < len(step["index"]) for step in steps)
+    assert runs[name].steps("train_vrn") == pytest.approx([value(step) for step in steps], rel=1e-5)
+
+
+def test_a_step_of_one_image_has_no_negatives(runs):
+    run = runs["repeats_only"]
+    assert run.steps("train_vrn") == [0.0] * 3
+    assert all(math.isnan(value) for value in run.steps("train_sim_negative_mean"))
+    assert all(math.isfinite(value) for value in run.steps("train_sim_positive_mean"))
+
+
+def test_weight_0_leaves_a_run_with_repeated_images_as_it_was(runs):
+    plain, measured = states(runs["repeats_plain"])["after"], states(runs["repeats_weight0"])["after"]
+    assert all(torch.equal(plain[key], measured[key]) for key in plain)
+
+
+def test_the_keys_of_an_image_in_the_queue_are_no_negatives_of_it(runs):
+    logged, images = runs["own_keys"].steps("train_vrn"), []
+    for step, value in zip(recorded(runs["own_keys"]), logged, strict=True):
+        held = len(images)
+        apart = step["index"][:, None] != torch.tensor(images, dtype=torch.long)[None]
+        assert bool(held) == bool((~apart).any())
+        terms = [
+            ((q @ keys[:, :held] + 1 / 23)[apart] ** 2).mean() if held else torch.tensor(0.0)
+            for q, keys in zip(step["z"], step["queue"].flip(0), strict=True)
+        ]
+        assert value == pytest.approx((sum(terms) / 2).item(), rel=1e-5)
+        images += step["index"].tolist()
 
 
 def test_logged_vrn_of_supcon_leaves_out_pairs_of_one_class(runs):
@@ -213,7 +319,7 @@ def test_logged_vrn_of_the_queue_takes_it_before_the_enqueue_and_only_its_filled
         assert value == pytest.approx((sum(terms) / 2).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vrn", "keys"])
+@pytest.mark.parametrize("name", ["vrn", "keys", "repeats", "repeats_keys", "own_keys"])
 def test_logged_statistics_are_those_of_the_first_pair(runs, name):
     run = runs[name]
     for step, positive, mean, var in zip(
@@ -223,10 +329,10 @@ def test_logged_statistics_are_those_of_the_first_pair(runs, name):
         run.steps("train_sim_negative_var"),
         strict=True,
     ):
-        second = step["z"][1] if name == "vrn" else step["momentum_z"][1]
+        second = step["z" if name in ("vrn", "repeats") else "momentum_z"][1]
         u, v = (torch.nn.functional.normalize(z, dim=1) for z in (step["z"][0], second))
         similarity = u @ v.T
-        negatives = similarity[~torch.eye(len(u), dtype=torch.bool)]
+        negatives = similarity[step["index"][:, None] != step["index"]]
         assert positive == pytest.approx(similarity.diagonal().mean().item(), rel=1e-5)
         assert mean == pytest.approx(negatives.mean().item(), rel=1e-5, abs=1e-7)
         assert var == pytest.approx(negatives.var(unbiased=False).item(), rel=1e-4)
@@ -301,7 +407,7 @@ def test_the_forks_keys_train_the_same_network(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dcl", "dhel", "supcon"])
+@pytest.mark.parametrize("name", ["dcl", "dhel", "supcon", "repeats"])
 def test_two_ranks_train_the_network_of_one_process_on_the_whole_batch(runs_on_two_ranks, name):
     one, two = runs_on_two_ranks[name, 1], runs_on_two_ranks[name, 2]
     assert two.rc == 0, two.err
@@ -312,7 +418,9 @@ def test_two_ranks_train_the_network_of_one_process_on_the_whole_batch(runs_on_t
     if name != "supcon":
         assert two.steps("train_nce_loss") == pytest.approx(one.steps("train_nce_loss"), rel=1e-5)
     first, second = (recorded(two, rank)[0]["index"].tolist() for rank in (0, 1))
-    assert sorted(first + second) == recorded(one)[0]["index"].tolist(), "the ranks must share one batch between them"
+    assert sorted(first + second) == sorted(recorded(one)[0]["index"].tolist()), (
+        "the ranks must share one batch between them"
+    )
     alone, together = states(one)["after"], states(two)["after"]
     for key in alone:
         torch.testing.assert_close(together[key], alone[key], rtol=1e-5, atol=1e-6)

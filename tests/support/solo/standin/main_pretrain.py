@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hydra
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Trainer, callbacks, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from solo.methods import METHODS
@@ -27,6 +27,15 @@ class TwoViews(Dataset):
         return i, [self.x[i] + self.noise[0, i], self.x[i] + self.noise[1, i]], i % 4
 
 
+class Repeating(DistributedSampler):
+    """Draws the first ``images`` of the data set over and over."""
+
+    images = None
+
+    def __iter__(self):
+        return (i % self.images for i in super().__iter__())
+
+
 @hydra.main(version_base="1.2")
 def main(cfg):
     OmegaConf.set_struct(cfg, False)
@@ -41,13 +50,16 @@ def main(cfg):
         use_distributed_sampler=False,  # it would shuffle
         strategy=cfg.get("strategy", "auto"),
         max_epochs=cfg.max_epochs,
+        limit_train_batches=cfg.get("limit_train_batches", 1.0),
         logger=CSVLogger(out, name="", version=""),
         log_every_n_steps=1,
         enable_checkpointing=False,
-        enable_progress_bar=False,
+        enable_progress_bar=cfg.get("enable_progress_bar", False),
+        callbacks=[getattr(callbacks, cfg.bar)()] if "bar" in cfg else None,
         enable_model_summary=False,
     )
-    sampler = DistributedSampler(dataset, devices, int(os.environ.get("LOCAL_RANK", "0")), shuffle=False)
+    kind, Repeating.images = (Repeating if "images" in cfg.data else DistributedSampler), cfg.data.get("images")
+    sampler = kind(dataset, devices, int(os.environ.get("LOCAL_RANK", "0")), shuffle=False)
     trainer.fit(model, DataLoader(dataset, cfg.optimizer.batch_size, sampler=sampler, drop_last=True))
     torch.save(model.record, out / f"record-{trainer.global_rank}.pt")
     if trainer.is_global_zero:

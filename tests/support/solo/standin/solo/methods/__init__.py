@@ -50,7 +50,8 @@ class MoCoV2Plus(BaseMomentumMethod):
         super().__init__(cfg)
         self.projector = nn.Linear(6, 4)
         self.momentum_projector = nn.Linear(6, 4)
-        self.register_buffer("queue", F.normalize(torch.randn(2, 4, 8), dim=1))
+        self.register_buffer("queue", F.normalize(torch.randn(2, 4, cfg.method_kwargs.get("queue_size", 8)), dim=1))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     def forward(self, X):
         out = super().forward(X)
@@ -64,7 +65,9 @@ class MoCoV2Plus(BaseMomentumMethod):
     def training_step(self, batch, batch_idx):
         out = super().training_step(batch, batch_idx)
         keys = out["momentum_z"].permute(0, 2, 1)
-        self.queue[:, :, : keys.shape[2]] = keys
+        start, end = int(self.queue_ptr), int(self.queue_ptr) + keys.shape[2]
+        self.queue[:, :, start:end] = keys
+        self.queue_ptr[0] = end % self.queue.shape[2]
         return out["loss"]
 
 
