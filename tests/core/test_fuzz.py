@@ -62,7 +62,7 @@ def two_views(batch, offset=0):
 
 
 @pytest.mark.parametrize("name", fuzz.LOSSES)
-@examples(120)
+@examples(250)
 @given(data=st.data())
 def test_losses_of_two_views_are_their_formulas(name, data):
     batch: Batch = data.draw(batches())

@@ -86,13 +86,14 @@ def hard(draw: st.DrawFn, available: int) -> tuple[dict[str, Any], int | None]:
 
 
 @st.composite
-def nt_xent(draw: st.DrawFn, batch: Batch, others: int, hostile_weights: bool = True) -> Loss:
+def nt_xent(draw: st.DrawFn, batch: Batch, others: int, plain: bool = False) -> Loss:
+    """``plain`` without the options that VRN in one pass does without."""
     t, negatives, decoupled = draw(temperatures), draw(kinds), draw(st.booleans())
     count = others * (2 if negatives == "both" else 1)
-    chosen, kept = draw(hard(count))
+    chosen, kept = ({}, None) if plain else draw(hard(count))
     options: dict[str, Any] = {"negatives": negatives, "decoupled": decoupled, **chosen}
     n = batch.rows
-    shape = draw(st.sampled_from([None, None, (), (n,), (2, n)]))
+    shape = None if plain else draw(st.sampled_from([None, None, (), (n,), (2, n)]))
     factors, parts = None, []
     if shape is not None:
         factors = torch.tensor(draw(st.integers(-4, 12))) / 4 + torch.arange(math.prod(shape)).view(shape) / 4
@@ -100,13 +101,13 @@ def nt_xent(draw: st.DrawFn, batch: Batch, others: int, hostile_weights: bool = 
         full = factors.expand(2, n).double()
         parts.append(Part(lambda s: oracles.positive_terms(s, t, full)))
     parts.append(softmax_part(lambda s: oracles.nt_xent_terms(s, t, negatives, decoupled, kept), t, count))
-    learned = draw(st.booleans())
-    options["form"] = draw(st.sampled_from(["auto", "dense"] + ["linear"] * (kept is None and not learned)))
+    learned = not plain and draw(st.booleans())
+    forms = ["auto", "dense"] + ["linear"] * (kept is None and not learned)
+    options["form"] = "auto" if plain else draw(st.sampled_from(forms))
     given_t = torch.tensor(t, dtype=batch.inside) if learned else t
-    plain = options["form"] == "auto" and factors is None
     faces: dict[str, Call] = {}
     cell = {"negatives": negatives, "decoupled": decoupled}
-    if plain and (t > 0 or not learned):
+    if options["form"] == "auto" and factors is None and (t > 0 or not learned):
         module = varloss.NTXentLoss(temperature=t, learnable_temperature=learned, **cell, **chosen)
         faces["module"] = to_dtype(module, batch)
         if negatives == "cross" and not decoupled:
@@ -239,15 +240,14 @@ def sum_with_vrn(draw: st.DrawFn, batch: Batch, others: int) -> Loss:
     """``WithVRN`` around a loss, or lightly's loss with a weight: in one pass, in two, or as two losses."""
     weight, (aim, delta), kind = draw(st.floats(0, 50)), aims(draw), draw(kinds)
     p = draw(st.sampled_from([2, 2, 2, 3]))
-    base = draw(nt_xent(batch, others) | dhel(batch, others) | sigmoid(batch, others))
+    plain = nt_xent(batch, others, plain=True)
+    base = draw(plain | plain | nt_xent(batch, others) | dhel(batch, others) | sigmoid(batch, others))
     part = squares(batch, others, delta, kind, p, None if p == 2 else False)
     name = draw(st.sampled_from(sorted(base.faces))) if base.faces else None
     inner = base.faces[name] if name else partial(base.function, **base.options)
     faces = {}
     if name and name.startswith("lightly") and isinstance(inner, torch.nn.Module) and p == 2:
-        inner.regularizer = varloss_lightly.losses._regularizer(  # as the constructor does
-            weight, aim.get("num_samples"), aim.get("target"), kind, False
-        )
+        inner.regularizer = varloss.VRNRegularizer(weight=weight, **aim, pairs=kind)  # as the constructor does
         loss: Call = inner
     else:
         loss = varloss.WithVRN(inner, weight=weight, **aim, pairs=kind, exponent=p)
