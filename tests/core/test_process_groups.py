@@ -118,6 +118,22 @@ def test_a_loss_exchanges_sizes_once(found):
             assert calls[0] == ("allgather_", 64), name
 
 
+def test_page_shows_a_group_of_a_mesh(found):
+    torch.manual_seed(3)
+    model = torch.nn.Linear(5, 4, dtype=torch.float64)
+    value = varloss.NTXentLoss()(*model(torch.cat(BATCH)).chunk(2))
+    value.backward()
+    torch.testing.assert_close(torch.stack([r["mesh"]["value"] for r in found]).mean(), value.detach())
+    for result in found:
+        torch.testing.assert_close(result["mesh"]["weight"], model.weight.grad)
+
+
+def test_learned_temperature_drifts_beside_ddp_and_not_as_the_page_shows(found):
+    beside, inside = ([result["temperatures"][name] for result in found] for name in ("beside", "inside"))
+    assert len({tuple(steps) for steps in beside}) == 3
+    assert len({tuple(steps) for steps in inside}) == 1
+
+
 def test_process_group_needs_gather_distributed():
     with pytest.raises(ValueError, match=r"^process_group is that of gather_distributed=True"):
         varloss.NTXentLoss(process_group=torch.distributed.GroupMember.NON_GROUP_MEMBER)

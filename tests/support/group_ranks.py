@@ -14,9 +14,11 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 import varloss
 from support import ranks
+from support.doc_examples import ROOT, blocks
 from support.ranks import ON
 from varloss import distributed
 from varloss._core.ranks import agree
@@ -54,6 +56,48 @@ def everything(x0: Tensor, x1: Tensor) -> dict[str, Any]:
     found["faults"] = faults()
     found["constant"] = {name: constant_on_one_rank(name) for name in ranks.losses() if "indexed" not in name}
     found["calls"] = calls()
+    found["mesh"] = of_the_page(x0, x1)
+    found["temperatures"] = temperatures()
+    return found
+
+
+@functools.cache
+def page() -> dict[str, Any]:
+    """What the page on several ranks defines."""
+    names: dict[str, Any] = {}
+    for block in blocks(ROOT / "docs" / "distributed.md", "python"):
+        exec(block, names)
+    return names
+
+
+def of_the_page(x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
+    """The page's model and loss of a mesh: value and gradient of ranks 0 to 2, each with 4 rows."""
+    mesh = init_device_mesh("cpu", (3, 1), mesh_dim_names=("dp", "tp"))
+    build = page()["data_parallel"]
+    torch.manual_seed(3)
+    model, loss_fn = build(torch.nn.Linear(5, 4, dtype=torch.float64), mesh)
+    z = model(torch.cat([ranks.shares(x, [4, 4, 4], mesh.get_group("dp")) for x in (x0, x1)]))
+    value = loss_fn(*z.chunk(2))
+    value.backward()
+    return {"value": value.detach(), "weight": next(model.parameters()).grad}
+
+
+def temperatures() -> dict[str, list[float]]:
+    """Learned temperatures after some steps, of a loss beside DistributedDataParallel and of the page's."""
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    model = torch.nn.Linear(DIM, DIM)
+    beside = varloss.NTXentLoss(learnable_temperature=True, **ON)
+    inside, adam = page()["loss_and_optimizer"](model)
+    found: dict[str, list[float]] = {"beside": [], "inside": []}
+    for name, loss_fn, optimizer in (
+        ("beside", beside, torch.optim.AdamW(beside.parameters(), lr=0.1)),
+        ("inside", inside, adam),
+    ):
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss_fn(*torch.randn(2, 4, DIM, generator=generator)).backward()
+            optimizer.step()
+            found[name].append(next(loss_fn.parameters()).item())
     return found
 
 

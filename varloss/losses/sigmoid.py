@@ -71,7 +71,8 @@ def _softplus(x: Tensor) -> Tensor:
 class SigmoidLoss(TwoViewLoss):
     """:func:`varloss.functional.sigmoid_loss` (SigLIP) as a module. Arguments as there.
 
-    ``learnable`` learns ``log_scale``, from log ``scale``, and ``bias``, as SigLIP does. Give both to the optimizer.
+    ``learnable`` learns ``log_scale``, from log ``scale``, and ``bias``, as SigLIP does. Give both to the optimizer. Beside
+    DistributedDataParallel, not inside it, they drift apart between ranks: wrap the loss, too.
 
     Example:
         >>> import torch, varloss
