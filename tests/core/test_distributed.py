@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -204,3 +206,17 @@ def test_gathering_needs_a_build_with_distributed_support(build, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"torch\.distributed is not available"):
         build()
+
+
+def test_a_build_without_distributed_support_computes_losses():
+    """Such a build lacks the types of torch.distributed, too."""
+    script = """
+import torch, torch.distributed as dist
+dist.is_available = lambda: False
+for name in ("ProcessGroup", "GroupMember", "ProcessGroupGloo"):
+    delattr(dist, name)
+import varloss
+varloss.NTXentLoss()(*torch.randn(2, 5, 4))
+varloss.QueueInfoNCELoss(memory_bank_size=(8, 4))(*torch.randn(2, 5, 4))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

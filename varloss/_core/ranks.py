@@ -9,7 +9,14 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
+
+if dist.is_available():
+    from torch.distributed import ProcessGroup
+else:
+
+    class ProcessGroup:  # type: ignore[no-redef]
+        """What a build of torch without distributed support lacks."""
+
 
 __all__ = [
     "Agreed",
