@@ -11,7 +11,13 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from unittest import mock
 
-PRELOADED = ("support.ranks", "support.group_ranks", "support.metric_ranks", "varloss_bench.execution.workers")
+PRELOADED = (
+    "support.ranks",
+    "support.group_ranks",
+    "support.wrapped_ranks",
+    "support.metric_ranks",
+    "varloss_bench.execution.workers",
+)
 
 
 @cache
