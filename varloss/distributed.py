@@ -139,7 +139,7 @@ def two_views(z0: Tensor, z1: Tensor) -> Parts:
 def views_of(look: Callable[[], Parts], process_group: ProcessGroup | None) -> Gathered:
     """:func:`gather_views` of what ``look`` returns, which may check more."""
     agreed = agree(look, process_group)
-    z0, z1 = cast(tuple[Tensor, Tensor], agreed.parts)
+    z0, z1 = cast("tuple[Tensor, Tensor]", agreed.parts)  # text: torch 2.4 does not trace a generic
     both = gather(trained(torch.stack([z0, z1], dim=1), agreed), agreed, process_group)
     return Gathered((both[:, 0], both[:, 1]), *place(agreed, process_group))
 
