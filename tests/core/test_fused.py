@@ -521,3 +521,15 @@ def test_a_cuda_graph_holds_a_step(n, d, dtype):
     graph.replay()
     torch.cuda.synchronize()
     compare(value, gradients)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_program_exported_without_gradients_trains(dynamic):
+    z0, z1 = (z.detach() for z in oracles.views(6, 5, torch.float32))
+    rows = torch.export.Dim("rows", min=2, max=100)
+    program = torch.export.export(
+        varloss.NTXentLoss(), (z0, z1), dynamic_shapes=({0: rows}, {0: rows}) if dynamic else None
+    )
+    z0, z1 = z0.clone().requires_grad_(), z1.clone().requires_grad_()
+    ours = torch.autograd.grad(program.module()(z0, z1), (z0, z1))
+    torch.testing.assert_close(ours, torch.autograd.grad(varloss.NTXentLoss()(z0, z1), (z0, z1)))

@@ -192,15 +192,18 @@ def _problem_of(arguments: tuple[Any, ...]) -> Problem:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.offset, ctx.problem = inputs[5], inputs[8:]
+    ctx.arguments = inputs[5:]
     ctx.save_for_backward(*inputs[:5], *output[1:])
 
 
 def _operator_backward(ctx: Any, upstream: Tensor, *of_gradients: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    fixed, *rest = ctx.problem
+    saved, (offset, force_tiles, need_gradient, fixed, *rest) = ctx.saved_tensors, ctx.arguments
+    inputs, gradients = saved[:4], saved[5:]
+    if not need_gradient:  # exported with rows that required none, and trained all the same
+        again = (*saved[:5], offset, force_tiles, True, fixed, *rest)
+        gradients = _operator(*again)[1:]
     problem = Problem(fixed if saved[4] is None else saved[4], *rest)
-    found = _backward(upstream, saved[:4], saved[5:], partial(_dense, problem, ctx.offset))
+    found = _backward(upstream, inputs, gradients, partial(_dense, problem, offset))
     return (*found, *(None,) * 7)
 
 
