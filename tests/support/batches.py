@@ -89,7 +89,7 @@ def batches(
     rows: st.SearchStrategy[int] = st.integers(0, 9),  # noqa: B008
     dtypes: list[tuple[torch.dtype, torch.dtype]] = DTYPES,
 ) -> Batch:
-    count, dim = draw(rows), draw(st.integers(1, 8) | st.sampled_from([1, 2, 17, 40]))
+    count, dim = draw(rows), draw(st.integers(1, 8) | st.sampled_from([1, 17, 17, 40]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     given_dtypes = draw(st.sampled_from(dtypes))
     shape = draw(st.sampled_from(SHAPES))

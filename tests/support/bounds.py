@@ -55,6 +55,9 @@ class Exact:
     gradients: list[Tensor]
     gradient_errors: list[Tensor]  # for each row, times its length
     sizes: list[Tensor]  # of what is added up, for each row, times its length
+    by_factor: float  # the derivative by a factor on all similarities, at 1
+    by_shift: float  # the derivative by a number added to all of them
+    shift_error: float  # of both
     unsure: bool = False
 
 
@@ -81,6 +84,7 @@ def formula(
     value = sum((part.terms(similarities).sum() for part in parts), torch.zeros((), dtype=torch.float64))
     gradients = list(_gradients(value, leaves))
     error, of_similarities, sizes = 0.0, [], []
+    by_factor, by_shift, shift_error = 0.0, 0.0, 0.0
     dim, columns = leaves[0].shape[1], similarities.matrix.shape[1]
     for part in parts:
         e = similarity_error(dim, eps) + part.roundings * eps
@@ -104,12 +108,19 @@ def formula(
         relative = (dim + 2 * add(columns) + 16) * eps
         of_similarities.append([s * relative + c + lost for s, c in zip(largest, changes, strict=True)])
         sizes.append(largest)
+        for slope, size, off, x in zip(slopes, largest, of_similarities[-1], _leaves(similarities), strict=True):
+            by_factor += (slope * x).sum().item()
+            by_shift += slope.sum().item()
+            shift_error += (off + size * e).sum().item()
     return Exact(
         value.item(),
         SLACK * error,
         gradients,
         [SLACK * x for x in _by_rows(of_similarities, build, units, constants)],
         _by_rows(sizes, build, units, constants),
+        by_factor,
+        by_shift,
+        SLACK * shift_error,
         getattr(similarities, "unsure", False),
     )
 
@@ -120,9 +131,13 @@ def _gradients(value: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
 
 
+def _leaves(similarities: Similarities) -> tuple[Tensor, Tensor]:
+    return similarities.positive.detach(), similarities.matrix.detach()
+
+
 def _slopes(part: Part, similarities: Similarities, by: float = 0.0) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """A part's terms and its derivative by each similarity, at similarities moved by ``by``."""
-    leaves = [(x.detach() + by).requires_grad_() for x in (similarities.positive, similarities.matrix)]
+    leaves = [(x + by).requires_grad_() for x in _leaves(similarities)]
     moved = type(similarities)(**{**vars(similarities), "positive": leaves[0], "matrix": leaves[1]})
     terms = part.terms(moved)
     return terms.detach(), _gradients(terms.sum(), leaves)  # type: ignore[return-value]
@@ -143,18 +158,33 @@ def _by_rows(
 
 
 def assert_right(
-    value: Tensor, inputs: Sequence[Tensor], exact: Exact, dtype: torch.dtype, *, rounded: int = 1
+    value: Tensor,
+    inputs: Sequence[Tensor],
+    exact: Exact,
+    dtype: torch.dtype,
+    *,
+    rounded: int = 1,
+    learned: Sequence[tuple[Tensor, float, float]] = (),
 ) -> None:
-    """Value and gradients by ``inputs`` are the formula's, up to the bounds; ``rounded`` is how often gradients are."""
+    """Value and gradients by ``inputs`` are the formula's, up to the bounds; ``rounded`` is how often gradients are.
+
+    ``learned`` are numbers that scale or shift the logits: each with what it multiplies ``by_factor`` and ``by_shift`` by.
+    """
     assert value.dtype == dtype
     error = abs(value.item() - exact.value)
     assert error <= exact.value_error, (
         f"value {value.item()!r} for {exact.value!r}: {error:.3g} > {exact.value_error:.3g}"
     )
-    learned = [z for z in inputs if z.requires_grad]
-    gradients = iter(_gradients(value, learned))
+    wanted = [*(z for z in inputs if z.requires_grad), *(number for number, *_ in learned)]
+    gradients = iter(_gradients(value, wanted))
     found = [next(gradients) if z.requires_grad else None for z in inputs]
     inside = torch.finfo(dtype)
+    for _, factor, shift in learned:
+        slope, right = next(gradients).item(), factor * exact.by_factor + shift * exact.by_shift
+        allowed = (abs(factor) + abs(shift)) * exact.shift_error + 8 * inside.eps * abs(right)
+        assert abs(slope - right) <= allowed, (
+            f"gradient by a learned number {slope!r} for {right!r}, allowed {allowed:.3g}"
+        )
     for which, (gradient, right, errors, sizes, z) in enumerate(
         zip(found, exact.gradients, exact.gradient_errors, exact.sizes, inputs, strict=True)
     ):

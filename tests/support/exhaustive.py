@@ -12,7 +12,7 @@ from hypothesis import settings
 WANTED = False
 
 # All hypothesis tests together may take two minutes of one core by default, and an hour in the exhaustive run.
-TIMES_AS_MANY = 30
+TIMES_AS_MANY = 60
 # A part of the examples, for the mutants of tests/project/mutation.
 PART = float(os.environ.get("VARLOSS_TEST_EXAMPLES", "1"))
 

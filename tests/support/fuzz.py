@@ -32,6 +32,8 @@ class Loss:
     parts: list[Part]
     faces: dict[str, Call] = field(default_factory=dict)
     rounded: int = 1  # how often half-precision gradients are
+    # Of each face: numbers with gradient, see bounds.assert_right.
+    learned: dict[str, list[tuple[Tensor, float, float]]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"{self.function.__name__}(**{self.options}), {[*self.faces]}"
@@ -96,20 +98,24 @@ def nt_xent(draw: st.DrawFn, batch: Batch, others: int, plain: bool = False) -> 
     shape = None if plain else draw(st.sampled_from([None, None, (), (n,), (2, n)]))
     factors, parts = None, []
     if shape is not None:
-        factors = torch.tensor(draw(st.integers(-4, 12))) / 4 + torch.arange(math.prod(shape)).view(shape) / 4
-        options["positive_weight"] = factors.to(batch.inside) if shape else factors.item()
+        factors = torch.tensor(draw(st.integers(-4, 12))) / 3 + torch.arange(math.prod(shape)).view(shape) / 7
+        factors = factors.to(batch.inside)
+        options["positive_weight"] = factors if shape else factors.item()
         full = factors.expand(2, n).double()
         parts.append(Part(lambda s: oracles.positive_terms(s, t, full)))
     parts.append(softmax_part(lambda s: oracles.nt_xent_terms(s, t, negatives, decoupled, kept), t, count))
     learned = not plain and draw(st.booleans())
     forms = ["auto", "dense"] + ["linear"] * (kept is None and not learned)
     options["form"] = "auto" if plain else draw(st.sampled_from(forms))
-    given_t = torch.tensor(t, dtype=batch.inside) if learned else t
+    given_t = torch.tensor(t, dtype=batch.inside, requires_grad=True) if learned else t
+    by_face: dict[str, Any] = {"function": [(given_t, -1 / t, 0.0)] if learned else []}
     faces: dict[str, Call] = {}
     cell = {"negatives": negatives, "decoupled": decoupled}
     if options["form"] == "auto" and factors is None and (t > 0 or not learned):
         module = varloss.NTXentLoss(temperature=t, learnable_temperature=learned, **cell, **chosen)
         faces["module"] = to_dtype(module, batch)
+        if learned:
+            by_face["module"] = [(module.log_temperature, -1.0, 0.0)]
         if negatives == "cross" and not decoupled:
             faces["InfoNCE"] = varloss.InfoNCELoss(temperature=t, **chosen)
         if not chosen:
@@ -126,7 +132,7 @@ def nt_xent(draw: st.DrawFn, batch: Batch, others: int, plain: bool = False) -> 
         faces["lightly's weights"] = varloss_lightly.DCLLoss(
             t, lambda u, v: options["positive_weight"], negatives=negatives
         )
-    return Loss(vf.nt_xent, {"temperature": given_t, **options}, parts, faces)
+    return Loss(vf.nt_xent, {"temperature": given_t, **options}, parts, faces, learned=by_face)
 
 
 @st.composite
@@ -158,9 +164,10 @@ def sigmoid(draw: st.DrawFn, batch: Batch, others: int) -> Loss:
     negatives = draw(kinds)
     faces: dict[str, Call] = {"module": varloss.SigmoidLoss(scale=scale, bias=bias, negatives=negatives)}
     options: dict[str, Any] = {"scale": scale, "bias": bias, "negatives": negatives}
-    faces["learned"] = to_dtype(varloss.SigmoidLoss(learnable=True, **options), batch)
+    faces["learned"] = module = to_dtype(varloss.SigmoidLoss(learnable=True, **options), batch)
+    by_face = {"learned": [(module.log_scale, 1.0, 0.0), (module.bias, 0.0, 1 / scale)]}
     terms = partial(oracles.sigmoid_terms, scale=scale, bias=bias, negatives=negatives)
-    return Loss(vf.sigmoid_loss, options, [Part(terms, roundings=8 + 4 * abs(bias) / scale)], faces)
+    return Loss(vf.sigmoid_loss, options, [Part(terms, roundings=8 + 4 * abs(bias) / scale)], faces, learned=by_face)
 
 
 def squares(batch: Batch, others: int, delta: float, kind: str, p: float, closed: bool | None) -> Part:
@@ -235,25 +242,38 @@ def with_vrn(z0: Tensor, z1: Tensor, *, loss: Call, gathered: None = None) -> Te
     return loss(z0, z1)
 
 
+def aims_and_pairs(draw: st.DrawFn) -> tuple[dict[str, Any], float, str]:
+    aim, delta = aims(draw)
+    return {**aim, "pairs": (kind := draw(kinds))}, delta, kind
+
+
 @st.composite
-def sum_with_vrn(draw: st.DrawFn, batch: Batch, others: int) -> Loss:
-    """``WithVRN`` around a loss, or lightly's loss with a weight: in one pass, in two, or as two losses."""
-    weight, (aim, delta), kind = draw(st.floats(0, 50)), aims(draw), draw(kinds)
+def with_vrn_in_one_pass(draw: st.DrawFn, batch: Batch, others: int) -> Loss:
+    """NT-Xent and VRN of pairs that are among its negatives."""
+    base, weight = draw(nt_xent(batch, others, plain=True)), draw(st.floats(0.5, 50))
+    aim, delta, kind = aims_and_pairs(draw)
+    if base.options["negatives"] != "both":
+        aim["pairs"] = kind = base.options["negatives"]
+    loss = varloss.WithVRN(base.faces["module"], weight=weight, **aim)
+    parts = [*base.parts, *times(weight, [squares(batch, others, delta, kind, 2, None)])]
+    return Loss(with_vrn, {"loss": loss}, parts)
+
+
+@st.composite
+def with_vrn_in_two_passes(draw: st.DrawFn, batch: Batch, others: int) -> Loss:
+    """``WithVRN`` around any loss, or lightly's loss with a weight."""
+    weight, (aim, delta, kind) = draw(st.floats(0, 50)), aims_and_pairs(draw)
     p = draw(st.sampled_from([2, 2, 2, 3]))
-    plain = nt_xent(batch, others, plain=True)
-    base = draw(plain | plain | nt_xent(batch, others) | dhel(batch, others) | sigmoid(batch, others))
+    base = draw(nt_xent(batch, others) | dhel(batch, others) | sigmoid(batch, others))
     part = squares(batch, others, delta, kind, p, None if p == 2 else False)
     name = draw(st.sampled_from(sorted(base.faces))) if base.faces else None
     inner = base.faces[name] if name else partial(base.function, **base.options)
-    faces = {}
-    if name and name.startswith("lightly") and isinstance(inner, torch.nn.Module) and p == 2:
-        inner.regularizer = varloss.VRNRegularizer(weight=weight, **aim, pairs=kind)  # as the constructor does
+    if name and name.startswith("lightly") and p == 2:
+        inner.regularizer = varloss.VRNRegularizer(weight=weight, **aim)  # as the constructor does
         loss: Call = inner
     else:
-        loss = varloss.WithVRN(inner, weight=weight, **aim, pairs=kind, exponent=p)
-        faces["VRN apart"] = varloss.WithVRN(partial(inner), weight=weight, **aim, pairs=kind, exponent=p)
-    parts = [*base.parts, *times(weight, [part])]
-    return Loss(with_vrn, {"loss": loss}, parts, faces, rounded=3)
+        loss = varloss.WithVRN(draw(st.sampled_from([inner, partial(inner)])), weight=weight, **aim, exponent=p)
+    return Loss(with_vrn, {"loss": loss}, [*base.parts, *times(weight, [part])], rounded=3)
 
 
 LOSSES: dict[str, Callable[[Batch, int], st.SearchStrategy[Loss]]] = {
@@ -264,7 +284,8 @@ LOSSES: dict[str, Callable[[Batch, int], st.SearchStrategy[Loss]]] = {
     "spectral_loss": spectral,
     "simple_loss": simple,
     "vrn": vrn,
-    "with_vrn": sum_with_vrn,
+    "with_vrn_in_one_pass": with_vrn_in_one_pass,
+    "with_vrn_in_two_passes": with_vrn_in_two_passes,
 }
 
 

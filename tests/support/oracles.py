@@ -77,10 +77,12 @@ class TwoViews:
 
     def negatives(self, view: int, i: int, kind: str) -> Tensor:
         """The similarities of one anchor to its negatives."""
-        m = self.matrix.shape[1] // 2
-        views = {"cross": [1 - view], "within": [view], "both": [1 - view, view]}[kind]
-        own = self.offset + i
-        return self.matrix[view * self.n + i, [w * m + j for w in views for j in range(m) if j != own]]
+        m, own = self.matrix.shape[1] // 2, self.offset + i
+        parts = []
+        for other in {"cross": [1 - view], "within": [view], "both": [1 - view, view]}[kind]:
+            row = self.matrix[view * self.n + i, other * m : other * m + m]
+            parts += [row[:own], row[own + 1 :]]
+        return torch.cat(parts)
 
     def hardest(self, negatives: Tensor, kept: int | None, sign: float = 1.0) -> Tensor:
         """The ``kept`` largest, and what ties with the last of them; the smallest where a temperature is below 0."""
