@@ -26,7 +26,7 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).parents[3]
-COLUMNS = ("module", "operator", "occurrence", "line", "outcome", "seconds", "original", "mutant")
+COLUMNS = ("module", "operator", "occurrence", "line", "outcome", "seconds", "original", "mutant", "commit")
 
 # What is about a module and so most likely to notice, by its path, then the tests that follow where nothing has noticed.
 # Of the harness: what computes published numbers.
@@ -42,13 +42,17 @@ TESTS: dict[str, tuple[list[str], list[str]]] = {
     "varloss": (["core/test_conventions.py"], CORE),
     "varloss/_core": (["core/test_fuzz.py", "core/test_numerics.py", "core/test_conventions.py"], CORE),
     "varloss/_core/grams.py": (["core/test_grams.py", "core/test_fuzz.py", "core/test_metrics.py"], CORE),
+    "varloss/_core/ranks.py": (["core/test_distributed.py", "core/test_process_groups.py"], CORE),
     "varloss/_kernels": (["core/test_fuzz.py", "core/test_fused.py"], CORE),
     "varloss/_kernels/triton.py": (["core/test_fused_triton.py"], []),
     "varloss/distributed.py": (["core/test_distributed.py"], CORE),
     "varloss/losses": (["core/test_fuzz.py", "core/test_conventions.py"], CORE),
     "varloss/losses/memory_bank.py": (["core/test_memory_bank.py"], CORE),
     "varloss/metrics": (["core/test_metrics.py", "core/test_fuzz.py"], CORE),
-    "benchmarks/varloss_bench/training/evaluate.py": (["bench/training/test_evaluate.py"], TRAINING),
+    "benchmarks/varloss_bench/training/evaluate.py": (
+        ["bench/training/test_evaluate.py", "bench/training/test_timing.py"],
+        TRAINING,
+    ),
     "benchmarks/varloss_bench/training/timing.py": (["bench/training/test_timing.py"], TRAINING),
     "benchmarks/varloss_bench/statistics/best.py": (["bench/statistics/test_best.py"], STATISTICS),
     "benchmarks/varloss_bench/statistics/inference.py": (["bench/statistics/test_inference.py"], STATISTICS),
@@ -65,26 +69,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("mutants.csv"), help="rows (default: %(default)s)")
     arguments = parser.parse_args()
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    if changed:
+    if changed := git("status", "--porcelain", "--untracked-files=no"):
         sys.exit(f"refusing to mutate a tree with uncommitted changes:\n{changed}")
     population = sorted(mutants())
     random.Random(arguments.seed).shuffle(population)
     chosen = population[: arguments.sample]
     done = read(arguments.output)
     left = [mutant for mutant in chosen if name(*mutant) not in done]
+    commit = git("rev-parse", "--short", "HEAD").strip()
     print(f"{len(population)} mutants in all, {len(chosen)} in the sample, {len(chosen) - len(left)} of them done")
     for number, (module, operator, occurrence, line) in enumerate(left, 1):
         row = {"module": module, "operator": operator, "occurrence": occurrence, "line": line}
-        row |= judge(ROOT / module, operator, occurrence, line)
+        row |= judge(ROOT / module, operator, occurrence, line) | {"commit": commit}
         append(arguments.output, row)
         print(f"{number}/{len(left)} {module}:{line} {operator}: {row['outcome']} ({row['seconds']} s)", flush=True)
     rows = read(arguments.output)
     killed = sum(rows[name(*mutant)]["outcome"] != "survived" for mutant in chosen)
     low, high = wilson(killed, len(chosen))
     print(f"{killed} of {len(chosen)} killed: {killed / len(chosen):.1%}, 95% interval {low:.1%} to {high:.1%}")
+
+
+def git(*arguments: str) -> str:
+    """What git says of the working tree."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def name(module: str, operator: str, occurrence: int, line: int) -> tuple[str, str, str]:
