@@ -131,7 +131,7 @@ def compile_frozen_view(subject: Subject) -> None:
     steps(subject, [half_frozen] * 2, fullgraph=True)
 
 
-@compiled()
+@compiled(slow=False, slowest=True)
 def compile_function(subject: Subject) -> None:
     """A compiled function that calls the loss and a layer."""
     layer = nn.Linear(subject.rows[1], subject.rows[1], bias=False)
@@ -143,7 +143,7 @@ def compile_function(subject: Subject) -> None:
     steps(subject, same(subject, 1), change=change, fullgraph=True)
 
 
-@compiled()
+@compiled(slow=False, slowest=True)
 def compile_evaluation(subject: Subject) -> None:
     """A compiled call of rows without gradient, and a training step after it."""
 
