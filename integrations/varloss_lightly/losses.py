@@ -165,6 +165,7 @@ class _RandomBank(varloss.MemoryBank):
         """Fills the ring with random unit vectors."""
         super().reset_parameters()
         self.enqueue(torch.randn(self.num, self.dim, device=self.bank.device))
+        self._forget()
 
 
 class DCLLoss(varloss.NTXentLoss):

@@ -137,7 +137,12 @@ class SimilarityMonitorMixin:
         if not isinstance(outputs, Tensor) and not outputs and pl_module.automatic_optimization:
             return None
         if callable(self.projections):
-            return self.projections(trainer, pl_module, outputs, batch)
+            try:
+                return self.projections(trainer, pl_module, outputs, batch)
+            except (
+                Exception
+            ) as error:  # a batch that the callable does not expect ends no run, and no rank waits for this one
+                return error
         if isinstance(outputs, Mapping) and self.projections in outputs:
             return outputs[self.projections]
         found = getattr(pl_module, self.projections, None)
@@ -159,9 +164,9 @@ class SimilarityMonitorMixin:
                     raise TypeError(f"projections must be a pair of tensors (N, D); got {type(found).__name__}.")
                 (u, v), keep = finite_rows(z0=found[0], z1=found[1])
                 samples, sums = u.shape[0], SimilaritySums.of_grams(Grams.of(u, v)._replace(number=keep.sum())).pack()
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             # On the rank that it happens on: the others do not know.
-            self._warn("projections", f"SimilarityMonitor skips a batch without usable projections: {error}", True)
+            self._warn("projections", f"SimilarityMonitor skips a batch without usable projections: {error!r}", True)
         return torch.cat([sums, sums.new_tensor([samples, found is not None])])
 
     def _judge(self, positive: float, negative: float, speak: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import varloss
 from varloss import functional
+from varloss._core import checks
 from varloss._core.numerics import follows_operations
 from varloss.functional import Pairs
 from varloss.losses.base import NumericOptions
@@ -61,6 +62,7 @@ class _CosineLoss(NumericOptions, BaseMetricLossFunction):  # type: ignore[misc]
                 f"{type(self).__name__} needs labels: rows with different labels are negatives of each other."
             )
         self._check_distance()
+        checks.embeddings(mixed=True, embeddings=embeddings)
         if ref_emb is embeddings and ref_labels is labels:
             loss = self.value(embeddings, _as_ids(labels), None, None)
         elif ref_labels is None:

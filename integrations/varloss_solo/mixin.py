@@ -93,6 +93,7 @@ class VRNMixin(_Method):
     def on_fit_start(self) -> None:
         """Finds n and the length of the warm-up; rank 0 prints what the run will do, before a progress bar has the line."""
         super().on_fit_start()
+        self._varloss_queue_images = None  # of another queue by now
         decided = self._varloss_plan
         if decided.vrn is not None:
             self.trainer.fit_loop.setup_data()

@@ -209,6 +209,36 @@ def test_a_call_too_long_ago_for_a_checkpoint_is_named():
         loss.backward()
 
 
+@pytest.mark.parametrize("after", ["another call", "reset", "load"])
+def test_a_checkpoint_that_cannot_know_its_bank_says_so(after):
+    """Rows that differ by less than kernels with atomics do, and a ring that is another one by then."""
+    loss_fn = varloss.QueueInfoNCELoss(memory_bank_size=(9, 4))
+    query, key = torch.ones(4, 4) + 1e-6 * torch.randn(4, 4), torch.ones(4, 4)
+    loss = checkpoint(loss_fn, query.requires_grad_(), key, use_reentrant=False)
+    if after == "another call":
+        with torch.no_grad():
+            loss_fn(query, key)
+    elif after == "reset":
+        loss_fn.memory_bank.reset_parameters()
+    else:
+        loss_fn.load_state_dict(loss_fn.state_dict())
+    with pytest.raises(RuntimeError, match="Keep this loss outside of the checkpoint"):
+        loss.backward()
+
+
+def test_the_journal_is_neither_copied_nor_pickled_and_keeps_no_batch_alive():
+    loss_fn = varloss.QueueInfoNCELoss(memory_bank_size=(9, 4))
+    empty = len(pickle.dumps(loss_fn))
+    for _ in range(20):
+        loss_fn(torch.randn(200, 4)[:4].requires_grad_(), torch.randn(200, 4)[:4])
+    assert len(pickle.dumps(loss_fn)) <= empty + 64
+    for bank in (loss_fn.memory_bank, copy.deepcopy(loss_fn.memory_bank)):
+        held = [rows for call in bank._calls for rows in (call.query, call.key)]
+        assert all(rows.untyped_storage().nbytes() == 4 * rows.numel() for rows in held)
+    assert not copy.deepcopy(loss_fn.memory_bank)._calls
+    assert not loss_fn.double().memory_bank._calls
+
+
 @pytest.mark.parametrize("entry", [float("nan"), float("inf"), -float("inf")])
 def test_a_key_that_is_not_finite_leaves_a_neutral_slot(entry):
     loss_fn = varloss.QueueInfoNCELoss(memory_bank_size=(8, 4))

@@ -145,7 +145,7 @@ class _Call:
     def __init__(self, check: Callable[[], object], process_group: ProcessGroup | None) -> None:
         self.check, self.process_group = check, process_group
         self.met = False
-        self.agreed: dict[torch.Size, Agreed] = {}
+        self.agreed: list[Agreed] = []
 
 
 _calls: ContextVar[tuple[_Call, ...]] = ContextVar("_calls", default=())
@@ -153,7 +153,7 @@ _calls: ContextVar[tuple[_Call, ...]] = ContextVar("_calls", default=())
 
 @contextlib.contextmanager
 def one_agreement(check: Callable[[], object], process_group: ProcessGroup | None) -> Iterator[None]:
-    """Inside, ranks agree once about rows of one shape: for a loss and VRN of one batch. ``check`` is a part of it.
+    """Inside, ranks agree once about the same tensors: for a loss and VRN of one batch. ``check`` is a part of it.
 
     An error inside, before ranks have agreed, is raised on every rank. Not for torch.compile.
     """
@@ -188,9 +188,10 @@ def agree(look: Callable[[], Parts], process_group: ProcessGroup | None = None) 
     error: Exception | None = None
     try:
         parts = look()
-        shape = cast(Tensor, parts[0]).shape
-        if calls and shape in calls[-1].agreed:
-            return calls[-1].agreed[shape]._replace(parts=parts)
+        for known in calls[-1].agreed if calls else ():
+            # The very same tensors, which every rank sees alike. Shapes may differ between ranks.
+            if len(known.parts) == len(parts) and all(a is b for a, b in zip(known.parts, parts, strict=True)):
+                return known
         for call in calls:
             call.check()
         mine = [_state(parts), _rows(parts), *(number for part in parts for number in _kind(part))]
@@ -198,12 +199,12 @@ def agree(look: Callable[[], Parts], process_group: ProcessGroup | None = None) 
         error, mine = raised, [_REFUSED]
     for call in calls:
         call.met = True
-    told = _tell(mine, process_group)
-    _raise_everywhere(told, error, process_group)
-    states, rows = ([each[place] for each in told] for place in (0, 1))
+    numbers = _tell(mine, process_group)
+    _raise_everywhere(numbers, error, process_group)
+    states, rows = ([each[place] for each in numbers] for place in (0, 1))
     agreed = Agreed(parts, tuple(rows), any(state % 2 for state in states))
     for call in calls:
-        call.agreed[shape] = agreed
+        call.agreed.append(agreed)
     return agreed
 
 
@@ -257,9 +258,9 @@ def _group_of_hosts(group: Any) -> Any:
     return _host_groups[group]
 
 
-def _raise_everywhere(told: list[list[int]], error: Exception | None, process_group: ProcessGroup | None) -> None:
+def _raise_everywhere(numbers: list[list[int]], error: Exception | None, process_group: ProcessGroup | None) -> None:
     """Raises on every rank what is wrong on one of them, or between them."""
-    states = [each[0] for each in told]
+    states = [each[0] for each in numbers]
     names = dist.get_process_group_ranks(_known(process_group))
     if _REFUSED in states:
         text = "" if error is None else f"{_type_of(error).__name__}\n{error}"
@@ -274,7 +275,7 @@ def _raise_everywhere(told: list[list[int]], error: Exception | None, process_gr
         kind, message = first.split("\n", 1)
         raise _TYPES[kind](message if len(where) == len(names) else f"{_on(where)}: {message}") from error
     for part in range(_MOST_PARTS):
-        kinds = [tuple(each[2 + 2 * part : 4 + 2 * part]) for each in told]
+        kinds = [tuple(each[2 + 2 * part : 4 + 2 * part]) for each in numbers]
         if len(set(kinds)) > 1:
             widths = ", ".join("no" if width == _NOTHING else str(width) for width, _ in kinds)
             dtypes = ", ".join("None" if dtype == _NOTHING else _DTYPES[dtype] for _, dtype in kinds)

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from varloss._core import checks
 from varloss._core.numerics import follows_operations, is_transformed, unit
 
-# Calls that a checkpoint may run again: more than the losses of one step.
+# How many calls and writings back a checkpoint may run a loss again.
 _REMEMBERED = 16
+_COLUMNS = 8
+# Kernels with atomics do not give the same bits twice.
+_NEARLY = 0.01
 _NO_BACKWARD_PASS = -1
 
 
 @dataclass
 class Call:
-    """A forward pass against the bank: its rows, how often the bank had been written, and what it did."""
+    """A forward pass against the bank: a part of its rows, how often the bank had been written before, and what followed."""
 
     query: Tensor
     key: Tensor
@@ -26,21 +29,29 @@ class Call:
     updated: bool = False
     repeated: bool = False
 
-    def resembles(self, other: "Call") -> bool:
-        """Whether the rows are the same."""
-        return _alike(self.query, other.query) and _alike(self.key, other.key)
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, written: int) -> "Call":
+        """Some columns are enough to know the rows again, and as copies they keep no batch alive."""
+        return cls(query.detach()[:, :_COLUMNS].clone(), key.detach()[:, :_COLUMNS].clone(), written)
+
+    def is_like(self, other: "Call", tolerance: float) -> bool:
+        """Whether the rows are the same, up to ``tolerance`` of their length."""
+        return _alike(self.query, other.query, tolerance) and _alike(self.key, other.key, tolerance)
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """Whether rows are the same, but for what kernels with atomics change from run to run."""
-    return a.shape == b.shape and bool((a - b).nan_to_num().norm() <= 0.01 * b.nan_to_num().norm())
+def _alike(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    a, b = a.nan_to_num(), b.nan_to_num()
+    return bool((a - b).norm() <= tolerance * b.norm())
 
 
 class MemoryBank(nn.Module):
     """A first-in-first-out ring of ``num`` unit keys of dimension ``dim`` that never makes the host wait.
 
     Buffers, all in ``state_dict``: ``bank`` (num, dim) keys, ``ptr`` the slot written next, ``filled`` how many slots hold
-    a key. A batch may wrap around the end or be larger than the ring, which then keeps its last ``num`` keys.
+    a key. A batch may wrap around the end or be larger than the ring, which then keeps its last ``num`` keys. For checkpoints the
+    ring remembers what its last 16 calls and writings did.
     Raises TypeError or ValueError for sizes below 1, and for keys of another dimension.
 
     Example:
@@ -59,10 +70,7 @@ class MemoryBank(nn.Module):
         super().__init__()
         self.num = checks.whole("number of slots", num, 1)
         self.dim = checks.whole("dimension of the bank", dim, 1)
-        self._calls: deque[Call] = deque(maxlen=_REMEMBERED)
-        # Slots, what they held, and how many were filled, before each of the last writings.
-        self._overwritten: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_REMEMBERED)
-        self._written = 0
+        self._forget()
         with torch.inference_mode(False):  # or the ring could be written in inference mode alone
             self.register_buffer("bank", torch.zeros(self.num, self.dim))
             self.register_buffer("ptr", torch.zeros((), dtype=torch.long))
@@ -73,6 +81,28 @@ class MemoryBank(nn.Module):
         """Empties the ring, as after ``to_empty`` of a module that was built on the meta device."""
         for buffer in (self.bank, self.ptr, self.filled):
             buffer.zero_()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Starts the journal of calls anew: they were made against another ring, or on another device."""
+        self._calls: deque[Call] = deque(maxlen=_REMEMBERED)
+        # Slots, what they held, and how many were filled, before each of the last writings.
+        self._overwritten: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_REMEMBERED)
+        self._written = 0
+
+    def _apply(self, *arguments: Any, **options: Any) -> "MemoryBank":
+        super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
+        self._forget()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the journal, which belongs to a step that runs."""
+        left_out = ("_calls", "_overwritten", "_written", "_compiled_call_impl")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._forget()
 
     def extra_repr(self) -> str:
         """Size of the ring, for ``print(module)``."""
@@ -133,27 +163,38 @@ class MemoryBank(nn.Module):
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == _NO_BACKWARD_PASS:
             return False
         kept = self._kept(keys)
-        return any(_alike(self.bank[slots], kept) for slots, _, _ in self._overwritten)
+        return any(_alike(self.bank[slots], kept, _NEARLY) for slots, _, _ in self._overwritten)
 
     def call(self, query: Tensor, key: Tensor) -> Call:
         """One forward pass against the bank. A checkpoint runs it again in the backward pass, and gets that of the first time."""
-        made = Call(query.detach(), key.detach(), self._written)
         if torch.compiler.is_compiling() or follows_operations(query):
-            return made
+            return Call(query, key, self._written)
+        made = Call.of(query, key, self._written)
         if torch._C._current_graph_task_id() == _NO_BACKWARD_PASS:
             self._calls.append(made)
             return made
-        oldest = self._written - len(self._overwritten)
-        known = [call for call in self._calls if call.resembles(made) and call.written >= oldest]
-        if not known:
-            raise RuntimeError(
-                f"a loss with a memory bank runs in a backward pass, as in a checkpoint, and is not one of its last {_REMEMBERED} "
-                "calls: the bank of its first time is lost. Keep this loss outside of the checkpoint."
-            )
-        # Backward passes go from the last call to the first.
-        call = next((call for call in reversed(known) if not call.repeated), known[-1])
+        call = self._first_time(made)
         call.repeated = True
         return call
+
+    def _first_time(self, again: Call) -> Call:
+        """The call that a checkpoint runs again. Raises RuntimeError where it is not known which."""
+        oldest = self._written - len(self._overwritten)
+        calls = [call for call in self._calls if call.written >= oldest]
+        for tolerance in (0.0, _NEARLY):
+            for repeated in (False, True):  # a graph that is retained runs backwards twice
+                found = [call for call in calls if call.repeated == repeated and call.is_like(again, tolerance)]
+                if found and len({call.written for call in found}) == 1:
+                    return found[-1]
+                if found:
+                    raise RuntimeError(
+                        "a checkpoint runs a loss with a memory bank again, and several of its calls had these rows: the bank "
+                        "of the first time cannot be told. Keep this loss outside of the checkpoint."
+                    )
+        raise RuntimeError(
+            f"a loss with a memory bank runs in a backward pass, as in a checkpoint, and is not one of its last {_REMEMBERED} "
+            "calls: the bank of its first time is lost. Keep this loss outside of the checkpoint."
+        )
 
     @torch.no_grad()
     def at(self, call: Call) -> tuple[Tensor, Tensor]:
@@ -166,6 +207,7 @@ class MemoryBank(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Loads the ring, also of a checkpoint that lacks a part of it, which is not an error; another size is one."""
+        self._forget()
         bank = state_dict.get(f"{prefix}bank")
         if bank is None:
             warnings.warn(

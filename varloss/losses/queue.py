@@ -146,6 +146,8 @@ def contrast(
     if loss_fn.is_distributed() and (torch.is_grad_enabled() or query.requires_grad):
         agreed = agree(look, group)
         query = distributed.trained(query, agreed)
+    if agreed is None:
+        look()
     call = bank.call(query, key)
     keys, valid = bank.at(call)
     loss = queue_info_nce(query, key, keys, temperature=loss_fn.temperature, valid=valid)

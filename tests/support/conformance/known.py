@@ -6,11 +6,9 @@ BANK_BY_HAND = (
     "a function that reads a MemoryBank and then enqueues finds its own keys there when a checkpoint runs it again"
 )
 CHECKPOINTS = ("checkpoint_loss", "checkpoint_loss_reentrant", "checkpoint_model", "checkpoint_in_autocast")
-FROM_TORCH = "the labelled loss cuts a sparse batch in two before it looks at it, and torch's own error comes first"
 
 # (mechanism, subject) -> why.
 KNOWN: dict[tuple[str, str], str] = {
     **{(mechanism, "MemoryBank"): BANK_BY_HAND for mechanism in CHECKPOINTS},
     ("compile_checkpoint", "QueueInfoNCELoss"): "a compiled checkpoint reads the bank after the write",
-    **{(mechanism, "metric_learning.NTXentLoss"): FROM_TORCH for mechanism in ("sparse", "compressed")},
 }
