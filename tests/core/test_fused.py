@@ -533,3 +533,30 @@ def test_a_program_exported_without_gradients_trains(dynamic):
     z0, z1 = z0.clone().requires_grad_(), z1.clone().requires_grad_()
     ours = torch.autograd.grad(program.module()(z0, z1), (z0, z1))
     torch.testing.assert_close(ours, torch.autograd.grad(varloss.NTXentLoss()(z0, z1), (z0, z1)))
+
+
+CHANGING = {
+    "temperature": (varloss.NTXentLoss, [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
+    "hard_fraction": (lambda: varloss.NTXentLoss(hard_fraction=0.5), [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
+    "scale": (varloss.SigmoidLoss, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+    "weight": (lambda: varloss.VRNRegularizer(weight=1, num_samples=50), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+    "exponent": (lambda: varloss.VRNRegularizer(weight=1, target=0.1, exponent=1.1), [1.2, 1.3, 1.4, 1.5, 1.6, 1.7]),
+}
+
+
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="torch before 2.8 does not tell changing numbers from constants")
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_number_that_changes_costs_two_compilations(name):
+    build, values = CHANGING[name]
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    loss_fn, plain = build(), build()
+    compiled = torch.compile(loss_fn, fullgraph=True, backend=counter)
+    for value in values:
+        setattr(loss_fn, name, value)
+        setattr(plain, name, value)
+        z = [z.detach().float().requires_grad_() for z in oracles.views(6, 5)]
+        ours, expected = compiled(*z), plain(*z)
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(torch.autograd.grad(ours, z), torch.autograd.grad(expected, z))
+    assert counter.frame_count <= 2
