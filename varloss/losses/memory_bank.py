@@ -112,7 +112,7 @@ class MemoryBank(nn.Module):
         """(num,) mask of the slots that hold a key."""
         return torch.arange(self.num, device=self.bank.device) < self.filled
 
-    def checked(self, keys: Tensor, name: str = "keys") -> Tensor:
+    def _checked(self, keys: Tensor, name: str = "keys") -> Tensor:
         """``keys``; raises TypeError or ValueError for what is no (N, dim) embeddings."""
         checks.embeddings(mixed=True, **{name: keys})  # as in alike
         if keys.shape[1] != self.dim:
@@ -127,13 +127,13 @@ class MemoryBank(nn.Module):
         Raises RuntimeError inside a transform of ``torch.func``, which would lose what is written, and where a checkpoint
         enqueues the keys a second time.
         """
-        self.checked(keys)
+        self._checked(keys)
         if is_transformed():
             raise RuntimeError(
                 "a memory bank cannot be written inside a transform of torch.func: call varloss.QueueInfoNCELoss with "
                 "update=False there, and its enqueue(key) outside."
             )
-        if self.repeats(keys):
+        if self._repeats(keys):
             raise RuntimeError(
                 "a checkpoint enqueues these keys a second time, and its loss has seen them in the bank: keep the bank outside "
                 "of the checkpoint, or call varloss.QueueInfoNCELoss there."
@@ -158,14 +158,14 @@ class MemoryBank(nn.Module):
         return unit(keys[-self.num :]).nan_to_num_().to(self.bank.dtype)
 
     @torch.no_grad()
-    def repeats(self, keys: Tensor) -> bool:
+    def _repeats(self, keys: Tensor) -> bool:
         """Whether these keys are among those enqueued last, and a backward pass runs: a checkpoint computes something again."""
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == _NO_BACKWARD_PASS:
             return False
         kept = self._kept(keys)
         return any(_alike(self.bank[slots], kept, _NEARLY) for slots, _, _ in self._overwritten)
 
-    def call(self, query: Tensor, key: Tensor) -> Call:
+    def _call(self, query: Tensor, key: Tensor) -> Call:
         """One forward pass against the bank. A checkpoint runs it again in the backward pass, and gets that of the first time."""
         if torch.compiler.is_compiling() or follows_operations(query):
             return Call(query, key, self._written)
@@ -197,7 +197,7 @@ class MemoryBank(nn.Module):
         )
 
     @torch.no_grad()
-    def at(self, call: Call) -> tuple[Tensor, Tensor]:
+    def _at(self, call: Call) -> tuple[Tensor, Tensor]:
         """The keys (num, dim) and the mask of the slots that held one at that call, as copies: the ring is written in place."""
         bank, filled = self.bank.clone(), self.filled
         for back in range(1, self._written - call.written + 1):

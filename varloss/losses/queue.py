@@ -140,7 +140,7 @@ def contrast(
     def look() -> Parts:
         loss_fn._check_options()
         checks.alike(query=query, key=key)
-        return query, bank.checked(key, "key").detach()
+        return query, bank._checked(key, "key").detach()
 
     # Not where nothing is trained: a rank that evaluates by itself must not wait for the others.
     if loss_fn.is_distributed() and (torch.is_grad_enabled() or query.requires_grad):
@@ -148,8 +148,8 @@ def contrast(
         query = distributed.trained(query, agreed)
     if agreed is None:
         look()
-    call = bank.call(query, key)
-    keys, valid = bank.at(call)
+    call = bank._call(query, key)
+    keys, valid = bank._at(call)
     loss = queue_info_nce(query, key, keys, temperature=loss_fn.temperature, valid=valid)
     if agreed is not None:
         loss = loss * distributed.place(agreed, group)[1]
@@ -163,10 +163,10 @@ def contrast(
 def _all_keys(loss_fn: TwoViewLoss, bank: MemoryBank, key: Tensor, agreed: Agreed | None = None) -> Tensor:
     """The keys of all ranks where ``loss_fn`` is distributed; ``agreed`` where the ranks have agreed on them."""
     if not loss_fn.is_distributed():
-        return bank.checked(key, "key").detach()
+        return bank._checked(key, "key").detach()
     group = loss_fn.process_group
     if agreed is None:
-        agreed = agree(lambda: (bank.checked(key, "key").detach(),), group)
+        agreed = agree(lambda: (bank._checked(key, "key").detach(),), group)
     return distributed.gather(cast(Tensor, agreed.parts[-1]), agreed, group)
 
 
@@ -217,5 +217,5 @@ class QueueInfoNCELoss(TwoViewLoss):
     def enqueue(self, key: Tensor) -> None:
         """Puts keys (N, D), of all ranks where ``gather_distributed``, into the bank."""
         keys = _all_keys(self, self.memory_bank, key)
-        if not self.memory_bank.repeats(keys):
+        if not self.memory_bank._repeats(keys):
             self.memory_bank.enqueue(keys)
