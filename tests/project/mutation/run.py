@@ -35,6 +35,7 @@ CORE = [
     *(f"core/test_{name}.py" for name in ("state", "recorded_values", "fused", "conventions")),
     "integrations/lightly/test_losses.py",
     "integrations/metric_learning/test_losses.py",
+    "conformance",
 ]
 TRAINING = ["bench/training/test_trial.py", "bench/statistics"]
 STATISTICS = ["bench/statistics", "bench/report/test_verdict.py"]
