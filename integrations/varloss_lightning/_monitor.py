@@ -198,7 +198,7 @@ class SimilarityMonitorMixin:
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Take a place among the monitors of this trainer, and warn of two that log under the same names."""
+        """Number this monitor among those of the trainer, and warn of two that log under the same names."""
         del pl_module
         monitors = [other for other in trainer.callbacks if isinstance(other, SimilarityMonitorMixin)]
         self._number = [other for other in monitors if other._kind() == self._kind()].index(self)

@@ -135,7 +135,7 @@ def test_learned_temperature_drifts_beside_ddp_and_not_as_the_page_shows(found):
 
 
 def test_process_group_needs_gather_distributed():
-    with pytest.raises(ValueError, match=r"^process_group is that of gather_distributed=True"):
+    with pytest.raises(ValueError, match=r"^process_group needs gather_distributed=True"):
         varloss.NTXentLoss(process_group=torch.distributed.GroupMember.NON_GROUP_MEMBER)
 
 

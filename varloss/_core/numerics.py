@@ -117,7 +117,7 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
     Nothing is entered where nothing lowers the precision: the contexts cost as much as five operations.
     """
     entered = _flags.entered
-    # Whoever enters between the three looks may raise the flags and put them back while the caller multiplies.
+    # Another thread may raise the flags and put them back between these reads and the product of the caller.
     alone = entered == _flags.left and _products_are_ieee() and entered == _flags.entered
     if alone and not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
         return contextlib.nullcontext()

@@ -64,7 +64,7 @@ class TwoViewLoss(NumericOptions):
         if gather_distributed:
             distributed.require_available()
         elif process_group is not None:
-            raise ValueError("process_group is that of gather_distributed=True; got gather_distributed=False.")
+            raise ValueError("process_group needs gather_distributed=True; got gather_distributed=False.")
         self.gather_distributed = gather_distributed
         self.process_group = process_group
         self._starts: dict[str, float] = {}

@@ -113,7 +113,7 @@ class MemoryBank(nn.Module):
         return torch.arange(self.num, device=self.bank.device) < self.filled
 
     def _checked(self, keys: Tensor, name: str = "keys") -> Tensor:
-        """``keys``; raises TypeError or ValueError for what is no (N, dim) embeddings."""
+        """``keys``; raises TypeError or ValueError unless they are (N, dim) embeddings."""
         checks.embeddings(mixed=True, **{name: keys})  # as in alike
         if keys.shape[1] != self.dim:
             raise ValueError(f"the bank holds keys of dimension {self.dim}; got {keys.shape[1]}.")

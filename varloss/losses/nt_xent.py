@@ -141,7 +141,7 @@ class NTXentLoss(TemperedLoss):
     """:func:`varloss.functional.nt_xent` as a module.
 
     Arguments as there. ``gather_distributed`` takes negatives from all ranks, with gradient; ranks may differ in batch size.
-    ``process_group`` are the ranks that are meant, by default the world.
+    ``process_group`` are the ranks to gather from, by default the world.
     ``learnable_temperature`` makes ``temperature`` the start of a learned one: give the parameter ``log_temperature`` to
     the optimizer, without weight decay. Nothing here bounds it; a caller may clamp it. Beside DistributedDataParallel, not
     inside it, it drifts apart between ranks: wrap the loss, too.

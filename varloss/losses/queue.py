@@ -133,7 +133,7 @@ def contrast(
 ) -> Tensor:
     """:func:`queue_info_nce` of queries and keys against the bank as it is; then enqueues the keys where ``update``.
 
-    ``update`` is by default whether queries require a gradient, on any rank of ``loss_fn``, whose temperature counts.
+    ``update`` is by default whether queries require a gradient on any rank. Temperature and ranks are those of ``loss_fn``.
     """
     group, agreed = loss_fn.process_group, None
 
@@ -178,7 +178,7 @@ class QueueInfoNCELoss(TwoViewLoss):
             samples' own keys.
         temperature: as the function.
         gather_distributed: enqueues the keys of all ranks: the bank is the same on each. Ranks may differ in batch size.
-        process_group: the ranks that are meant, by default the world.
+        process_group: the ranks to gather from, by default the world.
 
     Example:
         >>> import torch, varloss

@@ -106,7 +106,7 @@ class VRNRegularizer(TwoViewLoss):
         num_samples, target, pairs, exponent: as the function.
         gather_distributed: takes the pairs of the global batch. With exponent 2 only two D x D Gram matrices cross the
             wire; with another exponent the rows are gathered. Ranks may differ in batch size.
-        process_group: the ranks that are meant, by default the world.
+        process_group: the ranks to gather from, by default the world.
 
     Example:
         >>> import torch, varloss

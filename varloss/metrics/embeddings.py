@@ -117,7 +117,8 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
         torch.pdist(x).square().mul(-t).exp().mean().log()
 
-    Self pairs are excluded. Wang & Liu report its negative (3.93753 for the uniform sphere in 128 dimensions at t = 2).
+    Self pairs are excluded, and a zero row has similarity 0 to every row. Wang & Liu
+    report its negative (3.93753 for the uniform sphere in 128 dimensions at t = 2).
     Works through tiles of 1024 rows: memory O(1024·N). Differentiable (autograd then keeps the tiles).
 
     Args:
