@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
 from support.conformance import page, record
 from support.conformance.grid import MECHANISMS, Mechanism, outcome
 from support.conformance.known import KNOWN
+from support.conformance.mechanisms.environment import stop_child
 from support.conformance.subject import Subject
 from torch import nn
 
@@ -41,6 +43,13 @@ def test_cell(mechanism: Mechanism, subject: Subject) -> None:
         assert str(found) == RECORDED[mechanism.name, subject.name], record.__doc__
     if found.state == "not run":
         pytest.skip(found.kind)
+
+
+@pytest.mark.xdist_group("spawned")
+def test_the_process_of_the_spawned_cells_ends():
+    """After them, in their worker: tests of the bench look at the children of their process."""
+    stop_child()
+    assert not multiprocessing.active_children()
 
 
 def test_record_has_every_cell_and_no_other():

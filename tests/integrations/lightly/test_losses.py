@@ -188,7 +188,7 @@ class TestBank:
 
     def test_bank_of_another_dimension_is_refused(self):
         loss_fn = varloss_lightly.NTXentLoss(memory_bank_size=(8, 4))
-        with pytest.raises(ValueError, match="query and queue must have the same embedding dimension"):
+        with pytest.raises(ValueError, match="the bank holds keys of dimension 4; got 5"):
             loss_fn(torch.randn(3, 5), torch.randn(3, 5))
 
     @pytest.mark.parametrize("options", [{"negatives": "within"}, {"decoupled": True}])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from support.conformance import mechanisms, subjects
 from support.conformance.grid import MECHANISMS, Mechanism, outcome
+from support.conformance.mechanisms.environment import stop_child
 from support.conformance.subject import Subject
 
 RECORD = Path(__file__).parents[2] / "conformance" / "cells.csv"
@@ -42,7 +43,9 @@ def versions() -> str:
 def of_subject(name: str, only: list[str]) -> Cells:
     """The cells of one subject, or those of ``only`` these mechanisms and subjects."""
     chosen = [m for m, s in all_cells() if s.name == name and (not only or {m.name, name} & {*only})]
-    return {(m.name, name): str(outcome(m, all_subjects()[name])) for m in chosen}
+    cells = {(m.name, name): str(outcome(m, all_subjects()[name])) for m in chosen}
+    stop_child()
+    return cells
 
 
 def measured(only: list[str]) -> Cells:

@@ -129,6 +129,13 @@ def child() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
+def stop_child() -> None:
+    """A process that ends waits for its children."""
+    if child.cache_info().currsize:
+        child().shutdown()
+        child.cache_clear()
+
+
 @around(applies=Subject.is_called)
 def spawned(subject: Subject) -> None:
     """The module sent to a spawned process."""
