@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpu.progress import mend, read
+from gpu.progress import read, repair
 from gpu.steps import NO_DEVICE, OTHER_CARD, Visit, run_cells
 from varloss._core.numerics import full_precision
 from varloss_bench.studies.speed.rows import append
@@ -68,7 +68,7 @@ def work(visit: Visit) -> int:
     if code := unfit(visit):
         return code
     path = visit.folder / "ceilings.csv"
-    mend(path)
+    repair(path)
 
     def row(cell: str, name: str, value: Any, unit: str = "") -> None:
         append(path, {"cell": cell, "name": name, "value": value, "unit": unit})

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import varloss
 from gpu.measure_ceilings import card, unfit
-from gpu.progress import Progress, mend
+from gpu.progress import Progress, repair
 from gpu.steps import Visit, run_cells
 from varloss_bench.studies.speed import losses, measure
 from varloss_bench.studies.speed.losses import NUM_SAMPLES, TEMPERATURE, WEIGHT, Loss
@@ -87,7 +87,7 @@ def work(visit: Visit) -> int:
     if code := unfit(visit):
         return code
     path = visit.folder / "launches.csv"
-    mend(path, Progress(visit.folder, STEP).settled())
+    repair(path, Progress(visit.folder, STEP).settled())
     sizes = (8,) if visit.rehearse else SIZES
     cells = {}
     for name, (needs, build) in CASES.items():

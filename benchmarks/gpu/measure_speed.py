@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from gpu.measure_ceilings import unfit
-from gpu.progress import FAILED, Progress, mend
+from gpu.progress import FAILED, Progress, repair
 from gpu.steps import Visit, complain, run_cells
 from varloss_bench.studies.speed import run
 from varloss_bench.studies.speed.losses import GROUPS
@@ -60,7 +60,7 @@ def work(visit: Visit) -> int:
     if code := unfit(visit):
         return code
     path = visit.folder / "speed.csv"
-    mend(path)
+    repair(path)
     without, ended = _culprits(Progress(visit.folder, STEP))
     console = Console(width=160)
 

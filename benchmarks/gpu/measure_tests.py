@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpu.measure_ceilings import unfit
-from gpu.progress import mend
+from gpu.progress import repair
 from gpu.steps import Visit
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def work(visit: Visit) -> int:
     """Run the step."""
     if code := unfit(visit):
         return code
-    mend(visit.folder / "progress.csv")
+    repair(visit.folder / "progress.csv")
     found = [path for path in sorted((ROOT / FOLDER).glob("test_*.py")) if MARKER in path.read_text(encoding="utf-8")]
     if visit.rehearse:
         found = found[-1:]

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from gpu import compiling, shapes
 from gpu.measure_ceilings import card, seconds_of, unfit
-from gpu.progress import Progress, mend
+from gpu.progress import Progress, repair
 from gpu.shapes import Case, Problem, Shape
 from gpu.steps import Visit, complain, is_lost, run_cells
 from varloss_bench.studies.speed.rows import append
@@ -30,7 +30,7 @@ def work(visit: Visit) -> int:
         # Asked for before Triton is imported, which decides then.
         os.environ["TRITON_INTERPRET"] = "1"
     path, progress = visit.folder / "tune.csv", Progress(visit.folder, STEP)
-    mend(path, progress.settled())
+    repair(path, progress.settled())
     for dtype in shapes.dtypes(visit.rehearse):
         cells = {
             f"{case}, N = {n}, {shape}": (case, n, shape)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpu import summary, wheels
-from gpu.progress import BEGAN, DONE, FAILED, WHOLE, Progress, mend, read
+from gpu.progress import BEGAN, DONE, FAILED, WHOLE, Progress, read, repair
 from gpu.steps import BROKEN, NO_DEVICE, OTHER_CARD, Step
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def visit(plan: Plan) -> int:
     """Run the steps; returns 0, 1 where anything failed or was cut off, 2 where nothing can run, 130 after Ctrl-C or SIGTERM."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     for path in plan.folder.glob("*.csv"):
-        mend(path)
+        repair(path)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     trouble: list[str] = []
     try:

@@ -85,7 +85,7 @@ def read(path: Path) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(lines) if None not in row.values() and None not in row]
 
 
-def mend(path: Path, settled: set[str] | None = None) -> None:
+def repair(path: Path, settled: set[str] | None = None) -> None:
     """Cut off a torn last line and, where ``settled`` is given, rows of other cells: these are worked at again."""
     if not path.exists():
         return

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu.progress import DONE, FAILED, Progress, mend, unsettled
+from gpu.progress import DONE, FAILED, Progress, repair, unsettled
 
 # Exit codes of a step's process. BROKEN: its CUDA context is lost, another process can go on.
 BROKEN, NO_DEVICE, OTHER_CARD = 3, 4, 5
@@ -74,7 +74,7 @@ def run_cells(visit: Visit, step: str, cells: Mapping[str, Callable[[], str]]) -
     A cell returns a note for the summary, which may be empty. A cell that raises is settled as failed.
     """
     progress = Progress(visit.folder, step)
-    mend(progress.path)
+    repair(progress.path)
     for name in unsettled(list(cells), progress):
         progress.began(name)
         try:

@@ -22,7 +22,7 @@ STEPS = ("ceilings", "tests", "launches", "speed", "tune")
 # A step with a few cells; each is a line of code.
 FAKE = """
 import os, time
-from gpu.progress import Progress, mend
+from gpu.progress import Progress, repair
 from gpu.steps import Visit, run_cells
 from varloss_bench.studies.speed.rows import append
 
@@ -30,7 +30,7 @@ BODIES = {bodies!r}
 
 def work(visit):
     path = visit.folder / "rows-{step}.csv"
-    mend(path, Progress(visit.folder, {step!r}).settled())
+    repair(path, Progress(visit.folder, {step!r}).settled())
 
     def cell(name, body):
         def run():

@@ -209,7 +209,6 @@ class Rows:
             else:
                 wanted = label != self.index[own]
                 if kind != "both" and wanted:
-                    assert self.views is not None
                     wanted = (self.views[b] == self.views[own]) == (kind == "within")
             if wanted:
                 found.append(b)
