@@ -13,6 +13,8 @@ from torch.utils.data import DistributedSampler
 
 import varloss
 from varloss import distributed, functional, metrics
+from varloss._core.grams import PairSums
+from varloss._core.numerics import products, unit, widest
 from varloss_solo.plan import VRN
 from varloss_solo.settings import Settings
 
@@ -124,12 +126,10 @@ class Term:
             similarities = metrics.similarity_statistics(first, second)
             positive, mean, var = similarities.positive_mean, similarities.cross_mean, similarities.cross_var
         else:
-            u, v = normalize(first.float(), dim=1), normalize(second.float(), dim=1)
-            with torch.autocast(u.device.type, enabled=False):
-                negative, cosines = index.unsqueeze(1) != index, u @ v.mT
-            number = negative.sum()  # NaN where there is none, as in the other branch
-            positive, mean = cosines.diagonal().mean(), (cosines * negative).sum() / number
-            var = ((cosines - mean).square() * negative).sum() / number
+            cosines = widest(products(unit(first), unit(second)))
+            negative = index.unsqueeze(1) != index
+            sums = PairSums(negative.sum(), (cosines * negative).sum(), (cosines.square() * negative).sum())
+            positive, (mean, var) = cosines.diagonal().mean(), sums.mean_and_variance()
         logged = {
             "train_vrn": value.detach(),
             "train_sim_positive_mean": positive,

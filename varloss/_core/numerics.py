@@ -96,12 +96,14 @@ def is_symbol(value: float) -> bool:
 def symbol(value: float, device: torch.device | str) -> Tensor | None:
     """A number that changes between calls of a compiled graph, as a tensor; None for one that does not, and in eager mode.
 
-    torch.compile makes it a symbol once it has changed. As a constant it would cost a compilation for each value. Of
-    operations on symbols, products with tensors alone stay symbolic.
+    torch.compile makes it a symbol once it has changed. As a constant it would cost a compilation for each value.
     """
-    if not is_symbol(value):
-        return None
-    return torch.ones((), dtype=torch.float64, device=device) * value
+    return as_tensor(value, device) if is_symbol(value) else None
+
+
+def as_tensor(value: float, device: torch.device | str) -> Tensor:
+    """A number as a 0-dim tensor, by the one operation that keeps a symbol symbolic: its product with a tensor."""
+    return widest(torch.ones((), device=device)) * value
 
 
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from varloss._core import checks
-from varloss._core.numerics import is_symbol, is_traced, own_columns, products, unit
+from varloss._core.numerics import as_tensor, is_symbol, is_traced, own_columns, products, unit
 
 Pairs = Literal["cross", "within", "both"]
 """Pairs of different samples: one row from each view, two rows of one view, or both kinds."""
@@ -169,7 +169,7 @@ def count_of_hard(
     check_hard(hard_fraction, hard_count)
     available = int(available) if is_traced() else available
     if is_symbol(available) or is_symbol(hard_fraction or 1.0):
-        number = torch.ones((), dtype=torch.float64, device=device) * available
+        number = as_tensor(available, device)
         if hard_fraction is None:
             return None if hard_count is None else number.clamp_max(hard_count).long()
         return torch.ceil(torch.round(number * hard_fraction, decimals=9)).long()
